@@ -1,0 +1,1 @@
+"""Networks: layers, blocks, and the table of architectures built from them."""
