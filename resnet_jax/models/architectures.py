@@ -20,7 +20,13 @@ from resnet_jax.models.resnet import ResNet, ResNetSpec
 
 def _cifar(block: str, blocks_per_stage: int, **options: Any) -> ResNetSpec:
     """Three stages of 16, 32 and 64 channels for images of 32x32."""
-    defaults = {'widths': (16, 32, 64), 'strides': (1, 2, 2), 'stem': 'cifar', 'stem_width': 16, 'num_classes': 10}
+    defaults: dict[str, Any] = {
+        'widths': (16, 32, 64),
+        'strides': (1, 2, 2),
+        'stem': 'cifar',
+        'stem_width': 16,
+        'num_classes': 10,
+    }
     return ResNetSpec(block, (blocks_per_stage,) * 3, **(defaults | options))
 
 

@@ -25,9 +25,7 @@ from resnet_jax.errors import InputError
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
-def convolution(
-    x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, groups: int = 1
-) -> jax.Array:
+def convolution(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, groups: int = 1) -> jax.Array:
     """Two-dimensional cross-correlation, symmetrically padded.
 
     Args:
@@ -86,6 +84,4 @@ class Conv(nn.Module):
             )
         shape = (self.kernel_size, self.kernel_size, channels // self.groups, self.features)
         kernel = self.param('kernel', he_normal_fan_out, shape, jnp.float32)
-        return convolution(
-            x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation, self.groups
-        )
+        return convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation, self.groups)

@@ -1,5 +1,6 @@
 """What stands around the blocks' convolutions: pooling, stems and shortcuts."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -28,14 +29,15 @@ def max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
-def avg_pool(x: jax.Array, size: int = 2) -> jax.Array:
-    """Average over ``size`` x ``size`` windows with that stride: ``[N, H, W, C]`` to ``[N, ceil(H/size), …]``.
+def avg_pool(x: jax.Array, stride: int = 2) -> jax.Array:
+    """Average over 2x2 windows: ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), C]``.
 
     A window that reaches over the right or lower edge is divided by the pixels it has
-    (PyTorch: ``ceil_mode=True, count_include_pad=False``).
+    (PyTorch: ``AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)``).
     """
-    padding = tuple((0, -length % size) for length in x.shape[1:3])
-    return nn.avg_pool(x, (size, size), (size, size), padding, count_include_pad=False)
+    overhangs = [(math.ceil(length / stride) - 1) * stride + 2 - length for length in x.shape[1:3]]
+    padding = tuple((0, max(overhang, 0)) for overhang in overhangs)
+    return nn.avg_pool(x, (2, 2), (stride, stride), padding, count_include_pad=False)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:

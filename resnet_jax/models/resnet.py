@@ -56,14 +56,15 @@ class ResNetSpec:
             values = getattr(self, name)
             object.__setattr__(self, name, tuple(values))  # JSON gives lists
             if len(values) != len(self.stage_sizes) or not values or min(values) < 1:
-                raise InputError(f'{name}={tuple(values)} must be {len(self.stage_sizes)} positive numbers, one a stage')
+                stages = len(self.stage_sizes)
+                raise InputError(f'{name}={tuple(values)} must be {stages} positive numbers, one a stage')
         for name in ('stem_width', 'cardinality', 'base_width', 'num_classes'):
             if getattr(self, name) < 1:
                 raise InputError(f'{name}={getattr(self, name)} must be at least 1')
-        for field in dataclasses.fields(self):
-            if field.name in _BLOCK_OPTIONS and getattr(self, field.name) != field.default:
-                if field.name not in BLOCKS[self.block].__dataclass_fields__:
-                    raise InputError(f'{field.name}={getattr(self, field.name)!r}: block {self.block!r} has no such option')
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in set(_BLOCK_OPTIONS) - set(self.block_options()):
+            if getattr(self, name) != defaults[name]:
+                raise InputError(f'{name}={getattr(self, name)!r}: block {self.block!r} has no such option')
 
     def block_options(self) -> dict[str, Any]:
         """Those of the fields that the block takes."""
@@ -103,7 +104,8 @@ class ResNet(nn.Module):
         Returns:
           float32 ``[N, K]``.
         """
-        spec, mode = self.spec, {'train': train, 'update_stats': update_stats}
+        spec = self.spec
+        mode: dict[str, Any] = {'train': train, 'update_stats': update_stats}
         block = BLOCKS[spec.block]
         # A pre-activation network normalizes in front of every convolution but the first, which sees the images.
         # The ImageNet stem of such a network is followed by the first block's normalization as well.
@@ -149,4 +151,4 @@ def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int
       ``{'params': …, 'batch_stats': …}``, float32.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return model.lazy_init(key, images, train=False)
+    return dict(model.lazy_init(key, images, train=False))

@@ -1,0 +1,1 @@
+"""Scripts to run as ``python -m experiments.NAME``; the flags live here and nowhere else."""

@@ -1,0 +1,164 @@
+"""What the training scripts share: flags, and how a script starts and ends."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+
+from resnet_jax import (
+    DivergenceError,
+    InputError,
+    ResNetSpec,
+    get_config,
+    get_spec,
+    list_models,
+    train_and_evaluate,
+    train_seeds,
+)
+from resnet_jax.training.recipes import COMPUTE_DTYPES, RECIPES
+
+FLAGS = flags.FLAGS
+
+
+def define_data_flags() -> None:
+    """Flags of every script that reads a dataset."""
+    flags.DEFINE_string(
+        'dataset',
+        None,
+        'Data to use: digits, a TFDS name such as cifar10, arrays:DIR with train.npz and test.npz (images uint8,'
+        " labels), or synthetic (random, for timing). Default: the recipe's.",
+    )
+    flags.DEFINE_string(
+        'data_dir', None, "Folder of prepared TFDS datasets. Default: TFDS's own, ~/tensorflow_datasets."
+    )
+    flags.DEFINE_integer('image_size', None, 'Resize the images to this many pixels a side. Default: as they are.')
+
+
+def define_training_flags(arch: str, archs: Sequence[str], recipe: str = 'digits_quick') -> None:
+    """The flags of a training script.
+
+    Args:
+      arch: default of ``--arch``.
+      archs: the names it takes.
+      recipe: default of ``--recipe``.
+    """
+    define_data_flags()
+    flags.DEFINE_string('arch', arch, f'Architecture: {", ".join(archs)}.')
+    flags.DEFINE_string('recipe', recipe, f'Training settings to start from: {", ".join(RECIPES)}.')
+    flags.DEFINE_string('workdir', None, 'Folder for everything the run writes. Default: runs/ARCH-DATASET-seedS.')
+    flags.DEFINE_integer('epochs', None, "Passes over the training examples. Default: the recipe's.")
+    flags.DEFINE_integer('batch_size', None, "Examples in a step, over all devices. Default: the recipe's.")
+    flags.DEFINE_float('learning_rate', None, "Peak learning rate. Default: the recipe's.")
+    flags.DEFINE_float('warmup_epochs', None, "Epochs of linear warmup. Default: the recipe's.")
+    flags.DEFINE_float('weight_decay', None, "L2 coefficient. Default: the recipe's.")
+    flags.DEFINE_float('label_smoothing', None, "Share of the target spread over all classes. Default: the recipe's.")
+    flags.DEFINE_integer('seed', 0, 'Seed of initialization, order and augmentation.')
+    flags.DEFINE_integer('num_seeds', None, 'Train this many seeds, from --seed on, and report mean and deviation.')
+    flags.DEFINE_enum(
+        'compute_dtype', None, COMPUTE_DTYPES, 'Dtype of the layers; parameters stay float32. Default: float32.'
+    )
+    flags.DEFINE_bool('zero_init_last', None, "Start residual branches at zero. Default: the architecture's.")
+    flags.DEFINE_string(
+        'init_from', None, 'Folder of an earlier run of the same network whose last weights are the start.'
+    )
+    flags.DEFINE_integer('eval_every_epochs', None, "Epochs between test evaluations. Default: the recipe's.")
+    flags.DEFINE_integer('checkpoint_every_epochs', None, "Epochs between checkpoints. Default: the recipe's.")
+    flags.DEFINE_integer(
+        'log_every_steps', None, "Steps between records of the training metrics. Default: the recipe's."
+    )
+
+
+# Flags that are fields of TrainConfig under the same name; one left unset keeps the recipe's value.
+_CONFIG_FLAGS = (
+    'dataset',
+    'image_size',
+    'epochs',
+    'batch_size',
+    'learning_rate',
+    'warmup_epochs',
+    'weight_decay',
+    'label_smoothing',
+    'seed',
+    'compute_dtype',
+    'init_from',
+    'eval_every_epochs',
+    'checkpoint_every_epochs',
+    'log_every_steps',
+)
+
+
+def set_flags(names: Sequence[str]) -> dict[str, Any]:
+    """Values of those of the flags that are not None."""
+    return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+
+
+def family(*patterns: str) -> list[str]:
+    """Names of architectures that match one of the patterns."""
+    return [name for pattern in patterns for name in list_models(pattern)]
+
+
+def spec_from_flags(archs: Sequence[str], options: Sequence[str] = ()) -> ResNetSpec:
+    """The architecture of ``--arch`` with the script's own flags on top.
+
+    Args:
+      archs: names that the script takes.
+      options: the script's own flags that are fields of ResNetSpec.
+    """
+    if FLAGS.arch in list_models() and FLAGS.arch not in archs:
+        raise InputError(f'arch={FLAGS.arch} belongs to another script; this one takes: {", ".join(archs)}')
+    return get_spec(FLAGS.arch, **set_flags(['zero_init_last', *options]))
+
+
+def train(spec: ResNetSpec) -> None:
+    """Trains as the flags say, and ends with the line that names the accuracy and the folder."""
+    config = get_config(FLAGS.recipe, **set_flags(_CONFIG_FLAGS))
+    data = config.dataset.replace(':', '_').replace('/', '_').strip('_')
+    seeds = f'seed{config.seed}' if FLAGS.num_seeds is None else f'seeds{config.seed}+{FLAGS.num_seeds}'
+    workdir = FLAGS.workdir or f'runs/{FLAGS.arch}-{data}-{seeds}'
+    options = {'arch': FLAGS.arch, 'data_dir': FLAGS.data_dir}
+    if FLAGS.num_seeds is None:
+        result = train_and_evaluate(spec, config, workdir, **options)
+        print(f'test accuracy {result["test_accuracy"]:.4f} on {result["num_test_examples"]:,} examples; see {workdir}')
+    else:
+        result = train_seeds(spec, config, workdir, FLAGS.num_seeds, **options)
+        print(
+            f'test accuracy {result["test_accuracy_mean"]:.4f} ± {result["test_accuracy_std"]:.4f}'
+            f' over {FLAGS.num_seeds} seeds; see {workdir}'
+        )
+
+
+def run(main: Callable[[], None]) -> None:
+    """Starts a script; a mistake in what the user gave ends with one line and status 2."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise InputError(f'unexpected argument {argv[1]!r}: options are given as --name=value')
+            main()
+        except InputError as error:
+            _exit(f'error: {error}', 2)
+        except DivergenceError as error:
+            _exit(f'stopped: {error}', 1)
+        except KeyboardInterrupt:
+            _exit('interrupted; the same command goes on from the last checkpoint', 130)
+
+    FLAGS.set_default('verbosity', logging.WARNING)  # JAX reports the platforms it does not find as information
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl parses them, but a bad flag is one line and status 2, like every other mistake."""
+    try:
+        return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else FLAGS(argv)
+    except flags.Error as error:
+        _exit(f'error: {" ".join(str(error).split())}', 2)
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    return any(arg.lstrip('-').split('=')[0] in ('help', 'helpshort', 'helpfull', 'helpxml') for arg in argv[1:])
+
+
+def _exit(message: str, status: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(status)

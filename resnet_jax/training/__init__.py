@@ -1,0 +1,1 @@
+"""Training: losses, optimization, steps, checkpoints and the loop."""

@@ -1,0 +1,403 @@
+"""The training loop: the only file that logs, times and writes."""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from resnet_jax.data.augment import augment, normalize
+from resnet_jax.data.batches import eval_batches, steps_per_epoch, train_indices
+from resnet_jax.data.datasets import Dataset, Split, load_dataset
+from resnet_jax.errors import DivergenceError, InputError
+from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables
+from resnet_jax.training import checkpoint, metrics
+from resnet_jax.training.optim import learning_rate_schedule, make_optimizer
+from resnet_jax.training.progress import Display, open_display
+from resnet_jax.training.recipes import TrainConfig
+from resnet_jax.training.report import draw_report
+from resnet_jax.training.sharding import check_batch_size, data_mesh, replicated, split_batch
+from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
+from resnet_jax.training.workdir import (
+    CHECKPOINTS,
+    MetricsFile,
+    claim_workdir,
+    describe_devices,
+    describe_run,
+    open_run,
+    write_json,
+)
+
+# Purposes of random numbers: each has its own key, folded from the run's root key.
+_INIT, _AUGMENT = 0, 1
+_EVAL_BATCH = 512
+
+
+def train_and_evaluate(
+    spec: ResNetSpec,
+    config: TrainConfig,
+    workdir: str | pathlib.Path,
+    *,
+    arch: str = 'custom',
+    data_dir: str | None = None,
+    dataset: Dataset | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> dict[str, Any]:
+    """Trains a network, evaluates it, and leaves everything in a folder; resumes what was interrupted there.
+
+    Args:
+      spec: architecture; its ``num_classes`` gives way to the dataset's.
+      config: everything else that changes the result.
+      workdir: where the files go: new, empty, or that of the same run.
+      arch: the architecture's name, for the record.
+      data_dir: where prepared datasets lie; None is TFDS's own folder.
+      dataset: the data themselves, in place of ``config.dataset``, which then only names them.
+      devices: to train on; None is all of them.
+
+    Returns:
+      The content of ``result.json``.
+
+    Raises:
+      InputError: a value that cannot be used; the folder is as it was.
+      DivergenceError: the loss is not finite; checkpoints and metrics up to there are kept.
+    """
+    mesh = data_mesh(devices)
+    check_batch_size(config.batch_size, mesh)
+    if dataset is None:
+        dataset = load_dataset(config.dataset, data_dir=data_dir, image_size=config.image_size, seed=config.seed)
+    epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
+    spec = dataclasses.replace(spec, num_classes=dataset.num_classes)
+    initial = None if config.init_from is None else load_variables(config.init_from, spec)
+    workdir = pathlib.Path(workdir)
+    record = describe_run(arch, spec, config, _describe_data(dataset), list(mesh.devices.flat))
+    result = claim_workdir(workdir, record)
+    if result is not None:
+        print(f'{workdir} is finished: nothing to do')
+        return result
+
+    run = _Run(spec, config, dataset, mesh, epoch_steps)
+    state = run.initial_state(initial)
+    folder = workdir / CHECKPOINTS
+    checkpoint.remove_partial_checkpoints(folder)
+    saved = checkpoint.checkpoint_steps(folder)
+    if saved:
+        state = checkpoint.restore_checkpoint(folder, saved[-1], state)
+    log = _Log(workdir, run, int(state.step))
+    try:
+        if saved:
+            log.display.message(f'resuming {workdir} after step {saved[-1]}')
+        test = _train(run, state, log, folder)
+        return _finish(run, test, log, workdir, arch)
+    finally:
+        log.close()
+
+
+def _describe_data(dataset: Dataset) -> dict[str, Any]:
+    return {
+        'num_train_examples': len(dataset.train),
+        'num_test_examples': len(dataset.test),
+        'image_shape': dataset.image_shape,
+        'class_names': dataset.class_names,
+        'mean': dataset.mean,
+        'std': dataset.std,
+    }
+
+
+class _Run:
+    """A run's compiled programs and its data on the device."""
+
+    def __init__(self, spec: ResNetSpec, config: TrainConfig, dataset: Dataset, mesh: Any, epoch_steps: int):
+        self.config, self.dataset, self.mesh, self.epoch_steps = config, dataset, mesh, epoch_steps
+        self.total_steps = config.epochs * epoch_steps
+        self.model = ResNet(spec, jnp.dtype(config.compute_dtype))
+        self.optimizer = make_optimizer(config, epoch_steps)
+        self.schedule = learning_rate_schedule(config, epoch_steps)
+        self.root_key = jax.random.key(config.seed)
+        self.compile_seconds = 0.0
+
+    def initial_state(self, variables: dict[str, Any] | None) -> TrainState:
+        """The state before the first step, on the devices, from given variables or fresh ones."""
+        if variables is not None:
+            return jax.device_put(create_train_state(variables, self.optimizer), replicated(self.mesh))
+
+        def create(key: jax.Array) -> TrainState:
+            return create_train_state(init_variables(self.model, key, self.dataset.image_shape), self.optimizer)
+
+        key = jax.random.fold_in(self.root_key, _INIT)
+        start = time.perf_counter()
+        state = jax.jit(create, out_shardings=replicated(self.mesh))(key)
+        self.compile_seconds += time.perf_counter() - start
+        return state
+
+    def compile_train_step(
+        self, state: TrainState
+    ) -> Callable[[TrainState, int], tuple[TrainState, dict[str, jax.Array]]]:
+        """``(state, step) -> (state, sums)``; the state that goes in is given up."""
+        config, train = self.config, self.dataset.train
+        images, labels, key = jax.device_put(
+            (train.images, train.labels, jax.random.fold_in(self.root_key, _AUGMENT)), replicated(self.mesh)
+        )
+
+        def program(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array) -> Any:
+            step_key = jax.random.fold_in(key, state.step)
+            augmented = augment(
+                step_key, images[indices], crop_padding=config.crop_padding, horizontal_flip=config.horizontal_flip
+            )
+            batch = {'image': normalize(augmented, self.dataset.mean, self.dataset.std), 'label': labels[indices]}
+            return train_step(
+                state, batch, model=self.model, optimizer=self.optimizer, label_smoothing=config.label_smoothing
+            )
+
+        def indices_of(step: int) -> jax.Array:
+            order = train_indices(config.seed, step, len(train), config.batch_size)
+            return jax.device_put(order, split_batch(self.mesh))
+
+        start = time.perf_counter()
+        jitted = jax.jit(program, donate_argnums=0, out_shardings=replicated(self.mesh))
+        compiled = jitted.lower(state, images, labels, indices_of(0), key).compile()
+        self.compile_seconds += time.perf_counter() - start
+        return lambda state, step: compiled(state, images, labels, indices_of(step), key)
+
+
+def make_evaluator(
+    model: ResNet,
+    split: Split,
+    mean: Sequence[float],
+    std: Sequence[float],
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A function that scores variables on every example of a split.
+
+    Args:
+      model: the network.
+      split: images uint8 and labels.
+      mean: of the network's training images, one for each channel.
+      std: likewise.
+      devices: None is all of them.
+
+    Returns:
+      ``variables -> sums`` over the split, as ``step.eval_step`` gives them for a batch.
+    """
+    mesh = data_mesh(devices)
+    images, labels = jax.device_put((split.images, split.labels), replicated(mesh))
+    batch_size = min(_EVAL_BATCH, len(split))
+    batch_size += -batch_size % mesh.size
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def program(variables: Any, images: jax.Array, labels: jax.Array, indices: jax.Array, mask: jax.Array) -> Any:
+        batch = {'image': normalize(images[indices], mean, std), 'label': labels[indices], 'mask': mask}
+        return eval_step(variables, batch, model=model)
+
+    def evaluate(variables: dict[str, Any]) -> dict[str, Any]:
+        batches = jax.device_put(list(eval_batches(len(split), batch_size)), split_batch(mesh))
+        total = metrics.add_up(program(variables, images, labels, *batch) for batch in batches)
+        if total['count'] != len(split):
+            raise AssertionError(f'evaluated {total["count"]} of {len(split)} examples')
+        return total
+
+    return evaluate
+
+
+class _Log:
+    """Training metrics on their way from the device to the files and the terminal."""
+
+    def __init__(self, workdir: pathlib.Path, run: _Run, step: int):
+        self._run = run
+        self.file = MetricsFile(workdir / 'metrics.jsonl', step)
+        tests = [record for record in self.file.records if record['split'] == 'test']
+        self.train_seconds = tests[-1]['train_seconds'] if tests else 0.0
+        self._board = SummaryWriter(str(workdir), purge_step=step + 1)
+        self.display: Display = open_display(run.total_steps, step)
+        self._window: list[dict[str, jax.Array]] = []
+        self._ready: tuple[int, list[dict[str, jax.Array]]] | None = None
+        self._since = time.perf_counter()
+
+    def start_clock(self) -> None:
+        """Training time counts from here."""
+        self._since = time.perf_counter()
+
+    def step(self, step: int, sums: dict[str, jax.Array], last: bool) -> None:
+        """Takes the sums of a step; writes those of the interval before, which the device has finished by now."""
+        self._window.append(sums)
+        if last or step % self._run.config.log_every_steps == 0:
+            self._write_ready()
+            self._ready, self._window = (step, self._window), []
+        if last:
+            self._write_ready()
+
+    def _write_ready(self) -> None:
+        if self._ready is None:
+            return
+        (step, window), self._ready = self._ready, None
+        summary = metrics.summarize(total := metrics.add_up(window))
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        self.train_seconds += seconds
+        rate = float(self._run.schedule(step - 1))
+        if not np.isfinite(summary['loss']):
+            raise DivergenceError(
+                f'the loss is {summary["loss"]} at step {step} (learning rate {rate:.3g}); the last checkpoint is good:'
+                ' start again in another --workdir with a lower --learning_rate or more --warmup_epochs'
+            )
+        self._record('train', step, summary | {'learning_rate': rate, 'examples_per_second': total['count'] / seconds})
+
+    def test(self, step: int, summary: dict[str, float]) -> None:
+        """Writes an evaluation."""
+        self._record('test', step, summary | {'train_seconds': self.train_seconds})
+        train = next(record for record in reversed(self.file.records) if record['split'] == 'train')
+        self.display.message(
+            f'epoch {step / self._run.epoch_steps:g}  train loss {train["loss"]:.4f}  accuracy {train["accuracy"]:.4f}'
+            f'  test loss {summary["loss"]:.4f}  accuracy {summary["accuracy"]:.4f}'
+            f'  {train["examples_per_second"]:,.0f} images/s'
+        )
+        self.start_clock()
+
+    def _record(self, split: str, step: int, values: dict[str, float]) -> None:
+        record = {'split': split, 'step': step, 'epoch': step / self._run.epoch_steps, **values}
+        self.file.write(record)
+        for name, value in values.items():
+            self._board.add_scalar(f'{split}/{name}', value, step)
+        if split == 'train':
+            self.display.training(record)
+
+    def close(self) -> None:
+        self.display.close()
+        self.file.close()
+        self._board.close()
+
+
+def is_due(epoch: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many epochs, and after the last, happens after this one (from 1)."""
+    return epoch % every == 0 or epoch == last
+
+
+def _train(run: _Run, state: TrainState, log: _Log, folder: pathlib.Path) -> dict[str, Any]:
+    """Trains to the end and gives the sums of the last evaluation."""
+    config, dataset = run.config, run.dataset
+    devices = list(run.mesh.devices.flat)
+    evaluate = make_evaluator(run.model, dataset.test, dataset.mean, dataset.std, devices)
+    log.display.message(
+        f'{sum(x.size for x in jax.tree.leaves(state.params)):,} parameters, {len(dataset.train):,} training and'
+        f' {len(dataset.test):,} test examples, {describe_devices(devices)}; compiling'
+    )
+    step_fn = run.compile_train_step(state)
+    log.start_clock()
+    test = None
+    for epoch in range(int(state.step) // run.epoch_steps + 1, config.epochs + 1):
+        for step in range((epoch - 1) * run.epoch_steps, epoch * run.epoch_steps):
+            state, sums = step_fn(state, step)
+            log.step(step + 1, sums, last=step + 1 == epoch * run.epoch_steps)
+        test = None
+        if is_due(epoch, config.eval_every_epochs, config.epochs):
+            test = evaluate(state.variables)
+            log.test(epoch * run.epoch_steps, metrics.summarize(test))
+        if is_due(epoch, config.checkpoint_every_epochs, config.epochs):
+            accuracy = None if test is None else metrics.summarize(test)['accuracy']
+            checkpoint.save_checkpoint(folder, epoch * run.epoch_steps, state, accuracy)
+            log.start_clock()
+    return evaluate(state.variables) if test is None else test
+
+
+def _finish(run: _Run, test: dict[str, Any], log: _Log, workdir: pathlib.Path, arch: str) -> dict[str, Any]:
+    """Writes the picture and the result."""
+    config, dataset, summary = run.config, run.dataset, metrics.summarize(test)
+    create = functools.partial(init_variables, run.model, image_shape=dataset.image_shape)
+    variables = jax.eval_shape(create, run.root_key)
+    evaluations = [record for record in log.file.records if record['split'] == 'test']
+    result = {
+        'test_accuracy': summary['accuracy'],
+        'test_top5_accuracy': summary['top5_accuracy'],
+        'test_loss': summary['loss'],
+        'best_test_accuracy': max(record['accuracy'] for record in evaluations),
+        'num_test_examples': len(dataset.test),
+        'num_train_examples': len(dataset.train),
+        'num_parameters': sum(x.size for x in jax.tree.leaves(variables['params'])),
+        'steps': run.total_steps,
+        'epochs': config.epochs,
+        'train_seconds': log.train_seconds,
+        'compile_seconds': run.compile_seconds,
+        'examples_per_second': run.total_steps * config.batch_size / log.train_seconds,
+        'seed': config.seed,
+        'arch': arch,
+        'dataset': config.dataset,
+        'recipe': config.recipe,
+        'device': describe_devices(list(run.mesh.devices.flat)),
+    }
+    if config.dataset == 'synthetic':
+        result['note'] = 'random images and labels, for timing only: the accuracy means nothing'
+    title = f'{arch} on {config.dataset}, seed {config.seed}: test accuracy {summary["accuracy"]:.4f}'
+    draw_report(workdir / 'report.png', title, log.file.records, test['confusion'], dataset.class_names)
+    write_json(workdir / 'result.json', result)
+    return result
+
+
+def train_seeds(
+    spec: ResNetSpec, config: TrainConfig, workdir: str | pathlib.Path, num_seeds: int, **kwargs: Any
+) -> dict[str, Any]:
+    """``train_and_evaluate`` with the seeds ``config.seed``, ``config.seed + 1``, …, one after the other.
+
+    Args:
+      spec: architecture.
+      config: its seed is the first one.
+      workdir: gets a folder ``seedS`` for each, and a ``result.json`` of all.
+      num_seeds: how many, at least 1.
+      **kwargs: for ``train_and_evaluate``.
+
+    Returns:
+      The results of the single runs, and mean and sample standard deviation of their test accuracies.
+    """
+    if num_seeds < 1:
+        raise InputError(f'num_seeds={num_seeds} must be at least 1')
+    workdir = pathlib.Path(workdir)
+    if (workdir / 'config.json').exists():
+        raise InputError(f'workdir={workdir} holds a single run; choose another folder for num_seeds={num_seeds}')
+    seeds = range(config.seed, config.seed + num_seeds)
+    runs = []
+    for seed in seeds:
+        seeded = dataclasses.replace(config, seed=seed)
+        runs.append(train_and_evaluate(spec, seeded, workdir / f'seed{seed}', **kwargs))
+    accuracies = [run['test_accuracy'] for run in runs]
+    result = {
+        'test_accuracy_mean': float(np.mean(accuracies)),
+        'test_accuracy_std': float(np.std(accuracies, ddof=1)) if num_seeds > 1 else 0.0,
+        'seeds': list(seeds),
+        'runs': runs,
+    }
+    write_json(workdir / 'result.json', result)
+    return result
+
+
+def load_variables(workdir: str | pathlib.Path, spec: ResNetSpec | None = None, which: str = 'last') -> dict[str, Any]:
+    """Parameters and running statistics from the checkpoint of a run.
+
+    Args:
+      workdir: folder of the run.
+      spec: the network that is to take them; None is the run's own.
+      which: ``last`` or ``best``.
+
+    Returns:
+      ``{'params': …, 'batch_stats': …}``, float32.
+
+    Raises:
+      InputError: no such run or checkpoint, a damaged one, or one of another network.
+    """
+    record, stored_spec, config = open_run(workdir)
+    folder = pathlib.Path(workdir) / CHECKPOINTS
+    steps = checkpoint.checkpoint_steps(folder)
+    step = checkpoint.best_step(folder) if which == 'best' else (steps[-1] if steps else None)
+    if step is None:
+        raise InputError(f'{workdir} has no {which} checkpoint yet')
+    model, optimizer = ResNet(spec or stored_spec), make_optimizer(config, 1)
+
+    def create(key: jax.Array) -> TrainState:
+        shape = tuple(record['dataset']['image_shape'])
+        return create_train_state(init_variables(model, key, shape), optimizer)
+
+    like = jax.eval_shape(create, jax.random.key(0))
+    return checkpoint.restore_checkpoint(folder, step, like).variables

@@ -1,0 +1,77 @@
+"""What a run shows on the terminal: a bar that moves, or plain lines where nobody watches."""
+
+import sys
+import time
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Display(Protocol):
+    """Where a run reports."""
+
+    def message(self, line: str) -> None:
+        """Shows a line that stays."""
+
+    def training(self, record: dict[str, Any]) -> None:
+        """Shows a record of the training metrics."""
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+
+
+class Bar:
+    """A progress bar with epoch, loss, accuracy, images per second and the time left."""
+
+    def __init__(self, total_steps: int, done_steps: int):
+        columns = (
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn('{task.fields[status]}'),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=Console(file=sys.stdout))
+        self._task = self._progress.add_task('training', total=total_steps, completed=done_steps, status='')
+        self._progress.start()
+
+    def message(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def training(self, record: dict[str, Any]) -> None:
+        speed = f'{record["examples_per_second"]:,.0f} images/s'
+        status = f'loss {record["loss"]:.3f}  accuracy {record["accuracy"]:.3f}  {speed}'
+        self._progress.update(
+            self._task, completed=record['step'], status=status, description=f'epoch {record["epoch"]:.1f}'
+        )
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class Lines:
+    """Plain lines for logs and pipes: messages, and a line of training metrics at most every half a minute."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def message(self, line: str) -> None:
+        print(line, flush=True)
+
+    def training(self, record: dict[str, Any]) -> None:
+        if time.monotonic() - self._last >= 30:
+            self._last = time.monotonic()
+            print(
+                f'  epoch {record["epoch"]:.2f}  step {record["step"]}  loss {record["loss"]:.4f}'
+                f'  {record["examples_per_second"]:,.0f} images/s',
+                flush=True,
+            )
+
+    def close(self) -> None:
+        pass
+
+
+def open_display(total_steps: int, done_steps: int) -> Display:
+    """A bar on a terminal, lines elsewhere."""
+    return Bar(total_steps, done_steps) if sys.stdout.isatty() else Lines()

@@ -1,0 +1,176 @@
+"""Training settings: one frozen configuration, and published recipes as values of it."""
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+from resnet_jax.errors import InputError
+
+SCHEDULES = ('cosine', 'linear', 'step')
+DECAYED = ('all', 'kernels')
+COMPUTE_DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything beside the architecture that changes a run's result, and how often it reports.
+
+    Attributes:
+      dataset: name as in ``data.datasets.load_dataset``.
+      recipe: key of RECIPES from which the other fields come, for the record.
+      seed: of the initialization, the order of the examples and the augmentation.
+      epochs: passes over the training examples.
+      batch_size: examples in a step, over all devices.
+      learning_rate: the peak of the schedule.
+      schedule: ``cosine``, ``linear`` or ``step``.
+      warmup_epochs: epochs of linear warmup; fractions are allowed.
+      decay_epochs: where the ``step`` schedule falls.
+      decay_factor: by how much it falls.
+      momentum: of SGD.
+      nesterov: Nesterov's momentum.
+      weight_decay: L2 coefficient.
+      decayed: which parameters decay: ``all`` or ``kernels``.
+      label_smoothing: in [0, 1).
+      crop_padding: pixels of padding for the random crop; 0 for none.
+      horizontal_flip: mirror half of the images.
+      image_size: pixels to which the images are resized; None keeps their size.
+      compute_dtype: ``float32`` or ``bfloat16``.
+      init_from: folder of a finished or unfinished run whose weights are the start; None starts fresh.
+      eval_every_epochs: test evaluation after every so many epochs, and after the last.
+      checkpoint_every_epochs: checkpoint after every so many epochs, and after the last.
+      log_every_steps: interval of the training metrics.
+
+    Raises:
+      InputError: a value out of range.
+    """
+
+    dataset: str = 'digits'
+    recipe: str = 'digits_quick'
+    seed: int = 0
+    epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    schedule: str = 'cosine'
+    warmup_epochs: float = 0.0
+    decay_epochs: tuple[float, ...] = ()
+    decay_factor: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decayed: str = 'all'
+    label_smoothing: float = 0.0
+    crop_padding: int = 0
+    horizontal_flip: bool = False
+    image_size: int | None = None
+    compute_dtype: str = 'float32'
+    init_from: str | None = None
+    eval_every_epochs: int = 1
+    checkpoint_every_epochs: int = 1
+    log_every_steps: int = 50
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'decay_epochs', tuple(self.decay_epochs))  # JSON gives a list
+        for name, known in (('schedule', SCHEDULES), ('decayed', DECAYED), ('compute_dtype', COMPUTE_DTYPES)):
+            if getattr(self, name) not in known:
+                raise InputError(f'{name}={getattr(self, name)!r} must be one of {", ".join(known)}')
+        for name, low in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise InputError(f'{name}={value} must be at least {low}')
+        for name in ('momentum', 'label_smoothing'):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f'{name}={getattr(self, name)} must be in [0, 1)')
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(v) for v in values if isinstance(v, float)):
+                raise InputError(f'{field.name}={value} must be finite')
+        if self.schedule == 'step' and not self.decay_epochs:
+            raise InputError("schedule='step' needs decay_epochs")
+
+
+_AT_LEAST = {
+    'seed': 0,
+    'epochs': 1,
+    'batch_size': 1,
+    'learning_rate': 0,
+    'warmup_epochs': 0,
+    'weight_decay': 0,
+    'crop_padding': 0,
+    'image_size': 1,
+    'eval_every_epochs': 1,
+    'checkpoint_every_epochs': 1,
+    'log_every_steps': 1,
+}
+
+_HE2015_CIFAR = TrainConfig(
+    recipe='he2015_cifar',
+    dataset='cifar10',
+    epochs=164,
+    schedule='step',
+    decay_epochs=(82, 123),
+    crop_padding=4,
+    horizontal_flip=True,
+)
+_WRN_CIFAR = TrainConfig(
+    recipe='wrn_cifar',
+    dataset='cifar10',
+    epochs=200,
+    schedule='step',
+    decay_epochs=(60, 120, 160),
+    decay_factor=0.2,
+    nesterov=True,
+    weight_decay=5e-4,
+    crop_padding=4,
+    horizontal_flip=True,
+)
+
+RECIPES: dict[str, TrainConfig] = {
+    # Ours: 8x8 digits in half a minute on a CPU. Digits keep their meaning under a shift by a pixel, not mirrored.
+    'digits_quick': TrainConfig(
+        learning_rate=0.1,
+        warmup_epochs=3,
+        nesterov=True,
+        weight_decay=5e-4,
+        crop_padding=1,
+        checkpoint_every_epochs=5,
+    ),
+    # He et al. 2015, arXiv:1512.03385, section 4.2: batch 128, 0.1 divided by 10 after 32,000 and 48,000 of 64,000
+    # steps (epochs 82 and 123 of 164 at 390 steps), weight decay 1e-4 on everything. ResNet-20: 8.75 % error with
+    # 45,000 training images. The 110-layer network warms up: add --warmup_epochs=1.
+    'he2015_cifar': _HE2015_CIFAR,
+    # Zagoruyko and Komodakis 2016, arXiv:1605.07146, section 3: WRN-28-10 4.00 % error on CIFAR-10.
+    'wrn_cifar': _WRN_CIFAR,
+    # Xie et al. 2017, arXiv:1611.05431, section 5.3: 300 epochs, divided by 10 after 150 and 225; ResNeXt-29 8x64d
+    # 3.65 % error on CIFAR-10.
+    'resnext_cifar': dataclasses.replace(
+        _WRN_CIFAR, recipe='resnext_cifar', epochs=300, decay_epochs=(150, 225), decay_factor=0.1, nesterov=False
+    ),
+    # Ours, for a few epochs: a high learning rate that goes to zero, and little regularization.
+    'cifar_fast': TrainConfig(
+        recipe='cifar_fast',
+        dataset='cifar10',
+        epochs=10,
+        learning_rate=0.4,
+        schedule='linear',
+        warmup_epochs=1,
+        nesterov=True,
+        weight_decay=5e-4,
+        decayed='kernels',
+        crop_padding=4,
+        horizontal_flip=True,
+    ),
+}
+
+
+def get_config(recipe: str, **overrides: Any) -> TrainConfig:
+    """A recipe with some fields replaced.
+
+    Raises:
+      InputError: an unknown recipe, or a value that TrainConfig refuses.
+    """
+    if recipe not in RECIPES:
+        near = difflib.get_close_matches(recipe, RECIPES, n=3, cutoff=0.3)
+        raise InputError(f'unknown recipe {recipe!r}; known: {", ".join(near or RECIPES)}')
+    return dataclasses.replace(RECIPES[recipe], **overrides)

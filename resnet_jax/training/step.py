@@ -1,0 +1,110 @@
+"""One step of training and of evaluation: pure functions, without sharding, input or output."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from resnet_jax.training.losses import softmax_cross_entropy
+from resnet_jax.training.metrics import classification_sums, confusion_matrix
+
+
+@struct.dataclass
+class TrainState:
+    """What training changes: plain data, no functions inside, so equal shapes never compile twice.
+
+    Attributes:
+      step: int32 scalar, the steps taken.
+      params: the network's parameters, float32.
+      batch_stats: its running statistics, float32.
+      opt_state: the optimizer's slots.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What ``model.apply`` takes."""
+        return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+def create_train_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, from ``init_variables`` or loaded weights."""
+    params = variables['params']
+    return TrainState(jnp.zeros((), jnp.int32), params, variables['batch_stats'], optimizer.init(params))
+
+
+def loss_fn(
+    params: Any, batch_stats: Any, batch: dict[str, jax.Array], *, model: nn.Module, label_smoothing: float = 0.0
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+    """Mean loss of a batch, as ``jax.value_and_grad(..., has_aux=True)`` takes it.
+
+    Args:
+      params: parameters, with respect to which the gradient is taken.
+      batch_stats: running statistics before the step.
+      batch: ``image`` float ``[N, H, W, C]``, normalized, and ``label`` int32 ``[N]``.
+      model: the network.
+      label_smoothing: in [0, 1).
+
+    Returns:
+      The loss, float32, and ``(sums for metrics, running statistics after the step)``. Weight decay is the
+      optimizer's and not in the loss.
+    """
+    logits, updates = model.apply(
+        {'params': params, 'batch_stats': batch_stats}, batch['image'], train=True, mutable=['batch_stats']
+    )
+    losses = softmax_cross_entropy(logits, batch['label'], label_smoothing)
+    sums = classification_sums(losses, logits, batch['label'], jnp.ones(losses.shape, bool))
+    return losses.mean(), (sums, updates['batch_stats'])
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    label_smoothing: float = 0.0,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update of parameters, statistics and optimizer.
+
+    Args:
+      state: before the step.
+      batch: as in ``loss_fn``.
+      model: the network.
+      optimizer: the one that made ``state.opt_state``.
+      label_smoothing: in [0, 1).
+
+    Returns:
+      The state after the step, and sums over the batch as in ``metrics.classification_sums``.
+    """
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (_, (sums, batch_stats)), gradients = gradient_fn(
+        state.params, state.batch_stats, batch, model=model, label_smoothing=label_smoothing
+    )
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, batch_stats, opt_state), sums
+
+
+def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array], *, model: nn.Module) -> dict[str, jax.Array]:
+    """Sums over a batch with the running statistics.
+
+    Args:
+      variables: ``params`` and ``batch_stats``.
+      batch: as in ``loss_fn``, with ``mask`` bool ``[N]``, False for filling.
+      model: the network.
+
+    Returns:
+      ``metrics.classification_sums`` and ``confusion`` int32 ``[K, K]``.
+    """
+    logits: Any = model.apply(variables, batch['image'], train=False)
+    losses = softmax_cross_entropy(logits, batch['label'])
+    sums = classification_sums(losses, logits, batch['label'], batch['mask'])
+    return sums | {'confusion': confusion_matrix(logits, batch['label'], batch['mask'])}

@@ -1,0 +1,173 @@
+"""The files of a training run: ``config.json``, ``metrics.jsonl`` and ``result.json`` in its working folder."""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from resnet_jax.errors import InputError
+from resnet_jax.models.resnet import ResNetSpec
+from resnet_jax.training.recipes import TrainConfig
+
+CHECKPOINTS = 'checkpoints'
+# How often a run reports does not change what it computes, so it may differ when a run is resumed.
+_REPORTING = ('eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps')
+
+
+def describe_run(
+    arch: str, spec: ResNetSpec, config: TrainConfig, dataset: dict[str, Any], devices: Sequence[jax.Device]
+) -> dict[str, Any]:
+    """Everything needed to know what a run computed, and on what: the content of ``config.json``."""
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+    record = {
+        'arch': arch,
+        'spec': dataclasses.asdict(spec),
+        'config': dataclasses.asdict(config),
+        'dataset': dataset,
+        'versions': {name: importlib.metadata.version(name) for name in packages}
+        | {'python': platform.python_version()},
+        'device': describe_devices(devices),
+        'git_commit': _git_commit(),
+        'command': sys.argv,
+    }
+    return json.loads(json.dumps(record))  # tuples become lists, as they will be when the file is read again
+
+
+def describe_devices(devices: Sequence[jax.Device]) -> str:
+    """For instance ``1 x cpu`` or ``8 x TPU v5 lite``."""
+    return f'{len(devices)} x {devices[0].device_kind}'
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree, with ``+`` for uncommitted changes; None outside a repository."""
+    here = pathlib.Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(['git', *command], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (['rev-parse', 'HEAD'], ['status', '--porcelain', '--untracked-files=no', '.'])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ('+' if changes else '')
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(json.dumps(value, indent=1) + '\n')
+    partial.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a file that this project wrote.
+
+    Raises:
+      InputError: no such file, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f'cannot read {path}: {error}') from error
+
+
+def claim_workdir(workdir: pathlib.Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Makes a folder this run's own.
+
+    Args:
+      workdir: new, empty, or of an earlier start of the same run.
+      record: from ``describe_run``.
+
+    Returns:
+      The result if the run is already finished, otherwise None.
+
+    Raises:
+      InputError: the folder holds another run, or something else.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f'workdir={workdir} is a file, not a folder')
+    path = workdir / 'config.json'
+    if not path.exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise InputError(f'workdir={workdir} is not empty and holds no run; choose another folder')
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        return None
+    differences = _differences(read_json(path), record)
+    if differences:
+        raise InputError(
+            f'workdir={workdir} holds a run of another configuration: {"; ".join(differences)};'
+            ' choose another --workdir, or give the same flags to resume'
+        )
+    result = workdir / 'result.json'
+    return read_json(result) if result.exists() else None
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """``field=there (now: here)`` for everything that changes the result."""
+    found = []
+    for part in ('spec', 'config', 'dataset'):
+        there, here = old.get(part, {}), new[part]
+        for name in sorted(there.keys() | here.keys()):
+            if name not in _REPORTING and there.get(name) != here.get(name):
+                found.append(f'{name}={there.get(name)!r} there, {here.get(name)!r} now')
+    return found
+
+
+def open_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], ResNetSpec, TrainConfig]:
+    """What an earlier run recorded of itself: its record, specification and configuration.
+
+    Raises:
+      InputError: the folder is not a training run of this project.
+    """
+    path = pathlib.Path(workdir) / 'config.json'
+    if not path.exists():
+        raise InputError(f'{workdir} is not the folder of a training run: it has no config.json')
+    record = read_json(path)
+    try:
+        return record, ResNetSpec(**record['spec']), TrainConfig(**record['config'])
+    except (TypeError, KeyError) as error:
+        raise InputError(f'{path} is not a configuration of this version: {error}') from error
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a line.
+
+    Args:
+      path: of the file.
+      last_step: lines of later steps, which a killed process left behind, are dropped.
+    """
+
+    def __init__(self, path: pathlib.Path, last_step: int):
+        self.records: list[dict[str, Any]] = []
+        if path.exists():
+            lines = path.read_text().splitlines()
+            self.records = [record for record in map(_parse, lines) if record and record['step'] <= last_step]
+        partial = path.with_name(path.name + '.partial')
+        partial.write_text(''.join(json.dumps(record) + '\n' for record in self.records))
+        partial.replace(path)
+        self._file = path.open('a')  # until close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends a record, on the disk when this returns."""
+        self.records.append(record)
+        self._file.write(json.dumps(record) + '\n')
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file; ``records`` stays."""
+        self._file.close()
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """A record, or None for a line that a killed process left unfinished."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,42 @@
+"""Augmentation by value."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.data.augment import augment, normalize, random_crop, random_flip
+
+KEY = jax.random.key(0)
+
+
+def test_normalize():
+    images = np.array([[[[0, 255]]]], np.uint8)
+    np.testing.assert_allclose(normalize(images, (0.5, 0.25), (0.5, 0.25)), [[[[-1, 3]]]], rtol=1e-6)
+
+
+def test_crops_are_shifts_filled_with_zeros(rng):
+    images = rng.integers(1, 255, (64, 5, 6, 2), np.uint8)
+    cropped = np.asarray(random_crop(KEY, images, 2))
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    shifts = []
+    for before, after in zip(padded, cropped, strict=True):
+        found = [(y, x) for y in range(5) for x in range(5) if np.array_equal(before[y : y + 5, x : x + 6], after)]
+        assert len(found) == 1
+        shifts += found
+    assert {y for y, _ in shifts} == {x for _, x in shifts} == set(range(5))
+    assert cropped.dtype == np.uint8
+
+
+def test_flips_mirror_about_half(rng):
+    images = rng.integers(0, 255, (200, 3, 4, 1), np.uint8)
+    flipped = np.asarray(random_flip(KEY, images))
+    mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
+    same = (flipped == images).all((1, 2, 3))
+    assert (mirrored | same).all()
+    assert 70 < mirrored.sum() < 130
+
+
+def test_off_means_untouched(rng):
+    images = jnp.asarray(rng.integers(0, 255, (4, 3, 4, 1), np.uint8))
+    np.testing.assert_array_equal(augment(KEY, images, crop_padding=0, horizontal_flip=False), images)
+    assert not np.array_equal(augment(KEY, images, crop_padding=1, horizontal_flip=True), images)

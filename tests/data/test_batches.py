@@ -1,0 +1,35 @@
+"""Order of the examples and filling of the last batch."""
+
+import numpy as np
+import pytest
+
+from resnet_jax import InputError
+from resnet_jax.data.batches import epoch_order, eval_batches, steps_per_epoch, train_indices
+
+
+def test_an_epoch_sees_no_example_twice():
+    seen = np.concatenate([train_indices(0, step, 103, 10) for step in range(10)])
+    assert len(set(seen)) == 100
+    assert set(seen) <= set(range(103))
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    assert np.array_equal(epoch_order(1, 2, 50), np.random.default_rng((1, 2)).permutation(50))
+    orders = [tuple(epoch_order(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+    assert np.array_equal(train_indices(3, 7, 50, 10), epoch_order(3, 1, 50)[20:30])
+
+
+@pytest.mark.parametrize(('size', 'batch_size'), [(10, 4), (8, 4), (3, 4), (1, 1)])
+def test_evaluation_sees_every_example_once(size, batch_size):
+    batches = list(eval_batches(size, batch_size))
+    assert all(len(indices) == len(mask) == batch_size for indices, mask in batches)
+    seen = np.concatenate([indices[mask] for indices, mask in batches])
+    np.testing.assert_array_equal(seen, np.arange(size))
+    assert all((indices < size).all() for indices, _ in batches)
+
+
+@pytest.mark.parametrize('batch_size', [0, 11])
+def test_a_batch_that_does_not_fit_is_refused(batch_size):
+    with pytest.raises(InputError, match=f'batch_size={batch_size} must be from 1 to the 10 training examples'):
+        steps_per_epoch(10, batch_size)

@@ -1,0 +1,77 @@
+"""Batch normalization against the NumPy reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import BatchNorm
+from resnet_jax import numpy_reference as reference
+
+
+@pytest.fixture
+def problem(rng):
+    x = (3 + 2 * rng.normal(size=(4, 5, 6, 7))).astype(np.float32)
+    params = {'scale': rng.uniform(0.5, 2, 7).astype(np.float32), 'bias': rng.normal(size=7).astype(np.float32)}
+    stats = {'mean': rng.normal(size=7).astype(np.float32), 'var': rng.uniform(0.5, 2, 7).astype(np.float32)}
+    return x, params, stats
+
+
+def reference_norm(x, params, stats, train):
+    wide = [np.float64(value) for value in (x, params['scale'], params['bias'], stats['mean'], stats['var'])]
+    return reference.batch_norm(*wide, train=train)
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_values_gradients_and_running_statistics(problem, train, rng):
+    x, params, stats = problem
+
+    def run(x, params):
+        return BatchNorm().apply({'params': params, 'batch_stats': stats}, x, train=train, mutable=['batch_stats'])
+
+    y, pullback, updates = jax.vjp(run, x, params, has_aux=True)
+    expected, (mean, var), backward = reference_norm(x, params, stats, train)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(updates['batch_stats']['mean'], mean, rtol=1e-5)
+    np.testing.assert_allclose(updates['batch_stats']['var'], var, rtol=1e-5)
+    dy = rng.normal(size=y.shape).astype(np.float32)
+    dx, grads = pullback(jnp.asarray(dy))
+    expected_dx, dscale, dbias = backward(np.float64(dy))
+    np.testing.assert_allclose(dx, expected_dx, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(grads['scale'], dscale, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(grads['bias'], dbias, rtol=1e-4, atol=1e-4)
+
+
+def test_running_statistics_by_hand():
+    """Decay 0.9 from mean 0 and variance 1, twice, on values 1 and 3: mean 2, unbiased variance 2."""
+    x = jnp.array([1.0, 3.0]).reshape(2, 1, 1, 1)
+    variables = BatchNorm().init(jax.random.key(0), x, train=True)
+    assert float(variables['batch_stats']['mean'][0]) == 0  # initialization does not count as a batch
+    for mean, var in ((0.2, 1.1), (0.38, 1.19)):
+        _, updates = BatchNorm().apply(variables, x, train=True, mutable=['batch_stats'])
+        variables = variables | updates
+        np.testing.assert_allclose(variables['batch_stats']['mean'], [mean], rtol=1e-6)
+        np.testing.assert_allclose(variables['batch_stats']['var'], [var], rtol=1e-6)
+
+
+def test_half_precision_input_keeps_float32_statistics(problem):
+    x, params, stats = problem
+    half = jnp.asarray(x, jnp.bfloat16)
+    y, updates = BatchNorm(dtype=jnp.bfloat16).apply(
+        {'params': params, 'batch_stats': stats}, half, train=True, mutable=['batch_stats']
+    )
+    assert y.dtype == jnp.bfloat16
+    _, (mean, var), _ = reference_norm(np.float64(half), params, stats, True)
+    np.testing.assert_allclose(updates['batch_stats']['mean'], mean, rtol=1e-5)
+    np.testing.assert_allclose(updates['batch_stats']['var'], var, rtol=1e-5)
+
+
+def test_a_large_mean_does_not_spoil_the_variance():
+    x = 1000 + jnp.array([-0.5, 0.5]).reshape(2, 1, 1, 1)
+    y, _ = BatchNorm().init_with_output(jax.random.key(0), x, train=True)
+    np.testing.assert_allclose(y.ravel(), [-1, 1], rtol=1e-3)
+
+
+def test_zero_init():
+    variables = BatchNorm(zero_init=True).init(jax.random.key(0), jnp.ones((1, 2, 2, 3)), train=False)
+    np.testing.assert_array_equal(variables['params']['scale'], np.zeros(3))

@@ -1,0 +1,98 @@
+"""Checkpoints: what is kept, what comes back, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import InputError
+from resnet_jax.training.checkpoint import (
+    best_step,
+    checkpoint_steps,
+    remove_partial_checkpoints,
+    restore_checkpoint,
+    save_checkpoint,
+)
+
+STATE = {'step': jnp.array(7, jnp.int32), 'params': {'w': jnp.linspace(-1.0, 1.0, 10_000)}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_checkpoint(tmp_path / 'checkpoints', 7, STATE, 0.5)
+    return tmp_path / 'checkpoints'
+
+
+def test_what_was_saved_comes_back_bit_for_bit(folder):
+    restored = restore_checkpoint(folder, 7, jax.eval_shape(lambda: STATE))
+    jax.tree.map(np.testing.assert_array_equal, restored, STATE)
+    assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, STATE)
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    kept = []
+    for step, accuracy in [(1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, 0.9)]:
+        save_checkpoint(tmp_path, step, STATE, accuracy)
+        kept.append(checkpoint_steps(tmp_path))
+    assert kept == [[1], [2], [2, 3], [2, 4], [5]]  # of two equals, the later is the best
+    assert best_step(tmp_path) == 5
+
+
+def test_a_folder_without_checkpoints(tmp_path):
+    assert checkpoint_steps(tmp_path / 'none') == []
+    assert best_step(tmp_path / 'none') is None
+    with pytest.raises(InputError, match='has no step 3; it has none'):
+        restore_checkpoint(tmp_path, 3, STATE)
+
+
+def damage(path, kind):
+    data = path.read_bytes()
+    if kind == 'missing':
+        path.unlink()
+    else:
+        path.write_bytes(
+            {
+                'truncated': data[: len(data) // 2],
+                'empty': b'',
+                'flipped': data[:-9] + bytes([data[-9] ^ 4]) + data[-8:],
+            }[kind]
+        )
+
+
+# A flipped bit in the manifest, a text, may leave it the same JSON.
+@pytest.mark.parametrize(
+    ('target', 'kind'),
+    [
+        *[('largest', kind) for kind in ('truncated', 'empty', 'flipped', 'missing')],
+        *[('manifest', kind) for kind in ('truncated', 'empty', 'missing')],
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(folder, kind, target):
+    save_checkpoint(folder, 9, STATE, 0.4)
+    files = [path for path in (folder / '9').rglob('*') if path.is_file()]
+    path = folder / '9' / 'manifest.json' if target == 'manifest' else max(files, key=lambda p: p.stat().st_size)
+    damage(path, kind)
+    with pytest.raises(InputError, match=r'checkpoints/9 is damaged \(.*move it away to go on from step 7') as caught:
+        restore_checkpoint(folder, 9, STATE)
+    assert '\n' not in str(caught.value)
+    restore_checkpoint(folder, 7, STATE)
+
+
+@pytest.mark.parametrize(
+    ('like', 'message'),
+    [
+        (STATE | {'params': {'w': jnp.zeros(5)}}, r'params/w is float32\[10000\] there, float32\[5\] here'),
+        (STATE | {'params': {'v': jnp.zeros(5)}}, r'params/v is missing there'),
+        (STATE | {'step': jnp.zeros(())}, r'step is int32\[\] there, float32\[\] here'),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(folder, like, message):
+    with pytest.raises(InputError, match=f'another network or optimizer: {message}'):
+        restore_checkpoint(folder, 7, like)
+
+
+def test_a_half_written_checkpoint_does_not_count(folder):
+    (folder / '8.partial' / 'state').mkdir(parents=True)
+    assert checkpoint_steps(folder) == [7]
+    remove_partial_checkpoints(folder)
+    assert [path.name for path in folder.iterdir()] == ['7']

@@ -1,0 +1,70 @@
+"""Schedules and optimizer steps by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import TrainConfig
+from resnet_jax.training.optim import learning_rate_schedule, make_optimizer, weight_decay_mask
+
+PARAMS = {'conv1': {'kernel': jnp.array([2.0])}, 'norm1': {'scale': jnp.array([1.0]), 'bias': jnp.array([0.5])}}
+
+
+def rates(steps_per_epoch=10, **fields):
+    schedule = learning_rate_schedule(TrainConfig(**fields), steps_per_epoch)
+    return np.array([schedule(step) for step in range(fields['epochs'] * steps_per_epoch + 1)])
+
+
+def test_warmup_rises_to_the_peak_and_cosine_falls_to_zero():
+    values = rates(epochs=10, learning_rate=0.4, schedule='cosine', warmup_epochs=2)
+    np.testing.assert_allclose(values[:20], 0.4 * np.arange(1, 21) / 20, rtol=1e-6)
+    np.testing.assert_allclose(values[[20, 60, 100]], [0.4, 0.2, 0.0], atol=1e-7)
+
+
+def test_linear():
+    values = rates(epochs=4, learning_rate=1.0, schedule='linear', warmup_epochs=1)
+    np.testing.assert_allclose(values[[9, 10, 25, 40]], [1.0, 1.0, 0.5, 0.0], atol=1e-6)
+
+
+def test_step_falls_exactly_at_its_epochs():
+    values = rates(epochs=6, learning_rate=1.0, schedule='step', decay_epochs=(2, 4), decay_factor=0.2)
+    np.testing.assert_allclose(values[[0, 19, 20, 39, 40, 59]], [1, 1, 0.2, 0.2, 0.04, 0.04], rtol=1e-6)
+
+
+@pytest.mark.parametrize(('decayed', 'expected'), [('all', [True, True, True]), ('kernels', [True, False, False])])
+def test_which_parameters_decay(decayed, expected):
+    mask = weight_decay_mask(PARAMS, decayed)
+    assert [mask['conv1']['kernel'], mask['norm1']['scale'], mask['norm1']['bias']] == expected
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+    with pytest.raises(ValueError, match='mystery'):
+        weight_decay_mask({'conv1': {'mystery': jnp.zeros(1)}}, 'all')
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_two_steps_of_sgd_by_hand(nesterov):
+    """PyTorch: d = g + wd w; v = m v + d; w -= lr (d + m v if nesterov else v)."""
+    config = TrainConfig(
+        epochs=10, learning_rate=0.1, schedule='step', decay_epochs=(9,), momentum=0.9, nesterov=nesterov,
+        weight_decay=0.5, decayed='kernels',
+    )  # fmt: skip
+    optimizer = make_optimizer(config, 10)
+    state = optimizer.init(PARAMS)
+    params = PARAMS
+    expected = {'kernel': 2.0, 'scale': 1.0}
+    velocity = {'kernel': 0.0, 'scale': 0.0}
+    for gradient in (1.0, -3.0):
+        grads = {
+            'conv1': {'kernel': jnp.array([gradient])},
+            'norm1': {'scale': jnp.array([gradient]), 'bias': jnp.zeros(1)},
+        }
+        updates, state = optimizer.update(grads, state, params)
+        params = {k: {n: params[k][n] + updates[k][n] for n in params[k]} for k in params}
+        for name, decay in (('kernel', 0.5), ('scale', 0.0)):
+            d = gradient + decay * expected[name]
+            velocity[name] = 0.9 * velocity[name] + d
+            expected[name] -= 0.1 * (d + 0.9 * velocity[name] if nesterov else velocity[name])
+    np.testing.assert_allclose(params['conv1']['kernel'], [expected['kernel']], rtol=1e-6)
+    np.testing.assert_allclose(params['norm1']['scale'], [expected['scale']], rtol=1e-6)
+    np.testing.assert_allclose(params['norm1']['bias'], [0.5])

@@ -1,0 +1,53 @@
+"""Recipes and the checks of a configuration."""
+
+import dataclasses
+import json
+
+import pytest
+
+from resnet_jax import RECIPES, InputError, TrainConfig, get_config
+
+
+def test_recipes_carry_their_own_names_and_survive_json():
+    for name, config in RECIPES.items():
+        assert config.recipe == name
+        assert TrainConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_published_settings():
+    """As printed: He et al. 2015 section 4.2, Zagoruyko 2016 section 3, Xie et al. 2017 section 5.3."""
+    he, wrn, resnext = (RECIPES[name] for name in ('he2015_cifar', 'wrn_cifar', 'resnext_cifar'))
+    for config in (he, wrn, resnext):
+        assert (config.batch_size, config.learning_rate, config.momentum) == (128, 0.1, 0.9)
+        assert (config.crop_padding, config.horizontal_flip, config.decayed) == (4, True, 'all')
+    # 32,000 and 48,000 of 64,000 steps, at 390 steps an epoch
+    assert [round(steps / 390) for steps in (32_000, 48_000, 64_000)] == [*he.decay_epochs, he.epochs]
+    assert (he.weight_decay, he.decay_factor, he.nesterov) == (1e-4, 0.1, False)
+    assert (wrn.weight_decay, wrn.decay_factor, wrn.nesterov) == (5e-4, 0.2, True)
+    assert (wrn.decay_epochs, wrn.epochs) == ((60, 120, 160), 200)
+    assert (resnext.decay_epochs, resnext.epochs, resnext.weight_decay) == ((150, 225), 300, 5e-4)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'epochs': 0}, 'epochs=0 must be at least 1'),
+        ({'batch_size': -4}, 'batch_size=-4'),
+        ({'learning_rate': float('nan')}, 'learning_rate=nan'),
+        ({'learning_rate': float('inf')}, 'learning_rate=inf must be finite'),
+        ({'momentum': 1.0}, r'momentum=1.0 must be in \[0, 1\)'),
+        ({'label_smoothing': -0.1}, 'label_smoothing=-0.1'),
+        ({'schedule': 'wavy'}, "schedule='wavy' must be one of cosine, linear, step"),
+        ({'schedule': 'step'}, 'needs decay_epochs'),
+        ({'compute_dtype': 'float16'}, "compute_dtype='float16' must be one of float32, bfloat16"),
+        ({'seed': -1}, 'seed=-1'),
+    ],
+)
+def test_a_value_out_of_range_is_named(fields, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**fields)
+
+
+def test_an_unknown_recipe_gets_the_known_ones():
+    with pytest.raises(InputError, match=r"unknown recipe 'he2015'; known: he2015_cifar"):
+        get_config('he2015')
