@@ -21,13 +21,13 @@ from resnet_jax.training.recipes import COMPUTE_DTYPES, RECIPES
 FLAGS = flags.FLAGS
 
 
-def define_data_flags() -> None:
-    """Flags of every script that reads a dataset."""
+def define_data_flags(default: str = "the recipe's") -> None:
+    """Flags of every script that reads a dataset; ``default`` says whose dataset it reads otherwise."""
     flags.DEFINE_string(
         'dataset',
         None,
         'Data to use: digits, a TFDS name such as cifar10, arrays:DIR with train.npz and test.npz (images uint8,'
-        " labels), or synthetic (random, for timing). Default: the recipe's.",
+        f' labels), or synthetic (random, for timing). Default: {default}.',
     )
     flags.DEFINE_string(
         'data_dir', None, "Folder of prepared TFDS datasets. Default: TFDS's own, ~/tensorflow_datasets."
@@ -143,14 +143,18 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             _exit('interrupted; the same command goes on from the last checkpoint', 130)
 
-    FLAGS.set_default('verbosity', logging.WARNING)  # JAX reports the platforms it does not find as information
     app.run(guarded, flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """As absl parses them, but a bad flag is one line and status 2, like every other mistake."""
+    for flag in FLAGS.get_flags_for_module(__name__):  # absl's --help shows what the main module calls its own
+        FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
-        return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else FLAGS(argv)
+        rest = app.parse_flags_with_usage(argv) if _asks_for_help(argv) else FLAGS(argv)
+        if FLAGS['verbosity'].using_default_value:
+            FLAGS.verbosity = logging.WARNING  # JAX reports every platform that it does not find as information
+        return rest
     except flags.Error as error:
         _exit(f'error: {" ".join(str(error).split())}', 2)
 

@@ -20,7 +20,7 @@ from resnet_jax.training.workdir import open_run, write_json
 
 FLAGS = flags.FLAGS
 
-common.define_data_flags()
+common.define_data_flags(default="the run's")
 flags.DEFINE_string('init_from', None, 'Folder of the training run to score. Default: --workdir.')
 flags.DEFINE_string('workdir', None, 'Folder for the result. Default: evaluation-SPLIT-CHECKPOINT in the run.')
 flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which checkpoint of the run.')

@@ -223,9 +223,12 @@ class _Log:
         self._since = time.perf_counter()
 
     def step(self, step: int, sums: dict[str, jax.Array], last: bool) -> None:
-        """Takes the sums of a step; writes those of the interval before, which the device has finished by now."""
+        """Takes the sums of a step; writes those of the interval before, which the device has finished by now.
+
+        Intervals are counted from the start of an epoch and end with it, when ``last`` is set.
+        """
         self._window.append(sums)
-        if last or step % self._run.config.log_every_steps == 0:
+        if last or len(self._window) == self._run.config.log_every_steps:
             self._write_ready()
             self._ready, self._window = (step, self._window), []
         if last:
@@ -242,7 +245,7 @@ class _Log:
         rate = float(self._run.schedule(step - 1))
         if not np.isfinite(summary['loss']):
             raise DivergenceError(
-                f'the loss is {summary["loss"]} at step {step} (learning rate {rate:.3g}); the last checkpoint is good:'
+                f'the loss is {summary["loss"]} at step {step} (learning rate {rate:.3g}); earlier checkpoints are good:'
                 ' start again in another --workdir with a lower --learning_rate or more --warmup_epochs'
             )
         self._record('train', step, summary | {'learning_rate': rate, 'examples_per_second': total['count'] / seconds})

@@ -39,7 +39,7 @@ class TrainConfig:
       init_from: folder of a finished or unfinished run whose weights are the start; None starts fresh.
       eval_every_epochs: test evaluation after every so many epochs, and after the last.
       checkpoint_every_epochs: checkpoint after every so many epochs, and after the last.
-      log_every_steps: interval of the training metrics.
+      log_every_steps: interval of the training metrics; each epoch starts a new one.
 
     Raises:
       InputError: a value out of range.

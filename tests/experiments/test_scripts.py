@@ -1,0 +1,134 @@
+"""Every script as a user starts it: help, a short run, mistakes."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+TRAINING = {
+    'resnet': 'resnet20',
+    'plain': 'plain20',
+    'preact_resnet': 'preact_resnet20',
+    'wide_resnet': 'wrn16_8',
+    'resnext': 'resnext50_32x4d_cifar',
+}
+SHARED = [
+    *('arch', 'recipe', 'dataset', 'data_dir', 'workdir', 'epochs', 'batch_size', 'learning_rate', 'weight_decay'),
+    *('seed', 'num_seeds', 'compute_dtype', 'image_size', 'init_from'),
+    *('eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps'),
+]
+
+
+def start(name, *args, cwd=pathlib.Path(__file__).parent.parent.parent):
+    return subprocess.run([sys.executable, '-m', f'experiments.{name}', *args], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture(scope='module')
+def arrays(tmp_path_factory):
+    """Eight images of 8x8 to train on and five to test on, in three classes."""
+    folder = tmp_path_factory.mktemp('arrays')
+    rng = np.random.default_rng(0)
+    for split, size in (('train', 8), ('test', 5)):
+        images = rng.integers(0, 255, (size, 8, 8, 3), np.uint8)
+        np.savez(folder / f'{split}.npz', images=images, labels=np.arange(size) % 3)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def trained(arrays, tmp_path_factory):
+    """A run of two steps, and what it printed."""
+    workdir = tmp_path_factory.mktemp('runs') / 'run'
+    done = start('resnet', f'--dataset=arrays:{arrays}', f'--workdir={workdir}', '--epochs=2', '--batch_size=8')
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_there_is_no_script_without_a_test(root):
+    scripts = {path.stem for path in (root / 'experiments').glob('*.py')} - {'__init__', 'common'}
+    assert scripts == {*TRAINING, 'evaluate'}
+
+
+@pytest.mark.parametrize('name', [*TRAINING, 'evaluate'])
+def test_help_explains_every_flag(name):
+    text = start(name, '--help').stdout
+    shared = SHARED if name in TRAINING else ['init_from', 'workdir', 'dataset', 'data_dir', 'image_size']
+    for flag in shared:
+        assert f'--{flag}:' in text, flag
+    assert '(no help available)' not in text
+
+
+def test_a_run_ends_with_its_accuracy_and_folder(trained):
+    workdir, done = trained
+    result = json.loads((workdir / 'result.json').read_text())
+    assert done.stdout.splitlines()[-1] == f'test accuracy {result["test_accuracy"]:.4f} on 5 examples; see {workdir}'
+    assert result['steps'] == 2
+    assert done.stderr == ''
+
+
+def test_the_same_command_again_shows_the_result(trained, arrays):
+    workdir, first = trained
+    again = start('resnet', f'--dataset=arrays:{arrays}', f'--workdir={workdir}', '--epochs=2', '--batch_size=8')
+    assert again.returncode == 0
+    assert 'is finished' in again.stdout
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+
+
+def test_evaluate_finds_what_training_found(trained, tmp_path, arrays):
+    workdir, _ = trained
+    result = json.loads((workdir / 'result.json').read_text())
+    out = tmp_path / 'out'
+    done = start('evaluate', f'--init_from={workdir}', f'--workdir={out}', f'--dataset=arrays:{arrays}')
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / 'result.json').read_text())
+    assert found['test_accuracy'] == result['test_accuracy']
+    assert found['test_loss'] == pytest.approx(result['test_loss'], rel=1e-5)
+    assert found['num_correct'] == round(5 * found['test_accuracy'])
+    assert set(found['class_accuracy']) == {'0', '1', '2'}
+    assert (out / 'confusion.png').read_bytes()[:4] == b'\x89PNG'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in TRAINING if name != 'resnet'])
+def test_every_family_trains(name, arrays, tmp_path):
+    done = start(name, f'--dataset=arrays:{arrays}', f'--workdir={tmp_path / "run"}', '--epochs=1', '--batch_size=8')
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / 'run' / 'result.json').read_text())['arch'] == TRAINING[name]
+
+
+MISTAKES = [
+    ('resnet', ['--arch=resnet21'], "unknown architecture 'resnet21'; nearest known: resnet"),
+    ('resnet', ['--arch=plain20'], 'arch=plain20 belongs to another script; this one takes: resnet'),
+    ('resnet', ['--dataset=arrays:/no/such/folder'], '/no/such/folder'),
+    ('resnet', ['--recipe=he'], "unknown recipe 'he'; known:"),
+    ('resnet', ['--epochs=zero'], '--epochs'),
+    ('resnet', ['--epocs=3'], "Unknown command line flag 'epocs'"),
+    ('resnet', ['extra'], "unexpected argument 'extra'"),
+    ('resnet', ['--shortcut=Q'], "unknown shortcut 'Q'; known: identity, A, B, C, D"),
+    ('resnet', ['--stride_in_1x1'], "block 'basic' has no such option"),
+    ('resnet', ['--batch_size=2000'], 'batch_size=2000 must be from 1 to the 1024 training examples'),
+    ('plain', ['--zero_init_last'], "block 'plain' has no such option"),
+    ('wide_resnet', ['--arch=wide_resnet50_2', '--widen_factor=2'], 'widen_factor=2: only for wrn'),
+    ('resnext', ['--cardinality=0'], '--cardinality=0'),
+    ('evaluate', [], '--init_from or --workdir must name the folder'),
+    ('evaluate', ['--workdir=/no/run'], '/no/run is not the folder of a training run'),
+]
+
+
+@pytest.mark.parametrize(
+    ('name', 'args', 'message'), MISTAKES, ids=lambda value: ' '.join(value) if isinstance(value, list) else None
+)
+def test_a_mistake_is_one_line_and_status_2(name, args, message, tmp_path):
+    if name != 'evaluate' and not any(arg.startswith('--dataset') for arg in args):
+        args = ['--dataset=synthetic', *args]
+    if name != 'evaluate':
+        args = [f'--workdir={tmp_path / "run"}', *args]
+    done = start(name, *args)
+    assert done.returncode == 2
+    assert done.stdout == ''
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith('error: ')
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []

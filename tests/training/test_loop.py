@@ -1,0 +1,240 @@
+"""Whole runs on a few examples: files, resumption, devices, refusals."""
+
+import dataclasses
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from resnet_jax import (
+    DivergenceError,
+    InputError,
+    ResNetSpec,
+    TrainConfig,
+    load_variables,
+    train_and_evaluate,
+    train_seeds,
+)
+from resnet_jax.data.datasets import Dataset, Split
+from resnet_jax.training import checkpoint, loop
+from resnet_jax.training.loop import is_due
+
+SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
+CONFIG = TrainConfig(dataset='shades', epochs=4, batch_size=8, learning_rate=0.05, crop_padding=1, log_every_steps=2)
+
+
+@pytest.fixture(scope='module')
+def shades():
+    """Images whose brightness tells their class; 37 and 21 examples, so that neither divides by the batch."""
+    rng = np.random.default_rng(0)
+
+    def split(size):
+        labels = (np.arange(size) % 3).astype(np.int32)
+        images = rng.integers(0, 60, (size, 6, 6, 1)) + 90 * labels[:, None, None, None]
+        return Split(images.astype(np.uint8), labels)
+
+    return Dataset('shades', split(37), split(21), ('a', 'b', 'c'), (0.3,), (0.3,))
+
+
+@pytest.fixture(scope='module')
+def finished(shades, tmp_path_factory):
+    """A whole run, for the tests that only look."""
+    workdir = tmp_path_factory.mktemp('runs') / 'whole'
+    return workdir, train_and_evaluate(SPEC, CONFIG, workdir, arch='tiny', dataset=shades)
+
+
+def last_state(workdir):
+    """Path and bytes of every array in the last checkpoint, optimizer and all."""
+    folder = workdir / 'checkpoints'
+    step = checkpoint.checkpoint_steps(folder)[-1]
+    with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings(action='ignore', category=UserWarning):
+        tree = checkpointer.restore(folder / str(step) / 'state')
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return step, {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def test_a_run_leaves_its_files(finished):
+    workdir, result = finished
+    assert {path.name for path in workdir.iterdir()} >= {
+        'config.json',
+        'metrics.jsonl',
+        'result.json',
+        'report.png',
+        'checkpoints',
+    }
+    assert list(workdir.glob('events.out.tfevents.*'))
+    assert not list(workdir.rglob('*.partial*'))
+    assert json.loads((workdir / 'result.json').read_text()) == result
+    expected = {
+        'num_test_examples': 21,
+        'num_train_examples': 37,
+        'steps': 16,
+        'epochs': 4,
+        'seed': 0,
+        'arch': 'tiny',
+        'dataset': 'shades',
+        'recipe': 'digits_quick',
+    }
+    assert {name: result[name] for name in expected} == expected
+    assert {'test_accuracy', 'test_loss', 'train_seconds', 'compile_seconds', 'examples_per_second'} <= set(result)
+    config = json.loads((workdir / 'config.json').read_text())
+    assert config['config'] == json.loads(json.dumps(dataclasses.asdict(CONFIG)))
+    assert config['spec']['stage_sizes'] == [1, 1]
+    assert config['versions']['jax'] == jax.__version__
+
+
+def test_metrics_cover_every_step_once(finished):
+    workdir, result = finished
+    records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [record['step'] for record in records if record['split'] == 'train'] == [2, 4, 6, 8, 10, 12, 14, 16]
+    tests = [record for record in records if record['split'] == 'test']
+    assert [record['epoch'] for record in tests] == [1, 2, 3, 4]
+    assert tests[-1]['accuracy'] == result['test_accuracy']
+    train = [record['loss'] for record in records if record['split'] == 'train']
+    assert train[-1] < 0.7 * train[0]
+    assert (workdir / 'report.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_a_finished_run_is_left_alone(finished, shades, capsys):
+    workdir, result = finished
+    before = (workdir / 'metrics.jsonl').read_bytes()
+    assert train_and_evaluate(SPEC, CONFIG, workdir, arch='tiny', dataset=shades) == result
+    assert 'is finished' in capsys.readouterr().out
+    assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def test_another_configuration_is_refused_and_the_difference_shown(finished, shades):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+    with pytest.raises(InputError, match=r'learning_rate=0.05 there, 0.1 now'):
+        train_and_evaluate(SPEC, dataclasses.replace(CONFIG, learning_rate=0.1), workdir, dataset=shades)
+    with pytest.raises(InputError, match=r"shortcut='A' there, 'B' now"):
+        train_and_evaluate(dataclasses.replace(SPEC, shortcut='B'), CONFIG, workdir, dataset=shades)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
+
+
+def test_a_folder_of_something_else_is_refused(shades, tmp_path):
+    (tmp_path / 'thesis.tex').write_text('precious')
+    with pytest.raises(InputError, match='is not empty and holds no run'):
+        train_and_evaluate(SPEC, CONFIG, tmp_path, dataset=shades)
+    with pytest.raises(InputError, match='is a file, not a folder'):
+        train_and_evaluate(SPEC, CONFIG, tmp_path / 'thesis.tex', dataset=shades)
+    assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_bad_values_write_nothing(shades, tmp_path):
+    workdir = tmp_path / 'run'
+    with pytest.raises(InputError, match='batch_size=38 must be from 1 to the 37'):
+        train_and_evaluate(SPEC, dataclasses.replace(CONFIG, batch_size=38), workdir, dataset=shades)
+    with pytest.raises(InputError, match='batch_size=7 must be divisible by the 2 devices'):
+        train_and_evaluate(SPEC, dataclasses.replace(CONFIG, batch_size=7), workdir, dataset=shades)
+    with pytest.raises(InputError, match='is not the folder of a training run'):
+        train_and_evaluate(SPEC, dataclasses.replace(CONFIG, init_from=str(tmp_path)), workdir, dataset=shades)
+    assert not workdir.exists()
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(finished, shades, tmp_path, monkeypatch):
+    """Stopped in the third epoch, after some steps that no checkpoint has: 2 + 2 epochs equal 4."""
+    calls = []
+
+    def stop_late(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return save(*args, **kwargs)
+
+    save = checkpoint.save_checkpoint
+    monkeypatch.setattr(loop.checkpoint, 'save_checkpoint', stop_late)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(SPEC, CONFIG, tmp_path / 'run', arch='tiny', dataset=shades)
+    monkeypatch.undo()
+    assert not (tmp_path / 'run' / 'result.json').exists()
+    result = train_and_evaluate(SPEC, CONFIG, tmp_path / 'run', arch='tiny', dataset=shades)
+    workdir, whole = finished
+    assert last_state(tmp_path / 'run') == last_state(workdir)
+    assert result['test_loss'] == whole['test_loss']
+
+    def losses(folder):
+        lines = (folder / 'metrics.jsonl').read_text().splitlines()
+        return [(r['split'], r['step'], r['loss']) for r in map(json.loads, lines)]
+
+    assert losses(tmp_path / 'run') == losses(workdir)
+
+
+def test_another_seed_gives_another_network(finished, shades, tmp_path):
+    train_and_evaluate(SPEC, dataclasses.replace(CONFIG, seed=1), tmp_path / 'run', dataset=shades)
+    assert last_state(tmp_path / 'run') != last_state(finished[0])
+
+
+def test_one_device_equals_two(finished, shades, tmp_path):
+    """To rounding: the sums over the batch are taken in another order."""
+    one = train_and_evaluate(SPEC, CONFIG, tmp_path / 'one', dataset=shades, devices=jax.devices()[:1])
+    assert len(jax.devices()) == 2
+    np.testing.assert_allclose(one['test_loss'], finished[1]['test_loss'], rtol=1e-3)
+    for first, second in zip(
+        *(jax.tree.leaves(load_variables(folder)) for folder in (tmp_path / 'one', finished[0])), strict=True
+    ):
+        np.testing.assert_allclose(first, second, rtol=5e-3, atol=1e-4)
+
+
+def test_weights_of_a_run_can_start_another(finished, shades, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=0.0, init_from=str(finished[0]))
+    train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
+    for first, second in zip(
+        *(jax.tree.leaves(load_variables(folder)['params']) for folder in (tmp_path / 'run', finished[0])), strict=True
+    ):
+        np.testing.assert_array_equal(first, second)
+    with pytest.raises(InputError, match='of another network'):
+        load_variables(finished[0], dataclasses.replace(SPEC, widths=(8, 32)))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shades, tmp_path):
+    config = dataclasses.replace(CONFIG, learning_rate=1e20)
+    with pytest.raises(DivergenceError, match=r'the loss is (nan|inf) at step \d+ \(learning rate 9.9e\+19\)'):
+        train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    assert all(np.isfinite(json.loads(line)['loss']) for line in lines)
+
+
+def test_seeds_are_summed_up(shades, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1)
+    result = train_seeds(SPEC, config, tmp_path, 2, dataset=shades)
+    accuracies = [run['test_accuracy'] for run in result['runs']]
+    assert [run['seed'] for run in result['runs']] == result['seeds'] == [0, 1]
+    assert result['test_accuracy_mean'] == pytest.approx(sum(accuracies) / 2)
+    assert result['test_accuracy_std'] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    with pytest.raises(InputError, match='num_seeds=0'):
+        train_seeds(SPEC, config, tmp_path, 0, dataset=shades)
+
+
+@pytest.mark.parametrize(('epoch', 'due'), [(1, False), (3, True), (6, True), (7, True)])
+def test_is_due(epoch, due):
+    assert is_due(epoch, every=3, last=7) == due
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_ends_the_same(root: pathlib.Path, tmp_path):
+    """SIGKILL while compiling, training or writing; the same command goes on, and ends with the same bytes."""
+    command = [sys.executable, '-m', 'experiments.resnet', '--arch=resnet20', '--epochs=4', '--batch_size=256']
+    command += ['--checkpoint_every_epochs=1', f'--data_dir={tmp_path / "data"}']
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    subprocess.run([*command, f'--workdir={whole}'], check=True, cwd=root, capture_output=True)
+    rng = np.random.default_rng()
+    for _ in range(2):
+        process = subprocess.Popen([*command, f'--workdir={killed}'], cwd=root, stdout=subprocess.DEVNULL)
+        until = time.time() + 60
+        while not (killed / 'checkpoints').exists() and time.time() < until:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, f'--workdir={killed}'], check=True, cwd=root, capture_output=True)
+    assert last_state(whole) == last_state(killed)
