@@ -1,13 +1,13 @@
-"""The exceptions a caller may want to catch."""
+"""Errors that end a script with one line instead of a traceback."""
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: a name, a path or a value.
+    """A mistake in what the user gave: a name, a path, a value.
 
-    The message is one line that names the value and what is allowed. The experiment scripts print
-    it without a traceback and exit with status 2.
+    The message is one line that names the value and what is allowed; the experiment scripts print it and exit with
+    status 2.
     """
 
 
 class DivergenceError(RuntimeError):
-    """The loss is no longer a finite number, so that training cannot go on."""
+    """Training cannot go on because the loss is not finite; the message says where and what is left."""

@@ -21,7 +21,6 @@ from resnet_jax.training import checkpoint, metrics
 from resnet_jax.training.optim import learning_rate_schedule, make_optimizer
 from resnet_jax.training.progress import Display, open_display
 from resnet_jax.training.recipes import TrainConfig
-from resnet_jax.training.report import draw_report
 from resnet_jax.training.sharding import check_batch_size, data_mesh, replicated, split_batch
 from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
 from resnet_jax.training.workdir import (
@@ -309,6 +308,8 @@ def _train(run: _Run, state: TrainState, log: _Log, folder: pathlib.Path) -> dic
 
 def _finish(run: _Run, test: dict[str, Any], log: _Log, workdir: pathlib.Path, arch: str) -> dict[str, Any]:
     """Writes the picture and the result."""
+    from resnet_jax.training.report import draw_report  # Matplotlib takes a third of all import time
+
     config, dataset, summary = run.config, run.dataset, metrics.summarize(test)
     create = functools.partial(init_variables, run.model, image_shape=dataset.image_shape)
     variables = jax.eval_shape(create, run.root_key)

@@ -1,0 +1,71 @@
+"""Scikit-learn's handwritten digits as a TFDS dataset: nothing to download, no TensorFlow.
+
+Importing this file registers the builder, so that ``tfds.builder('digits')`` finds it.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
+
+NUM_CLASSES = 10
+TEST_IMAGES_PER_CLASS = 36  # of 174 to 183 images: a fifth of every class
+_GRAY_LEVELS = 16  # the source counts inked pixels in 4x4 blocks: 0 .. 16
+_SPLIT_SEED = 0
+
+
+def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Splits the digits, class by class, in a way that never changes.
+
+    Args:
+      labels: integers [N] in 0 .. 9, in scikit-learn's order.
+
+    Returns:
+      Ascending int64 indices of the training images [N - 360] and of the test images [360].
+    """
+    # RandomState rather than Generator: NumPy promises that its streams stay as they are.
+    random = np.random.RandomState(_SPLIT_SEED)
+    test = np.concatenate(
+        [random.permutation(np.flatnonzero(labels == label))[:TEST_IMAGES_PER_CLASS] for label in range(NUM_CLASSES)]
+    )
+    return np.setdiff1d(np.arange(len(labels)), test), np.sort(test)
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """1,797 handwritten digits, uint8 [8, 8, 1]: 1,437 to train on and 360 to test on."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'Stratified split with 36 test images per class.'}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Handwritten digits of 43 people, scaled from 0..16 to 0..255.',
+            homepage='https://archive.ics.uci.edu/dataset/80',
+            features=tfds.features.FeaturesDict(
+                {
+                    'image': tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
+                    'label': tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+                }
+            ),
+            supervised_keys=('image', 'label'),
+            disable_shuffling=True,  # the stored order is then scikit-learn's
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager  # scikit-learn carries the data
+        source = load_digits()
+        images = np.round(source.images * (255 / _GRAY_LEVELS)).astype(np.uint8)[..., None]
+        train, test = split_indices(source.target)
+        return {
+            'train': self._generate_examples(images, source.target, train),
+            'test': self._generate_examples(images, source.target, test),
+        }
+
+    def _generate_examples(
+        self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in indices.tolist():
+            yield index, {'image': images[index], 'label': int(labels[index])}
