@@ -244,8 +244,8 @@ class _Log:
         rate = float(self._run.schedule(step - 1))
         if not np.isfinite(summary['loss']):
             raise DivergenceError(
-                f'the loss is {summary["loss"]} at step {step} (learning rate {rate:.3g}); earlier checkpoints are good:'
-                ' start again in another --workdir with a lower --learning_rate or more --warmup_epochs'
+                f'the loss is {summary["loss"]} at step {step} (learning rate {rate:.3g}); earlier checkpoints'
+                ' are good: start again in another --workdir with a lower --learning_rate or more --warmup_epochs'
             )
         self._record('train', step, summary | {'learning_rate': rate, 'examples_per_second': total['count'] / seconds})
 
