@@ -153,9 +153,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = app.parse_flags_with_usage(argv) if _asks_for_help(argv) else FLAGS(argv)
         if FLAGS['verbosity'].using_default_value:
-            FLAGS[
-                'verbosity'
-            ].value = logging.WARNING  # JAX reports every platform that it does not find as information
+            logging.set_verbosity(logging.WARNING)  # JAX reports every platform it does not find as information
         return rest
     except flags.Error as error:
         _exit(f'error: {" ".join(str(error).split())}', 2)
