@@ -1,5 +1,7 @@
 """What the training scripts share: flags, and how a script starts and ends."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -35,19 +37,26 @@ def define_data_flags(default: str = "the recipe's") -> None:
     flags.DEFINE_integer('image_size', None, 'Resize the images to this many pixels a side. Default: as they are.')
 
 
-def define_training_flags(arch: str, archs: Sequence[str], recipe: str = 'digits_quick') -> None:
+def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     """The flags of a training script.
 
     Args:
       arch: default of ``--arch``.
       archs: the names it takes.
-      recipe: default of ``--recipe``.
     """
     define_data_flags()
     flags.DEFINE_string('arch', arch, f'Architecture: {", ".join(archs)}.')
-    flags.DEFINE_string('recipe', recipe, f'Training settings to start from: {", ".join(RECIPES)}.')
+    flags.DEFINE_string(
+        'recipe',
+        None,
+        f'Training settings to start from: {", ".join(RECIPES)}. Default: digits_quick for digits, else cifar_fast.',
+    )
     flags.DEFINE_string('workdir', None, 'Folder for everything the run writes. Default: runs/ARCH-DATASET-seedS.')
-    flags.DEFINE_integer('epochs', None, "Passes over the training examples. Default: the recipe's.")
+    flags.DEFINE_integer(
+        'epochs',
+        None,
+        "Passes over the training examples; the schedule is stretched to them. Default: the recipe's.",
+    )
     flags.DEFINE_integer('batch_size', None, "Examples in a step, over all devices. Default: the recipe's.")
     flags.DEFINE_float('learning_rate', None, "Peak learning rate. Default: the recipe's.")
     flags.DEFINE_float('warmup_epochs', None, "Epochs of linear warmup. Default: the recipe's.")
@@ -112,7 +121,8 @@ def spec_from_flags(archs: Sequence[str], options: Sequence[str] = ()) -> ResNet
 
 def train(spec: ResNetSpec) -> None:
     """Trains as the flags say, and ends with the line that names the accuracy and the folder."""
-    config = get_config(FLAGS.recipe, **set_flags(_CONFIG_FLAGS))
+    recipe = FLAGS.recipe or ('digits_quick' if FLAGS.dataset in (None, 'digits') else 'cifar_fast')
+    config = get_config(recipe, **set_flags(_CONFIG_FLAGS))
     data = config.dataset.replace(':', '_').replace('/', '_').strip('_')
     seeds = f'seed{config.seed}' if FLAGS.num_seeds is None else f'seeds{config.seed}+{FLAGS.num_seeds}'
     workdir = FLAGS.workdir or f'runs/{FLAGS.arch}-{data}-{seeds}'
@@ -141,7 +151,10 @@ def run(main: Callable[[], None]) -> None:
         except DivergenceError as error:
             _exit(f'stopped: {error}', 1)
         except KeyboardInterrupt:
-            _exit('interrupted; the same command goes on from the last checkpoint', 130)
+            _exit('interrupted; the same command goes on from the last checkpoint, if there is one', 130)
+        except BrokenPipeError:  # whoever read our output has left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -151,7 +164,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     for flag in FLAGS.get_flags_for_module(__name__):  # absl's --help shows what the main module calls its own
         FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
-        rest = app.parse_flags_with_usage(argv) if _asks_for_help(argv) else FLAGS(argv)
+        if _asks_for_help(argv):
+            with contextlib.suppress(SystemExit):  # absl exits with 1 for a question that was answered
+                app.parse_flags_with_usage(argv)
+            sys.exit(0)
+        rest = FLAGS(argv)
         if FLAGS['verbosity'].using_default_value:
             logging.set_verbosity(logging.WARNING)  # JAX reports every platform it does not find as information
         return rest

@@ -385,14 +385,14 @@ def _residual(
 
 
 def _preact_residual(
-    params: Tree, stats: Tree, x: ndarray, layers: str, train: bool, skip: Tree, **convs: Tree
+    params: Tree, stats: Tree, x: ndarray, layers: str, train: bool, skip: Tree, first: bool, **convs: Tree
 ) -> ModuleResult:
     """Computes h = relu(norm1(x)), y = F(h) + shortcut(h or x), F and skip as in _residual."""
     h, first_stats, first_back = _sequence(params, stats, x, 'norm1 relu', train)
     branch, new_stats, branch_back = _sequence(params, stats, h, layers, train, **convs)
     features = branch.shape[-1]
     # An identity carries the raw x from block to block; what changes the shape takes what F takes.
-    from_h = skip['kind'] == 'C' or skip['stride'] != 1 or x.shape[-1] != features
+    from_h = first or skip['kind'] == 'C' or skip['stride'] != 1 or x.shape[-1] != features
     skip_trees = params.get('shortcut', {}), stats.get('shortcut', {})
     carried, skip_stats, skip_back = shortcut(
         *skip_trees, h if from_h else x, features, norm=False, train=train, **skip
@@ -462,17 +462,25 @@ def bottleneck_block(
 
 
 def preact_basic_block(
-    params: Tree, stats: Tree, x: ndarray, *, stride: int = 1, shortcut_kind: str = 'B', train: bool
+    params: Tree,
+    stats: Tree,
+    x: ndarray,
+    *,
+    stride: int = 1,
+    shortcut_kind: str = 'B',
+    first: bool = False,
+    train: bool,
 ) -> ModuleResult:
     """Computes the pre-activation basic block, also that of the wide networks.
 
         h = relu(norm1(x)),    y = conv2(relu(norm2(conv1(h)))) + shortcut(h or x)
 
-    The shortcut takes h where it changes the shape, or is of kind 'C', and else x.
+    The shortcut takes h where it changes the shape, is of kind 'C', or the block is the network's first
+    (the appendix of He et al. 2016), and else x.
     Args, Returns: as basic_block, with C channels in norm1 and no norm in the shortcut.
     """
     layers, skip = 'conv1 norm2 relu conv2', {'stride': stride, 'kind': shortcut_kind}
-    return _preact_residual(params, stats, x, layers, train, skip, conv1={'stride': stride})
+    return _preact_residual(params, stats, x, layers, train, skip, first, conv1={'stride': stride})
 
 
 def preact_bottleneck_block(
@@ -483,6 +491,7 @@ def preact_bottleneck_block(
     stride: int = 1,
     shortcut_kind: str = 'B',
     cardinality: int = 1,
+    first: bool = False,
     train: bool,
 ) -> ModuleResult:
     """Computes the pre-activation bottleneck, with the stride in its 3x3 convolution.
@@ -494,7 +503,7 @@ def preact_bottleneck_block(
     layers = 'conv1 norm2 relu conv2 norm3 relu conv3'
     conv2 = {'stride': stride, 'groups': cardinality}
     skip = {'stride': stride, 'kind': shortcut_kind}
-    return _preact_residual(params, stats, x, layers, train, skip, conv2=conv2)
+    return _preact_residual(params, stats, x, layers, train, skip, first, conv2=conv2)
 
 
 # --- Networks ---
@@ -558,6 +567,7 @@ def resnet(
     for stage, (size, stride) in enumerate(zip(stage_sizes, strides, strict=True), start=1):
         for index in range(1, size + 1):
             name, options['stride'] = f'stage{stage}_block{index}', stride if index == 1 else 1
+            options |= {'first': stage == index == 1} if preact else {}
             trees = params[name], stats[name]
             x, new_stats[name], back = _BLOCKS[block](*trees, x, train=train, **options)
             backwards.append((name, back))

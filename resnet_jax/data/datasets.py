@@ -23,7 +23,7 @@ from PIL import Image
 from resnet_jax.errors import InputError
 
 MAX_BYTES = 4 * 2**30  # of uint8 images, train and test together
-MAX_CLASSES = 1_000_000  # a larger label is a mistake, not a class
+MAX_CLASSES = 10_000  # a larger label is a mistake, not a class; a confusion matrix is K x K
 DOWNLOAD_RETRIES = 5  # in 6 seconds; TFDS's own 10 take 3.5 minutes to find that there is no network
 
 # Their builders hand TFDS arrays, which it encodes as images with TensorFlow.
@@ -351,7 +351,12 @@ def _describe(name: str, parts: _Parts, class_names: tuple[str, ...]) -> Dataset
         limit = len(class_names) if class_names else MAX_CLASSES
         if low < 0 or high >= limit:
             raise InputError(f'{place}: labels must be from 0 to {limit - 1}, found {low if low < 0 else high}')
-        class_names = class_names or tuple(map(str, range(high + 1)))
+        if not class_names:
+            if missing := sorted(set(range(high + 1)) - set(labels.tolist())):
+                raise InputError(
+                    f'{place}: labels go up to {high}, but none is {missing[0]}; classes.txt can name them'
+                )
+            class_names = tuple(map(str, range(high + 1)))
     train, test = (Split(images, labels.astype(np.int32)) for images, labels in parts.values())
     return Dataset(name, train, test, class_names, *_channel_statistics(train.images))
 

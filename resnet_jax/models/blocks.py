@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.errors import InputError
 from resnet_jax.models.conv import Conv
 from resnet_jax.models.layers import Shortcut, shape_changes
 from resnet_jax.models.norm import BatchNorm
@@ -63,16 +64,6 @@ class ResidualBlock(Block):
         features = self.features * self.expansion
         return Shortcut(features, self.stride, self.shortcut, norm, self.dtype, name='shortcut')(x, **mode)
 
-    def _pre_activation_shortcut(self, x: jax.Array, h: jax.Array, mode: dict[str, Any]) -> jax.Array:
-        """The raw input ``x``, or a projection of the activated one, ``h``.
-
-        He et al. 2016 (arXiv:1603.05027, section 3) keep the identity path clean of any operation; where the
-        shape changes, their code and Wide ResNet's take the shortcut behind the first activation, without
-        normalization.
-        """
-        changes = shape_changes(x, self.features * self.expansion, self.stride)
-        return self._shortcut(h if changes or self.shortcut == 'C' else x, mode, norm=False)
-
 
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions (He et al. 2015, arXiv:1512.03385, Figure 5 left): ``y = relu(F(x) + shortcut(x))``.
@@ -106,7 +97,10 @@ class _Bottleneck(ResidualBlock):
     @property
     def inner_width(self) -> int:
         """Channels of the 3x3 convolution: ``floor(features * base_width / 64) * cardinality``."""
-        return self.features * self.base_width // 64 * self.cardinality
+        width = self.features * self.base_width // 64 * self.cardinality
+        if not width:
+            raise InputError(f'base_width={self.base_width} leaves no channels at a stage width of {self.features}')
+        return width
 
 
 class BottleneckBlock(_Bottleneck):
@@ -134,31 +128,48 @@ class BottleneckBlock(_Bottleneck):
         return nn.relu(h + self._shortcut(x, mode))
 
 
-class PreActBasicBlock(ResidualBlock):
-    """Pre-activation of the basic block (He et al. 2016, arXiv:1603.05027, Figure 4e): ``y = F(x) + shortcut(x)``."""
+class _PreActivation(ResidualBlock):
+    """The shortcut that both pre-activation blocks have.
 
+    Attributes:
+      first: the block follows the stem: its activation comes before the split (He et al. 2016, arXiv:1603.05027,
+        appendix), so that its shortcut is activated, too.
+    """
+
+    first: bool = False
     pre_activation: ClassVar[bool] = True
+
+    def _activated_or_raw(self, x: jax.Array, h: jax.Array, mode: dict[str, Any]) -> jax.Array:
+        """The raw input ``x``, or a projection of the activated one, ``h``.
+
+        He et al. 2016 (section 3) keep the identity path clean of any operation; where the shape changes, their code
+        and Wide ResNet's take the shortcut behind the first activation, without normalization.
+        """
+        changes = shape_changes(x, self.features * self.expansion, self.stride)
+        return self._shortcut(h if self.first or changes or self.shortcut == 'C' else x, mode, norm=False)
+
+
+class PreActBasicBlock(_PreActivation):
+    """Pre-activation of the basic block (He et al. 2016, arXiv:1603.05027, Figure 4e): ``y = F(x) + shortcut(x)``."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         mode = {'train': train, 'update_stats': update_stats}
         h = nn.relu(self._norm(1, mode)(x))
-        shortcut = self._pre_activation_shortcut(x, h, mode)
+        shortcut = self._activated_or_raw(x, h, mode)
         h = self._conv(1, self.features, 3, self.stride)(h)
         h = self._conv(2, self.features, 3)(nn.relu(self._norm(2, mode)(h)))
         return h + shortcut
 
 
-class PreActBottleneckBlock(_Bottleneck):
+class PreActBottleneckBlock(_PreActivation, _Bottleneck):
     """Pre-activation of the bottleneck (He et al. 2016, section 4, ResNet-164 and 1001); stride in the 3x3."""
-
-    pre_activation: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         mode = {'train': train, 'update_stats': update_stats}
         h = nn.relu(self._norm(1, mode)(x))
-        shortcut = self._pre_activation_shortcut(x, h, mode)
+        shortcut = self._activated_or_raw(x, h, mode)
         h = self._conv(1, self.inner_width, 1)(h)
         h = self._conv(2, self.inner_width, 3, self.stride, self.cardinality)(nn.relu(self._norm(2, mode)(h)))
         h = self._conv(3, self.features * self.expansion, 1)(nn.relu(self._norm(3, mode)(h)))

@@ -63,6 +63,8 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         """``[N, H, W, 3]`` to ``[N, H', W', features]``; H' is H for ``cifar``, about H / 4 for ``imagenet``."""
+        if self.kind not in STEMS:
+            raise InputError(f'unknown stem {self.kind!r}; known: {", ".join(STEMS)}')
         kernel_size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
         x = Conv(self.features, kernel_size, stride, dtype=self.dtype, name='conv')(x)
         if self.norm:

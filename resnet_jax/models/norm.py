@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax.errors import InputError
+
 
 class BatchNorm(nn.Module):
     """Batch normalization over N, H and W (Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2).
@@ -47,7 +49,12 @@ class BatchNorm(nn.Module):
 
         Returns:
           ``[N, H, W, C]`` of ``dtype``.
+
+        Raises:
+          InputError: ``update_stats`` without ``train``.
         """
+        if update_stats and not train:
+            raise InputError('update_stats=True needs train=True: without it there are no batch statistics')
         channels = x.shape[-1]
         init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         scale = self.param('scale', init, (channels,), jnp.float32)

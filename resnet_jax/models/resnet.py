@@ -114,11 +114,13 @@ class ResNet(nn.Module):
         outputs = {'stem': x}
         for stage, (size, width, stride) in enumerate(zip(spec.stage_sizes, spec.widths, spec.strides, strict=True), 1):
             for index in range(1, size + 1):
+                first: dict[str, Any] = {'first': True} if block.pre_activation and stage == index == 1 else {}
                 x = block(
                     features=width,
                     stride=stride if index == 1 else 1,
                     dtype=self.dtype,
                     name=f'stage{stage}_block{index}',
+                    **first,
                     **spec.block_options(),
                 )(x, **mode)
             outputs[f'stage{stage}'] = x
@@ -127,7 +129,7 @@ class ResNet(nn.Module):
         outputs['pooled'] = global_avg_pool(x)
         if features_only:
             return outputs
-        # PyTorch's initialization of a linear layer: uniform in ±1 / sqrt(C).
+        # PyTorch's initialization of a linear layer's kernel: uniform in ±1 / sqrt(C). The bias starts at zero.
         init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
         return nn.Dense(spec.num_classes, kernel_init=init, name='head')(outputs['pooled'])
 

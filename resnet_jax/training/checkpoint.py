@@ -5,6 +5,7 @@ and dtype of each array, size and CRC-32 of each file, and the test accuracy at 
 another name and renamed when it is whole, so a killed process leaves no half a checkpoint.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ _PARTIAL = '.partial'
 
 
 def save_checkpoint(folder: pathlib.Path, step: int, state: Any, test_accuracy: float | None) -> None:
-    """Writes ``folder/STEP`` and removes the steps that are neither the last nor the best.
+    """Writes ``folder/STEP`` and removes the steps that are neither the last nor the best of those written.
 
     Args:
       folder: ``WORKDIR/checkpoints``.
@@ -41,10 +42,19 @@ def save_checkpoint(folder: pathlib.Path, step: int, state: Any, test_accuracy: 
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    shutil.rmtree(folder / str(step), ignore_errors=True)
+    _remove(folder / str(step))
     partial.rename(folder / str(step))
     for other in set(checkpoint_steps(folder)) - {step, best_step(folder)}:
-        shutil.rmtree(folder / str(other))
+        _remove(folder / str(other))
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a step; under another name, so that a killed process does not leave half of it as a step."""
+    if path.exists():
+        doomed = path.with_name(f'{path.name}.removed{_PARTIAL}')
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def checkpoint_steps(folder: pathlib.Path) -> list[int]:
@@ -53,8 +63,14 @@ def checkpoint_steps(folder: pathlib.Path) -> list[int]:
 
 
 def best_step(folder: pathlib.Path) -> int | None:
-    """The kept step with the highest test accuracy, the later of equals; None if none was evaluated."""
-    scores = {step: _read_manifest(folder / str(step))['test_accuracy'] for step in checkpoint_steps(folder)}
+    """The kept step with the highest test accuracy, the later of equals; None if none was evaluated.
+
+    A damaged step counts as not evaluated: the other steps are as good as before.
+    """
+    scores = {}
+    for step in checkpoint_steps(folder):
+        with contextlib.suppress(InputError):
+            scores[step] = _read_manifest(folder / str(step))['test_accuracy']
     evaluated = [step for step, score in scores.items() if score is not None]
     return max(evaluated, key=lambda step: (scores[step], step), default=None)
 
@@ -104,7 +120,15 @@ def _arrays(tree: Any) -> dict[str, str]:
 def _files(path: pathlib.Path) -> dict[str, list[int]]:
     """``name: [bytes, CRC-32]`` of every file of the state."""
     contents = {str(file.relative_to(path)): file for file in sorted((path / 'state').rglob('*')) if file.is_file()}
-    return {name: [file.stat().st_size, zlib.crc32(file.read_bytes())] for name, file in contents.items()}
+    return {name: [file.stat().st_size, _crc32(file)] for name, file in contents.items()}
+
+
+def _crc32(path: pathlib.Path) -> int:
+    checksum = 0
+    with path.open('rb') as file:
+        while block := file.read(1 << 24):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from resnet_jax.data.augment import augment, normalize
+from resnet_jax.data.augment import normalize, training_images
 from resnet_jax.data.batches import eval_batches, steps_per_epoch, train_indices
 from resnet_jax.data.datasets import Dataset, Split, load_dataset
 from resnet_jax.errors import DivergenceError, InputError
@@ -29,7 +29,8 @@ from resnet_jax.training.workdir import (
     claim_workdir,
     describe_devices,
     describe_run,
-    open_run,
+    finished_result,
+    read_record,
     write_json,
 )
 
@@ -66,21 +67,23 @@ def train_and_evaluate(
       InputError: a value that cannot be used; the folder is as it was.
       DivergenceError: the loss is not finite; checkpoints and metrics up to there are kept.
     """
+    workdir = pathlib.Path(workdir)
+    if result := finished_result(workdir, dataclasses.asdict(spec), config):
+        print(f'{workdir} is finished: nothing to do')
+        return result
     mesh = data_mesh(devices)
     check_batch_size(config.batch_size, mesh)
     if dataset is None:
         dataset = load_dataset(config.dataset, data_dir=data_dir, image_size=config.image_size, seed=config.seed)
     epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
     spec = dataclasses.replace(spec, num_classes=dataset.num_classes)
-    initial = None if config.init_from is None else load_variables(config.init_from, spec)
-    workdir = pathlib.Path(workdir)
-    record = describe_run(arch, spec, config, _describe_data(dataset), list(mesh.devices.flat))
-    result = claim_workdir(workdir, record)
-    if result is not None:
-        print(f'{workdir} is finished: nothing to do')
-        return result
+    run = _Run(spec, config, dataset, mesh, epoch_steps)  # raises what is wrong with the network
+    initial = None
+    if config.init_from is not None:
+        initial = load_variables(config.init_from, spec, image_shape=dataset.image_shape)
+    devices = list(mesh.devices.flat)
+    claim_workdir(workdir, describe_run(arch, dataclasses.asdict(spec), config, _describe_data(dataset), devices))
 
-    run = _Run(spec, config, dataset, mesh, epoch_steps)
     state = run.initial_state(initial)
     folder = workdir / CHECKPOINTS
     checkpoint.remove_partial_checkpoints(folder)
@@ -119,6 +122,11 @@ class _Run:
         self.schedule = learning_rate_schedule(config, epoch_steps)
         self.root_key = jax.random.key(config.seed)
         self.compile_seconds = 0.0
+        variables = jax.eval_shape(self._init, self.root_key)
+        self.num_parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
+
+    def _init(self, key: jax.Array) -> dict[str, Any]:
+        return init_variables(self.model, key, self.dataset.image_shape)
 
     def initial_state(self, variables: dict[str, Any] | None) -> TrainState:
         """The state before the first step, on the devices, from given variables or fresh ones."""
@@ -126,7 +134,7 @@ class _Run:
             return jax.device_put(create_train_state(variables, self.optimizer), replicated(self.mesh))
 
         def create(key: jax.Array) -> TrainState:
-            return create_train_state(init_variables(self.model, key, self.dataset.image_shape), self.optimizer)
+            return create_train_state(self._init(key), self.optimizer)
 
         key = jax.random.fold_in(self.root_key, _INIT)
         start = time.perf_counter()
@@ -145,10 +153,16 @@ class _Run:
 
         def program(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array) -> Any:
             step_key = jax.random.fold_in(key, state.step)
-            augmented = augment(
-                step_key, images[indices], crop_padding=config.crop_padding, horizontal_flip=config.horizontal_flip
+            image = training_images(
+                step_key,
+                images[indices],
+                self.dataset.mean,
+                self.dataset.std,
+                crop_padding=config.crop_padding,
+                crop_fill=config.crop_fill,
+                horizontal_flip=config.horizontal_flip,
             )
-            batch = {'image': normalize(augmented, self.dataset.mean, self.dataset.std), 'label': labels[indices]}
+            batch = {'image': image, 'label': labels[indices]}
             return train_step(
                 state, batch, model=self.model, optimizer=self.optimizer, label_smoothing=config.label_smoothing
             )
@@ -209,8 +223,7 @@ class _Log:
     def __init__(self, workdir: pathlib.Path, run: _Run, step: int):
         self._run = run
         self.file = MetricsFile(workdir / 'metrics.jsonl', step)
-        tests = [record for record in self.file.records if record['split'] == 'test']
-        self.train_seconds = tests[-1]['train_seconds'] if tests else 0.0
+        self.train_seconds = self.file.records[-1]['train_seconds'] if self.file.records else 0.0
         self._board = SummaryWriter(str(workdir), purge_step=step + 1)
         self.display: Display = open_display(run.total_steps, step)
         self._window: list[dict[str, jax.Array]] = []
@@ -227,6 +240,7 @@ class _Log:
         Intervals are counted from the start of an epoch and end with it, when ``last`` is set.
         """
         self._window.append(sums)
+        self.display.step()
         if last or len(self._window) == self._run.config.log_every_steps:
             self._write_ready()
             self._ready, self._window = (step, self._window), []
@@ -243,15 +257,14 @@ class _Log:
         self.train_seconds += seconds
         rate = float(self._run.schedule(step - 1))
         if not np.isfinite(summary['loss']):
-            raise DivergenceError(
-                f'the loss is {summary["loss"]} at step {step} (learning rate {rate:.3g}); earlier checkpoints'
-                ' are good: start again in another --workdir with a lower --learning_rate or more --warmup_epochs'
-            )
+            raise _divergence(f'the loss is {summary["loss"]} at step {step} (learning rate {rate:.3g})')
         self._record('train', step, summary | {'learning_rate': rate, 'examples_per_second': total['count'] / seconds})
 
     def test(self, step: int, summary: dict[str, float]) -> None:
         """Writes an evaluation."""
-        self._record('test', step, summary | {'train_seconds': self.train_seconds})
+        if not np.isfinite(summary['loss']):
+            raise _divergence(f'the test loss is {summary["loss"]} after step {step}')
+        self._record('test', step, summary)
         train = next(record for record in reversed(self.file.records) if record['split'] == 'train')
         self.display.message(
             f'epoch {step / self._run.epoch_steps:g}  train loss {train["loss"]:.4f}  accuracy {train["accuracy"]:.4f}'
@@ -261,7 +274,8 @@ class _Log:
         self.start_clock()
 
     def _record(self, split: str, step: int, values: dict[str, float]) -> None:
-        record = {'split': split, 'step': step, 'epoch': step / self._run.epoch_steps, **values}
+        place = {'split': split, 'step': step, 'epoch': step / self._run.epoch_steps}
+        record = {**place, **values, 'train_seconds': self.train_seconds}
         self.file.write(record)
         for name, value in values.items():
             self._board.add_scalar(f'{split}/{name}', value, step)
@@ -272,6 +286,13 @@ class _Log:
         self.display.close()
         self.file.close()
         self._board.close()
+
+
+def _divergence(what: str) -> DivergenceError:
+    return DivergenceError(
+        f'{what}; nothing of it was saved: start again in another --workdir with a lower --learning_rate or more'
+        ' --warmup_epochs'
+    )
 
 
 def is_due(epoch: int, every: int, last: int) -> bool:
@@ -285,7 +306,7 @@ def _train(run: _Run, state: TrainState, log: _Log, folder: pathlib.Path) -> dic
     devices = list(run.mesh.devices.flat)
     evaluate = make_evaluator(run.model, dataset.test, dataset.mean, dataset.std, devices)
     log.display.message(
-        f'{sum(x.size for x in jax.tree.leaves(state.params)):,} parameters, {len(dataset.train):,} training and'
+        f'{config.recipe}: {run.num_parameters:,} parameters, {len(dataset.train):,} training and'
         f' {len(dataset.test):,} test examples, {describe_devices(devices)}; compiling'
     )
     step_fn = run.compile_train_step(state)
@@ -300,6 +321,8 @@ def _train(run: _Run, state: TrainState, log: _Log, folder: pathlib.Path) -> dic
             test = evaluate(state.variables)
             log.test(epoch * run.epoch_steps, metrics.summarize(test))
         if is_due(epoch, config.checkpoint_every_epochs, config.epochs):
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.variables))):
+                raise _divergence(f'a weight is not finite after step {epoch * run.epoch_steps}')
             accuracy = None if test is None else metrics.summarize(test)['accuracy']
             checkpoint.save_checkpoint(folder, epoch * run.epoch_steps, state, accuracy)
             log.start_clock()
@@ -311,17 +334,15 @@ def _finish(run: _Run, test: dict[str, Any], log: _Log, workdir: pathlib.Path, a
     from resnet_jax.training.report import draw_report  # Matplotlib takes a third of all import time
 
     config, dataset, summary = run.config, run.dataset, metrics.summarize(test)
-    create = functools.partial(init_variables, run.model, image_shape=dataset.image_shape)
-    variables = jax.eval_shape(create, run.root_key)
     evaluations = [record for record in log.file.records if record['split'] == 'test']
     result = {
         'test_accuracy': summary['accuracy'],
         'test_top5_accuracy': summary['top5_accuracy'],
         'test_loss': summary['loss'],
-        'best_test_accuracy': max(record['accuracy'] for record in evaluations),
+        'best_test_accuracy': max((record['accuracy'] for record in evaluations), default=summary['accuracy']),
         'num_test_examples': len(dataset.test),
         'num_train_examples': len(dataset.train),
-        'num_parameters': sum(x.size for x in jax.tree.leaves(variables['params'])),
+        'num_parameters': run.num_parameters,
         'steps': run.total_steps,
         'epochs': config.epochs,
         'train_seconds': log.train_seconds,
@@ -377,13 +398,32 @@ def train_seeds(
     return result
 
 
-def load_variables(workdir: str | pathlib.Path, spec: ResNetSpec | None = None, which: str = 'last') -> dict[str, Any]:
+def open_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], ResNetSpec, TrainConfig]:
+    """The record, specification and configuration of an earlier run.
+
+    Raises:
+      InputError: the folder is not a training run of this version.
+    """
+    record = read_record(workdir)
+    try:
+        return record, ResNetSpec(**record['spec']), TrainConfig(**record['config'])
+    except (TypeError, KeyError) as error:
+        raise InputError(f'{workdir} is not a run of this version: {error}') from error
+
+
+def load_variables(
+    workdir: str | pathlib.Path,
+    spec: ResNetSpec | None = None,
+    which: str | int = 'last',
+    image_shape: tuple[int, int, int] | None = None,
+) -> dict[str, Any]:
     """Parameters and running statistics from the checkpoint of a run.
 
     Args:
       workdir: folder of the run.
       spec: the network that is to take them; None is the run's own.
-      which: ``last`` or ``best``.
+      which: ``last``, ``best``, or a step.
+      image_shape: ``(H, W, C)`` of the images that the network is to take; None is the run's own.
 
     Returns:
       ``{'params': …, 'batch_stats': …}``, float32.
@@ -394,13 +434,19 @@ def load_variables(workdir: str | pathlib.Path, spec: ResNetSpec | None = None, 
     record, stored_spec, config = open_run(workdir)
     folder = pathlib.Path(workdir) / CHECKPOINTS
     steps = checkpoint.checkpoint_steps(folder)
-    step = checkpoint.best_step(folder) if which == 'best' else (steps[-1] if steps else None)
-    if step is None:
+    step = {'last': steps[-1] if steps else None, 'best': checkpoint.best_step(folder)}.get(str(which), which)
+    if not isinstance(step, int):
         raise InputError(f'{workdir} has no {which} checkpoint yet')
+    shape = tuple(record['dataset']['image_shape'])
+    for name, there, here in (
+        ('classes', stored_spec.num_classes, spec.num_classes if spec else stored_spec.num_classes),
+        ('image channels', shape[-1], image_shape[-1] if image_shape else shape[-1]),
+    ):
+        if there != here:
+            raise InputError(f'the network of {workdir} has {there} {name}, this one {here}')
     model, optimizer = ResNet(spec or stored_spec), make_optimizer(config, 1)
 
     def create(key: jax.Array) -> TrainState:
-        shape = tuple(record['dataset']['image_shape'])
         return create_train_state(init_variables(model, key, shape), optimizer)
 
     like = jax.eval_shape(create, jax.random.key(0))

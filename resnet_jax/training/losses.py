@@ -17,7 +17,9 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing:
       label_smoothing: ``s`` in [0, 1).
 
     Returns:
-      float32 ``[N]``.
+      float32 ``[N]``; NaN where a label is not in [0, K), which a one-hot would turn into zero.
     """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+    classes = logits.shape[-1]
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), label_smoothing)
+    losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+    return jnp.where((labels >= 0) & (labels < classes), losses, jnp.nan)

@@ -14,6 +14,9 @@ class Display(Protocol):
     def message(self, line: str) -> None:
         """Shows a line that stays."""
 
+    def step(self) -> None:
+        """Notes that a step was started."""
+
     def training(self, record: dict[str, Any]) -> None:
         """Shows a record of the training metrics."""
 
@@ -39,12 +42,13 @@ class Bar:
     def message(self, line: str) -> None:
         self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def step(self) -> None:
+        self._progress.advance(self._task)
+
     def training(self, record: dict[str, Any]) -> None:
         speed = f'{record["examples_per_second"]:,.0f} images/s'
         status = f'loss {record["loss"]:.3f}  accuracy {record["accuracy"]:.3f}  {speed}'
-        self._progress.update(
-            self._task, completed=record['step'], status=status, description=f'epoch {record["epoch"]:.1f}'
-        )
+        self._progress.update(self._task, status=status, description=f'epoch {record["epoch"]:.1f}')
 
     def close(self) -> None:
         self._progress.stop()
@@ -58,6 +62,9 @@ class Lines:
 
     def message(self, line: str) -> None:
         print(line, flush=True)
+
+    def step(self) -> None:
+        pass
 
     def training(self, record: dict[str, Any]) -> None:
         if time.monotonic() - self._last >= 30:

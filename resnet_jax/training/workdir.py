@@ -7,13 +7,13 @@ import pathlib
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from resnet_jax.errors import InputError
-from resnet_jax.models.resnet import ResNetSpec
 from resnet_jax.training.recipes import TrainConfig
 
 CHECKPOINTS = 'checkpoints'
@@ -22,13 +22,13 @@ _REPORTING = ('eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps')
 
 
 def describe_run(
-    arch: str, spec: ResNetSpec, config: TrainConfig, dataset: dict[str, Any], devices: Sequence[jax.Device]
+    arch: str, spec: dict[str, Any], config: TrainConfig, dataset: dict[str, Any], devices: Sequence[jax.Device]
 ) -> dict[str, Any]:
     """Everything needed to know what a run computed, and on what: the content of ``config.json``."""
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
     record = {
         'arch': arch,
-        'spec': dataclasses.asdict(spec),
+        'spec': spec,
         'config': dataclasses.asdict(config),
         'dataset': dataset,
         'versions': {name: importlib.metadata.version(name) for name in packages}
@@ -49,6 +49,8 @@ def _git_commit() -> str | None:
     """The commit of the source tree, with ``+`` for uncommitted changes; None outside a repository."""
     here = pathlib.Path(__file__).parent
     try:
+        # An installed package may lie inside another project's repository: then this raises, too.
+        subprocess.run(['git', 'ls-files', '--error-unmatch', __file__], cwd=here, capture_output=True, check=True)
         commit, changes = (
             subprocess.run(['git', *command], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
             for command in (['rev-parse', 'HEAD'], ['status', '--porcelain', '--untracked-files=no', '.'])
@@ -61,31 +63,45 @@ def _git_commit() -> str | None:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a file whole or not at all."""
     partial = path.with_name(path.name + '.partial')
-    partial.write_text(json.dumps(value, indent=1) + '\n')
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + '\n')
     partial.replace(path)
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The content of a file that this project wrote.
 
     Raises:
-      InputError: no such file, or not JSON.
+      InputError: no such file, or not a JSON object.
     """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f'cannot read {path}: {error}') from error
+    if not isinstance(value, dict):
+        raise InputError(f'cannot read {path}: not a JSON object')
+    return value
 
 
-def claim_workdir(workdir: pathlib.Path, record: dict[str, Any]) -> dict[str, Any] | None:
+def make_folder(path: pathlib.Path) -> None:
+    """Makes a folder that can be written to, with its parents.
+
+    Raises:
+      InputError: that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, suffix='.partial'):
+            pass
+    except OSError as error:
+        raise InputError(f'cannot write to the folder {path}: {error.strerror}') from error
+
+
+def claim_workdir(workdir: pathlib.Path, record: dict[str, Any]) -> None:
     """Makes a folder this run's own.
 
     Args:
       workdir: new, empty, or of an earlier start of the same run.
       record: from ``describe_run``.
-
-    Returns:
-      The result if the run is already finished, otherwise None.
 
     Raises:
       InputError: the folder holds another run, or something else.
@@ -94,34 +110,49 @@ def claim_workdir(workdir: pathlib.Path, record: dict[str, Any]) -> dict[str, An
         raise InputError(f'workdir={workdir} is a file, not a folder')
     path = workdir / 'config.json'
     if not path.exists():
-        if workdir.exists() and any(workdir.iterdir()):
+        # A process killed at this point leaves a partial file of ours, which is nobody's run.
+        if workdir.exists() and any(not file.name.endswith('.partial') for file in workdir.iterdir()):
             raise InputError(f'workdir={workdir} is not empty and holds no run; choose another folder')
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_folder(workdir)
         write_json(path, record)
-        return None
+        return
     differences = _differences(read_json(path), record)
     if differences:
         raise InputError(
             f'workdir={workdir} holds a run of another configuration: {"; ".join(differences)};'
             ' choose another --workdir, or give the same flags to resume'
         )
-    result = workdir / 'result.json'
-    return read_json(result) if result.exists() else None
+
+
+def finished_result(workdir: pathlib.Path, spec: dict[str, Any], config: TrainConfig) -> dict[str, Any] | None:
+    """The result of a run that is finished, known without its data; None if it is another run or not finished.
+
+    Args:
+      workdir: of the run.
+      spec: the specification, whose ``num_classes`` gives way to the data's.
+      config: the configuration.
+    """
+    if not (workdir / 'result.json').exists() or not (workdir / 'config.json').exists():
+        return None
+    old = read_json(workdir / 'config.json')
+    spec = spec | {'num_classes': old.get('spec', {}).get('num_classes')}
+    now = json.loads(json.dumps({'spec': spec, 'config': dataclasses.asdict(config)}))
+    return None if _differences(old, now) else read_json(workdir / 'result.json')
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """``field=there (now: here)`` for everything that changes the result."""
     found = []
-    for part in ('spec', 'config', 'dataset'):
+    for part in new.keys() & {'spec', 'config', 'dataset'}:
         there, here = old.get(part, {}), new[part]
         for name in sorted(there.keys() | here.keys()):
             if name not in _REPORTING and there.get(name) != here.get(name):
                 found.append(f'{name}={there.get(name)!r} there, {here.get(name)!r} now')
-    return found
+    return sorted(found)
 
 
-def open_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], ResNetSpec, TrainConfig]:
-    """What an earlier run recorded of itself: its record, specification and configuration.
+def read_record(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """What an earlier run recorded of itself, as ``describe_run`` made it.
 
     Raises:
       InputError: the folder is not a training run of this project.
@@ -129,11 +160,7 @@ def open_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], ResNetSpec, T
     path = pathlib.Path(workdir) / 'config.json'
     if not path.exists():
         raise InputError(f'{workdir} is not the folder of a training run: it has no config.json')
-    record = read_json(path)
-    try:
-        return record, ResNetSpec(**record['spec']), TrainConfig(**record['config'])
-    except (TypeError, KeyError) as error:
-        raise InputError(f'{path} is not a configuration of this version: {error}') from error
+    return read_json(path)
 
 
 class MetricsFile:
@@ -157,7 +184,7 @@ class MetricsFile:
     def write(self, record: dict[str, Any]) -> None:
         """Appends a record, on the disk when this returns."""
         self.records.append(record)
-        self._file.write(json.dumps(record) + '\n')
+        self._file.write(json.dumps(record, allow_nan=False) + '\n')
         self._file.flush()
 
     def close(self) -> None:

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from resnet_jax.data.augment import augment, normalize, random_crop, random_flip
+from resnet_jax.data.augment import normalize, random_crop, random_flip, training_images
 
 KEY = jax.random.key(0)
 
@@ -36,7 +37,17 @@ def test_flips_mirror_about_half(rng):
     assert 70 < mirrored.sum() < 130
 
 
-def test_off_means_untouched(rng):
+def test_off_means_only_normalized(rng):
     images = jnp.asarray(rng.integers(0, 255, (4, 3, 4, 1), np.uint8))
-    np.testing.assert_array_equal(augment(KEY, images, crop_padding=0, horizontal_flip=False), images)
-    assert not np.array_equal(augment(KEY, images, crop_padding=1, horizontal_flip=True), images)
+    plain = normalize(images, (0.3,), (0.2,))
+    np.testing.assert_array_equal(training_images(KEY, images, (0.3,), (0.2,)), plain)
+    changed = training_images(KEY, images, (0.3,), (0.2,), crop_padding=1, horizontal_flip=True)
+    assert not np.array_equal(changed, plain)
+
+
+@pytest.mark.parametrize(('fill', 'border'), [('black', -1.5), ('mean', 0.0), ('reflect', 3.5)])
+def test_what_a_crop_is_filled_with(fill, border):
+    """White images, with mean 0.3 and deviation 0.2: black is -1.5, white 3.5, and the mean 0."""
+    images = jnp.full((32, 4, 4, 1), 255, jnp.uint8)
+    cropped = training_images(KEY, images, (0.3,), (0.2,), crop_padding=2, crop_fill=fill)
+    np.testing.assert_allclose(sorted({round(float(v), 4) for v in cropped.ravel()}), sorted({border, 3.5}), atol=1e-4)

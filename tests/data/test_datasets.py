@@ -327,9 +327,13 @@ class TestArrays:
                 {'test_images': np.zeros((6, 5, 4), np.uint8)},
                 'expected images of 5 x 4 x 3 as in train.npz, found 5 x 4 x 1',
             ),
-            ({'train_labels': np.arange(12) - 1}, 'train.npz: labels must be from 0 to 999999, found -1'),
-            ({'train_labels': np.arange(12, dtype=np.uint64) * 2**40}, f'from 0 to 999999, found {11 * 2**40}'),
-            ({'train_labels': np.arange(12) * 10**6}, 'labels must be from 0 to 999999, found 11000000'),
+            ({'train_labels': np.arange(12) - 1}, 'train.npz: labels must be from 0 to 9999, found -1'),
+            ({'train_labels': np.arange(12, dtype=np.uint64) * 2**40}, f'from 0 to 9999, found {11 * 2**40}'),
+            ({'train_labels': np.arange(12) * 10**6}, 'labels must be from 0 to 9999, found 11000000'),
+            (
+                {'train_labels': np.array([0, 1, 2, 255] * 3)},
+                'labels go up to 255, but none is 3; classes.txt can name them',
+            ),
             ({'test_labels': np.arange(6)}, 'test.npz: labels must be from 0 to 2, found 5'),
         ],
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import ResNet, ResNetSpec, create_model, init_variables
+from resnet_jax import InputError, ResNet, ResNetSpec, create_model, init_variables
 from resnet_jax import numpy_reference as reference
 
 TINY = {'stage_sizes': (1, 2), 'widths': (8, 16), 'strides': (1, 2), 'stem_width': 8, 'num_classes': 5}
@@ -67,6 +67,16 @@ def test_network_equals_the_reference(name, train, rng):
     close(dimages, expected_dimages)
 
 
+def test_resnet18_equals_the_reference(rng):
+    model = create_model('resnet18', num_classes=10)
+    params, stats = reference.resnet18_init(rng, num_classes=10)
+    images = rng.normal(size=(2, 32, 32, 3))
+    outputs, _, _ = reference.resnet18(params, stats, images, train=False)
+    variables = jax.tree.map(np.float32, {'params': params, 'batch_stats': stats})
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, np.float32(images))
+    np.testing.assert_allclose(logits, outputs['logits'], rtol=1e-3, atol=1e-4 * np.abs(outputs['logits']).max())
+
+
 def test_features_are_the_stages(rng):
     model = ResNet(SPECS['basic'])
     variables = init_variables(model, jax.random.key(0), (8, 8, 3))
@@ -102,6 +112,13 @@ def test_statistics_can_be_left_alone_while_training(rng):
     kept = model.apply(variables, images, train=True, update_stats=False)
     np.testing.assert_array_equal(moved, kept)
     assert not np.allclose(updates['batch_stats']['stem']['norm']['mean'], 0)
+
+
+def test_statistics_cannot_be_updated_without_training():
+    model = ResNet(SPECS['basic'])
+    variables = init_variables(model, jax.random.key(0), (8, 8, 3))
+    with pytest.raises(InputError, match='update_stats=True needs train=True'):
+        model.apply(variables, jnp.zeros((1, 8, 8, 3)), train=False, update_stats=True)
 
 
 def test_train_must_be_said():

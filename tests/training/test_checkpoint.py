@@ -96,3 +96,13 @@ def test_a_half_written_checkpoint_does_not_count(folder):
     assert checkpoint_steps(folder) == [7]
     remove_partial_checkpoints(folder)
     assert [path.name for path in folder.iterdir()] == ['7']
+
+
+def test_a_step_that_was_half_removed_spoils_nothing(folder):
+    """As an earlier process may have left it: the folder of a step without its manifest."""
+    save_checkpoint(folder, 9, STATE, 0.4)
+    (folder / '7' / 'manifest.json').unlink()
+    assert best_step(folder) == 9
+    save_checkpoint(folder, 11, STATE, 0.3)
+    assert checkpoint_steps(folder) == [9, 11]
+    assert not list(folder.glob('*.partial'))

@@ -136,6 +136,9 @@ def test_bad_values_write_nothing(shades, tmp_path):
         train_and_evaluate(SPEC, dataclasses.replace(CONFIG, batch_size=38), workdir, dataset=shades)
     with pytest.raises(InputError, match='batch_size=7 must be divisible by the 2 devices'):
         train_and_evaluate(SPEC, dataclasses.replace(CONFIG, batch_size=7), workdir, dataset=shades)
+    identity = dataclasses.replace(SPEC, shortcut='identity')
+    with pytest.raises(InputError, match='an identity shortcut cannot take 8 channels to 16'):
+        train_and_evaluate(identity, CONFIG, workdir, dataset=shades)
     with pytest.raises(InputError, match='is not the folder of a training run'):
         train_and_evaluate(SPEC, dataclasses.replace(CONFIG, init_from=str(tmp_path)), workdir, dataset=shades)
     assert not workdir.exists()
@@ -192,6 +195,10 @@ def test_weights_of_a_run_can_start_another(finished, shades, tmp_path):
         *(jax.tree.leaves(load_variables(folder)['params']) for folder in (tmp_path / 'run', finished[0])), strict=True
     ):
         np.testing.assert_array_equal(first, second)
+    with pytest.raises(InputError, match='has 3 classes, this one 5'):
+        load_variables(finished[0], dataclasses.replace(SPEC, num_classes=5))
+    with pytest.raises(InputError, match='has 1 image channels, this one 3'):
+        load_variables(finished[0], SPEC, image_shape=(6, 6, 3))
     with pytest.raises(InputError, match='of another network'):
         load_variables(finished[0], dataclasses.replace(SPEC, widths=(8, 32)))
 
@@ -202,6 +209,39 @@ def test_a_loss_that_is_not_finite_stops_the_run(shades, tmp_path):
         train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
     lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
     assert all(np.isfinite(json.loads(line)['loss']) for line in lines)
+
+
+def test_weights_that_are_not_finite_are_not_saved(shades, tmp_path):
+    """The one step of this run has a finite loss; what it leaves behind has not."""
+    config = dataclasses.replace(CONFIG, epochs=1, batch_size=36, learning_rate=1e38)
+    with pytest.raises(DivergenceError, match=r'the test loss is (nan|inf) after step 1'):
+        train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
+    assert checkpoint.checkpoint_steps(tmp_path / 'run' / 'checkpoints') == []
+
+
+def test_a_kill_while_the_folder_is_claimed_leaves_it_usable(finished, shades, tmp_path):
+    (tmp_path / 'config.json.partial').write_text('{')
+    config = dataclasses.replace(CONFIG, epochs=1)
+    assert train_and_evaluate(SPEC, config, tmp_path, dataset=shades)['steps'] == 4
+
+
+def test_training_time_survives_an_interruption(finished):
+    records = [json.loads(line) for line in (finished[0] / 'metrics.jsonl').read_text().splitlines()]
+    seconds = [record['train_seconds'] for record in records]
+    assert seconds == sorted(seconds)
+    assert finished[1]['train_seconds'] == seconds[-1] > 0
+
+
+def test_label_smoothing_reaches_the_loss(finished, shades, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=0.0, label_smoothing=0.9, crop_padding=0)
+    smooth = train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
+    records = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    # Without learning, train and test differ by the batch statistics and the smoothing, which draws the loss to log 3.
+    plain = dataclasses.replace(config, label_smoothing=0.0)
+    train_and_evaluate(SPEC, plain, tmp_path / 'plain', dataset=shades)
+    first = json.loads((tmp_path / 'plain' / 'metrics.jsonl').read_text().splitlines()[0])
+    assert records[0]['loss'] != first['loss']
+    assert smooth['steps'] == 4
 
 
 def test_seeds_are_summed_up(shades, tmp_path):
@@ -226,15 +266,17 @@ def test_killed_at_any_moment_a_run_ends_the_same(root: pathlib.Path, tmp_path):
     command = [sys.executable, '-m', 'experiments.resnet', '--arch=resnet20', '--epochs=4', '--batch_size=256']
     command += ['--checkpoint_every_epochs=1', f'--data_dir={tmp_path / "data"}']
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    start = time.time()
     subprocess.run([*command, f'--workdir={whole}'], check=True, cwd=root, capture_output=True)
+    duration = time.time() - start
     rng = np.random.default_rng()
-    for _ in range(2):
+    kills = 0
+    for _ in range(3):
         process = subprocess.Popen([*command, f'--workdir={killed}'], cwd=root, stdout=subprocess.DEVNULL)
-        until = time.time() + 60
-        while not (killed / 'checkpoints').exists() and time.time() < until:
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0, 1.0))
+        time.sleep(rng.uniform(0.2, 0.9) * duration)
+        kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
+    assert kills
     subprocess.run([*command, f'--workdir={killed}'], check=True, cwd=root, capture_output=True)
     assert last_state(whole) == last_state(killed)

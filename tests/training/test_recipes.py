@@ -20,11 +20,13 @@ def test_published_settings():
     for config in (he, wrn, resnext):
         assert (config.batch_size, config.learning_rate, config.momentum) == (128, 0.1, 0.9)
         assert (config.crop_padding, config.horizontal_flip, config.decayed) == (4, True, 'all')
+    assert (he.crop_fill, wrn.crop_fill, resnext.crop_fill) == ('mean', 'reflect', 'mean')
     # 32,000 and 48,000 of 64,000 steps, at 390 steps an epoch
     assert [round(steps / 390) for steps in (32_000, 48_000, 64_000)] == [*he.decay_epochs, he.epochs]
     assert (he.weight_decay, he.decay_factor, he.nesterov) == (1e-4, 0.1, False)
     assert (wrn.weight_decay, wrn.decay_factor, wrn.nesterov) == (5e-4, 0.2, True)
     assert (wrn.decay_epochs, wrn.epochs) == ((60, 120, 160), 200)
+    assert resnext.nesterov
     assert (resnext.decay_epochs, resnext.epochs, resnext.weight_decay) == ((150, 225), 300, 5e-4)
 
 
@@ -33,7 +35,7 @@ def test_published_settings():
     [
         ({'epochs': 0}, 'epochs=0 must be at least 1'),
         ({'batch_size': -4}, 'batch_size=-4'),
-        ({'learning_rate': float('nan')}, 'learning_rate=nan'),
+        ({'learning_rate': float('nan')}, 'learning_rate=nan must be finite'),
         ({'learning_rate': float('inf')}, 'learning_rate=inf must be finite'),
         ({'momentum': 1.0}, r'momentum=1.0 must be in \[0, 1\)'),
         ({'label_smoothing': -0.1}, 'label_smoothing=-0.1'),
@@ -41,11 +43,22 @@ def test_published_settings():
         ({'schedule': 'step'}, 'needs decay_epochs'),
         ({'compute_dtype': 'float16'}, "compute_dtype='float16' must be one of float32, bfloat16"),
         ({'seed': -1}, 'seed=-1'),
+        ({'seed': 2**32}, 'seed=4294967296 must be less'),
+        ({'epochs': 3, 'warmup_epochs': 3}, 'must lie before the end of epochs=3'),
+        ({'crop_fill': 'white'}, "crop_fill='white' must be one of black, mean, reflect"),
     ],
 )
 def test_a_value_out_of_range_is_named(fields, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(**fields)
+
+
+def test_another_length_stretches_the_schedule():
+    assert get_config('he2015_cifar', epochs=82).decay_epochs == (41, 61.5)
+    assert get_config('digits_quick', epochs=10).warmup_epochs == pytest.approx(1)
+    assert get_config('digits_quick', epochs=10, warmup_epochs=5).warmup_epochs == 5
+    with pytest.raises(InputError, match="no field 'nope'"):
+        get_config('digits_quick', nope=1)
 
 
 def test_an_unknown_recipe_gets_the_known_ones():
