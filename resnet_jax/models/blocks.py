@@ -3,6 +3,7 @@
 All take ``[N, H, W, C]`` and give ``[N, ceil(H / stride), ceil(W / stride), features * expansion]``, whatever C is.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -23,22 +24,31 @@ class Block(nn.Module):
       features: width of the stage: 64, 128, 256, 512 in the ImageNet forms.
       stride: of the block, in one of its convolutions and in its shortcut.
       dtype: compute dtype; parameters are float32.
+      implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
     """
 
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
+    implementation: str = 'auto'
 
     # Output channels are features * expansion; pre_activation tells the network where its own last ReLU belongs.
     expansion: ClassVar[int] = 1
     pre_activation: ClassVar[bool] = False
 
-    def _conv(self, index: int, features: int, kernel_size: int, stride: int = 1, groups: int = 1) -> Conv:
-        return Conv(features, kernel_size, stride, groups=groups, dtype=self.dtype, name=f'conv{index}')
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {'dtype': self.dtype, 'implementation': self.implementation}
 
-    def _norm(self, index: int, mode: dict[str, Any], zero_init: bool = False) -> Callable[..., jax.Array]:
-        norm = BatchNorm(zero_init=zero_init, dtype=self.dtype, name=f'norm{index}')
-        return lambda x: norm(x, **mode)
+    def _conv(self, index: int, features: int, kernel_size: int, stride: int = 1, groups: int = 1) -> Conv:
+        return Conv(features, kernel_size, stride, groups=groups, **self._how, name=f'conv{index}')
+
+    def _norm(self, index: int, mode: dict[str, Any], **options: Any) -> Callable[..., jax.Array]:
+        norm = BatchNorm(**options, **self._how, name=f'norm{index}')
+        return functools.partial(norm, **mode)
+
+    def _norm_relu(self, index: int, mode: dict[str, Any], **options: bool) -> Callable[..., jax.Array]:
+        return self._norm(index, mode, relu=True, **options)
 
 
 class PlainBlock(Block):
@@ -47,8 +57,8 @@ class PlainBlock(Block):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         mode = {'train': train, 'update_stats': update_stats}
-        h = nn.relu(self._norm(1, mode)(self._conv(1, self.features, 3, self.stride)(x)))
-        return nn.relu(self._norm(2, mode)(self._conv(2, self.features, 3)(h)))
+        h = self._norm_relu(1, mode)(self._conv(1, self.features, 3, self.stride)(x))
+        return self._norm_relu(2, mode)(self._conv(2, self.features, 3)(h))
 
 
 class ResidualBlock(Block):
@@ -62,7 +72,7 @@ class ResidualBlock(Block):
 
     def _shortcut(self, x: jax.Array, mode: dict[str, Any], norm: bool = True) -> jax.Array:
         features = self.features * self.expansion
-        return Shortcut(features, self.stride, self.shortcut, norm, self.dtype, name='shortcut')(x, **mode)
+        return Shortcut(features, self.stride, self.shortcut, norm, **self._how, name='shortcut')(x, **mode)
 
 
 class BasicBlock(ResidualBlock):
@@ -77,9 +87,9 @@ class BasicBlock(ResidualBlock):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         mode = {'train': train, 'update_stats': update_stats}
-        h = nn.relu(self._norm(1, mode)(self._conv(1, self.features, 3, self.stride)(x)))
-        h = self._norm(2, mode, self.zero_init_last)(self._conv(2, self.features, 3)(h))
-        return nn.relu(h + self._shortcut(x, mode))
+        h = self._norm_relu(1, mode)(self._conv(1, self.features, 3, self.stride)(x))
+        h = self._conv(2, self.features, 3)(h)
+        return self._norm_relu(2, mode, zero_init=self.zero_init_last)(h, self._shortcut(x, mode))
 
 
 class _Bottleneck(ResidualBlock):
@@ -122,10 +132,10 @@ class BottleneckBlock(_Bottleneck):
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         mode = {'train': train, 'update_stats': update_stats}
         strides = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-        h = nn.relu(self._norm(1, mode)(self._conv(1, self.inner_width, 1, strides[0])(x)))
-        h = nn.relu(self._norm(2, mode)(self._conv(2, self.inner_width, 3, strides[1], self.cardinality)(h)))
-        h = self._norm(3, mode, self.zero_init_last)(self._conv(3, self.features * self.expansion, 1)(h))
-        return nn.relu(h + self._shortcut(x, mode))
+        h = self._norm_relu(1, mode)(self._conv(1, self.inner_width, 1, strides[0])(x))
+        h = self._norm_relu(2, mode)(self._conv(2, self.inner_width, 3, strides[1], self.cardinality)(h))
+        h = self._conv(3, self.features * self.expansion, 1)(h)
+        return self._norm_relu(3, mode, zero_init=self.zero_init_last)(h, self._shortcut(x, mode))
 
 
 class _PreActivation(ResidualBlock):
@@ -155,10 +165,10 @@ class PreActBasicBlock(_PreActivation):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         mode = {'train': train, 'update_stats': update_stats}
-        h = nn.relu(self._norm(1, mode)(x))
+        h = self._norm_relu(1, mode)(x)
         shortcut = self._activated_or_raw(x, h, mode)
         h = self._conv(1, self.features, 3, self.stride)(h)
-        h = self._conv(2, self.features, 3)(nn.relu(self._norm(2, mode)(h)))
+        h = self._conv(2, self.features, 3)(self._norm_relu(2, mode)(h))
         return h + shortcut
 
 
@@ -168,11 +178,11 @@ class PreActBottleneckBlock(_PreActivation, _Bottleneck):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         mode = {'train': train, 'update_stats': update_stats}
-        h = nn.relu(self._norm(1, mode)(x))
+        h = self._norm_relu(1, mode)(x)
         shortcut = self._activated_or_raw(x, h, mode)
         h = self._conv(1, self.inner_width, 1)(h)
-        h = self._conv(2, self.inner_width, 3, self.stride, self.cardinality)(nn.relu(self._norm(2, mode)(h)))
-        h = self._conv(3, self.features * self.expansion, 1)(nn.relu(self._norm(3, mode)(h)))
+        h = self._conv(2, self.inner_width, 3, self.stride, self.cardinality)(self._norm_relu(2, mode)(h))
+        h = self._conv(3, self.features * self.expansion, 1)(self._norm_relu(3, mode)(h))
         return h + shortcut
 
 

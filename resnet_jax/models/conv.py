@@ -1,4 +1,4 @@
-"""Convolution with explicit padding.
+"""Convolution with explicit padding, and how each platform computes it.
 
 Axes, by these letters in every docstring of the project:
 
@@ -12,6 +12,7 @@ never ``'SAME'``, which pads a strided convolution on one side more than on the 
 parameter count, other values.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -20,12 +21,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.errors import InputError
+from resnet_jax.models import conv_cpu
+
+IMPLEMENTATIONS = ('auto', 'xla')
 
 # He et al. 2015b (arXiv:1502.01852), Eq. 14: the variance that keeps the gradients' scale through ReLU layers.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
-def convolution(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1, groups: int = 1) -> jax.Array:
+def convolution(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    implementation: str = 'auto',
+) -> jax.Array:
     """Two-dimensional cross-correlation, symmetrically padded.
 
     Args:
@@ -34,10 +45,24 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int 
       stride: step of the window along H and W, in pixels.
       dilation: distance between neighbouring taps, in pixels.
       groups: G; input and output channels are split into G groups that do not see each other.
+      implementation: ``auto`` takes what is fast on the platform that the program is compiled for, and differentiates
+        in reverse mode; ``xla`` is ``lax.conv_general_dilated``, which also differentiates forward (``jax.jvp``,
+        Hessian-vector products).
 
     Returns:
       ``[N, H_out, W_out, C_out]`` with ``H_out = (H + 2 pad - dilation (kh - 1) - 1) // stride + 1``.
+
+    Raises:
+      InputError: an unknown implementation.
     """
+    if implementation not in IMPLEMENTATIONS:
+        raise InputError(f'implementation={implementation!r} must be one of {", ".join(IMPLEMENTATIONS)}')
+    if implementation == 'xla':
+        return _xla(x, kernel, stride, dilation, groups)
+    return _convolution(x, kernel, stride, dilation, groups)
+
+
+def _xla(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
     padding = [((size - 1) // 2 * dilation,) * 2 for size in kernel.shape[:2]]
     return lax.conv_general_dilated(
         x,
@@ -50,6 +75,48 @@ def convolution(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int 
     )
 
 
+def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
+    if groups == 1:
+        return conv_cpu.forward(x, kernel, stride, dilation)
+    blocks = conv_cpu.dense_blocks(kernel, groups)
+    parts = lax.split(x, [blocks.shape[3]] * len(blocks), 3)
+    return jnp.concatenate(
+        [_convolution(part, block, stride, dilation, 1) for part, block in zip(parts, blocks, strict=True)], 3
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
+    options: dict[str, Any] = {'stride': stride, 'dilation': dilation, 'groups': groups}
+    on_cpu, elsewhere = functools.partial(_on_cpu, **options), functools.partial(_xla, **options)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
+def _forward(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolution(x, kernel, stride, dilation, groups), (x, kernel)
+
+
+def _backward(
+    stride: int, dilation: int, groups: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    options: dict[str, Any] = {'stride': stride, 'dilation': dilation, 'groups': groups}
+
+    def on_cpu(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if groups == 1:
+            return conv_cpu.gradients(x, kernel, dy, stride, dilation)
+        return jax.vjp(functools.partial(_on_cpu, **options), x, kernel)[1](dy)
+
+    def elsewhere(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(functools.partial(_xla, **options), x, kernel)[1](dy)
+
+    return lax.platform_dependent(*saved, dy, cpu=on_cpu, default=elsewhere)
+
+
+_convolution.defvjp(_forward, _backward)
+
+
 class Conv(nn.Module):
     """Convolution without bias: in this family a normalization follows, whose bias does the same.
 
@@ -60,6 +127,7 @@ class Conv(nn.Module):
       dilation: in pixels.
       groups: G, a divisor of the input's and the output's channels.
       dtype: dtype of the computation; the kernel itself is float32.
+      implementation: as in ``convolution``.
     """
 
     features: int
@@ -68,6 +136,7 @@ class Conv(nn.Module):
     dilation: int = 1
     groups: int = 1
     dtype: Any = jnp.float32
+    implementation: str = 'auto'
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -84,4 +153,5 @@ class Conv(nn.Module):
             )
         shape = (self.kernel_size, self.kernel_size, channels // self.groups, self.features)
         kernel = self.param('kernel', he_normal_fan_out, shape, jnp.float32)
-        return convolution(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation, self.groups)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return convolution(x, kernel, self.stride, self.dilation, self.groups, self.implementation)

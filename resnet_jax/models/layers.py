@@ -1,11 +1,13 @@
 """What stands around the blocks' convolutions: pooling, stems and shortcuts."""
 
+import functools
 import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from resnet_jax.errors import InputError
 from resnet_jax.models.conv import Conv
@@ -24,9 +26,59 @@ STEMS = {
 }
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """3x3 maximum with stride 2, padded by one pixel of -inf: ``[N, H, W, C]`` to ``[N, (H+1)//2, (W+1)//2, C]``."""
+def max_pool(x: jax.Array, implementation: str = 'auto') -> jax.Array:
+    """3x3 maximum with stride 2, padded by one pixel of -inf: ``[N, H, W, C]`` to ``[N, (H+1)//2, (W+1)//2, C]``.
+
+    The gradient goes to the first maximum of each window. ``implementation`` is that of ``conv.convolution``.
+    """
+    return _plain_max_pool(x) if implementation == 'xla' else _max_pool(x)
+
+
+def _plain_max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+@jax.custom_vjp
+def _max_pool(x: jax.Array) -> jax.Array:
+    return lax.platform_dependent(x, cpu=lambda x: functools.reduce(jnp.maximum, _windows(x)), default=_plain_max_pool)
+
+
+def _windows(x: jax.Array) -> list[jax.Array]:
+    """The nine pixels of every 3x3 window at stride 2, in row-major order."""
+    height, width = ((size + 1) // 2 * 2 for size in x.shape[1:3])
+    bottom, right = height - x.shape[1] + 1, width - x.shape[2] + 1
+    x = jnp.pad(x, ((0, 0), (1, bottom), (1, right), (0, 0)), constant_values=-jnp.inf)
+    return [x[:, u : u + height - 1 : 2, v : v + width - 1 : 2] for u in range(3) for v in range(3)]
+
+
+def _max_pool_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
+    def on_cpu(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
+        """XLA scatters element by element; here each of the four parities of pixels gathers from its windows."""
+        winner = functools.reduce(  # the first of the nine that is the maximum
+            lambda later, k_pixel: jnp.where(k_pixel[1] == y, k_pixel[0], later),
+            reversed(list(enumerate(_windows(x)))),
+            jnp.full(y.shape, 9, jnp.int32),
+        )
+
+        def won(row: int, column: int) -> jax.Array:
+            """dy of the windows won by this pixel, shifted to where the pixel of row or column 0 belongs."""
+            part = jnp.where(winner == 3 * row + column, dy, 0)
+            shift = ((0, 0), (0, row == 0), (0, column == 0), (0, 0))
+            return jnp.pad(part, shift)[:, int(row == 0) :, int(column == 0) :]
+
+        even = jnp.stack([won(1, 1), won(1, 2) + won(1, 0)], 3)
+        odd = jnp.stack([won(2, 1) + won(0, 1), won(2, 2) + won(2, 0) + won(0, 2) + won(0, 0)], 3)
+        batch, height, width, channels = y.shape
+        dx = jnp.stack([even, odd], 2).reshape(batch, 2 * height, 2 * width, channels)
+        return dx[:, : x.shape[1], : x.shape[2]]
+
+    def by_xla(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
+        return jax.vjp(_plain_max_pool, x)[1](dy)[0]
+
+    return (lax.platform_dependent(*saved, dy, cpu=on_cpu, default=by_xla),)
+
+
+_max_pool.defvjp(lambda x: (y := _max_pool(x), (x, y)), _max_pool_backward)
 
 
 def avg_pool(x: jax.Array, stride: int = 2) -> jax.Array:
@@ -53,12 +105,14 @@ class Stem(nn.Module):
       features: channels of the result.
       norm: normalization and ReLU after the convolution; pre-activation networks have neither.
       dtype: compute dtype.
+      implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
     """
 
     kind: str
     features: int
     norm: bool = True
     dtype: Any = jnp.float32
+    implementation: str = 'auto'
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
@@ -66,11 +120,11 @@ class Stem(nn.Module):
         if self.kind not in STEMS:
             raise InputError(f'unknown stem {self.kind!r}; known: {", ".join(STEMS)}')
         kernel_size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
-        x = Conv(self.features, kernel_size, stride, dtype=self.dtype, name='conv')(x)
+        how: dict[str, Any] = {'dtype': self.dtype, 'implementation': self.implementation}
+        x = Conv(self.features, kernel_size, stride, **how, name='conv')(x)
         if self.norm:
-            x = BatchNorm(dtype=self.dtype, name='norm')(x, train=train, update_stats=update_stats)
-            x = nn.relu(x)
-        return max_pool(x) if self.kind == 'imagenet' else x
+            x = BatchNorm(relu=True, **how, name='norm')(x, train=train, update_stats=update_stats)
+        return max_pool(x, self.implementation) if self.kind == 'imagenet' else x
 
 
 def shape_changes(x: jax.Array, features: int, stride: int) -> bool:
@@ -91,6 +145,7 @@ class Shortcut(nn.Module):
       kind: a key of SHORTCUTS.
       norm: normalization after the projection; pre-activation networks have none.
       dtype: compute dtype.
+      implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
     """
 
     features: int
@@ -98,6 +153,7 @@ class Shortcut(nn.Module):
     kind: str = 'B'
     norm: bool = True
     dtype: Any = jnp.float32
+    implementation: str = 'auto'
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
@@ -125,7 +181,8 @@ class Shortcut(nn.Module):
             return x
         if self.kind == 'D' and stride > 1:
             x, stride = avg_pool(x, stride), 1
-        x = Conv(self.features, 1, stride, dtype=self.dtype, name='conv')(x)
+        how: dict[str, Any] = {'dtype': self.dtype, 'implementation': self.implementation}
+        x = Conv(self.features, 1, stride, **how, name='conv')(x)
         if self.norm:
-            x = BatchNorm(dtype=self.dtype, name='norm')(x, train=train, update_stats=update_stats)
+            x = BatchNorm(**how, name='norm')(x, train=train, update_stats=update_stats)
         return x

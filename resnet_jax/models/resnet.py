@@ -83,10 +83,13 @@ class ResNet(nn.Module):
     Attributes:
       spec: the architecture.
       dtype: compute dtype of everything up to the pool; parameters, statistics and logits are float32.
+      implementation: ``auto`` or ``xla``, as in ``conv.convolution``: what is fast on each platform, or plain XLA,
+        which also differentiates forward.
     """
 
     spec: ResNetSpec
     dtype: Any = jnp.float32
+    implementation: str = 'auto'
 
     @nn.compact
     def __call__(
@@ -109,7 +112,8 @@ class ResNet(nn.Module):
         block = BLOCKS[spec.block]
         # A pre-activation network normalizes in front of every convolution but the first, which sees the images.
         # The ImageNet stem of such a network is followed by the first block's normalization as well.
-        stem = Stem(spec.stem, spec.stem_width, not block.pre_activation, self.dtype, name='stem')
+        how: dict[str, Any] = {'dtype': self.dtype, 'implementation': self.implementation}
+        stem = Stem(spec.stem, spec.stem_width, not block.pre_activation, **how, name='stem')
         x = stem(images.astype(self.dtype), **mode)
         outputs = {'stem': x}
         for stage, (size, width, stride) in enumerate(zip(spec.stage_sizes, spec.widths, spec.strides, strict=True), 1):
@@ -118,14 +122,14 @@ class ResNet(nn.Module):
                 x = block(
                     features=width,
                     stride=stride if index == 1 else 1,
-                    dtype=self.dtype,
                     name=f'stage{stage}_block{index}',
+                    **how,
                     **first,
                     **spec.block_options(),
                 )(x, **mode)
             outputs[f'stage{stage}'] = x
         if block.pre_activation:
-            x = nn.relu(BatchNorm(dtype=self.dtype, name='norm')(x, **mode))
+            x = BatchNorm(relu=True, **how, name='norm')(x, **mode)
         outputs['pooled'] = global_avg_pool(x)
         if features_only:
             return outputs

@@ -52,3 +52,87 @@ def test_initialization_is_he_normal_by_fan_out():
 def test_groups_must_divide_the_channels():
     with pytest.raises(InputError, match=r'groups=3 must divide the input channels \(4\)'):
         Conv(6, groups=3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)))
+
+
+def random_case(rng):
+    """Sizes 1 to 17, strides 1 to 3, dilation 1 and 2, groups that divide the channels."""
+    groups = int(rng.choice([1, 1, 2, 4]))
+    channels, features = (groups * int(rng.integers(1, 5)) for _ in range(2))
+    size, stride, dilation = int(rng.choice([1, 2, 3, 5, 7])), int(rng.integers(1, 4)), int(rng.integers(1, 3))
+    reach = dilation * (size - 1) + 1 - 2 * ((size - 1) // 2 * dilation)  # the smallest image that a window fits in
+    height, width = (int(rng.integers(max(reach, 1), 18)) for _ in range(2))
+    x = rng.normal(size=(2, height, width, channels)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, channels // groups, features)).astype(np.float32)
+    return x, kernel, (stride, dilation, groups)
+
+
+def assert_equal_to_xla(x, kernel, options, tolerance=1e-5):
+    def run(implementation):
+        def forward_and_back(x, kernel, dy):
+            y, pullback = jax.vjp(lambda x, kernel: convolution(x, kernel, *options, implementation), x, kernel)
+            return y, pullback(dy)
+
+        return forward_and_back
+
+    y = jax.eval_shape(lambda x, kernel: convolution(x, kernel, *options), x, kernel)
+    dy = np.random.default_rng(1).normal(size=y.shape).astype(np.float32).astype(y.dtype)
+    ours, plain = (jax.jit(run(implementation))(x, kernel, dy) for implementation in ('auto', 'xla'))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        a, b = np.float32(a), np.float32(b)
+        assert a.shape == b.shape
+        assert np.abs(a - b).max(initial=0) <= tolerance * np.abs(b).max(initial=1e-6)
+
+
+@pytest.mark.parametrize('seed', range(24))
+def test_every_form_equals_xla(seed):
+    assert_equal_to_xla(*random_case(np.random.default_rng(seed)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(1000, 1400))
+def test_many_forms_equal_xla(seed):
+    assert_equal_to_xla(*random_case(np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize(
+    ('shape', 'features', 'size', 'stride', 'groups'),
+    [
+        ((6, 9, 7, 64), 80, 3, 1, 1),  # Winograd, odd sizes
+        ((16, 8, 8, 128), 128, 3, 1, 1),  # and its kernel gradient
+        ((2, 17, 16, 3), 8, 7, 2, 1),  # the stem
+        ((2, 6, 6, 128), 128, 3, 1, 32),  # dense blocks
+        ((2, 6, 6, 48), 48, 3, 2, 48),  # depthwise
+    ],
+)
+def test_forms_of_wide_layers_equal_xla(shape, features, size, stride, groups, rng):
+    x = rng.normal(size=shape).astype(np.float32)
+    kernel = rng.normal(size=(size, size, shape[-1] // groups, features)).astype(np.float32)
+    assert_equal_to_xla(x, kernel, (stride, 1, groups))
+
+
+@pytest.mark.parametrize(('stride', 'groups', 'size'), [(1, 1, 3), (2, 1, 3), (2, 4, 1), (1, 2, 5)])
+def test_half_precision(stride, groups, size, rng):
+    x = jnp.asarray(rng.normal(size=(2, 9, 8, 8)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 8 // groups, 8)), jnp.bfloat16)
+    assert_equal_to_xla(x, kernel, (stride, 1, groups), tolerance=0.03)
+
+
+@pytest.mark.parametrize(('shape', 'stride'), [((2, 5, 6, 4), 1), ((2, 5, 6, 4), 2), ((4, 8, 8, 64), 1)])
+def test_second_derivatives(shape, stride, rng):
+    x = rng.normal(size=shape).astype(np.float32)
+    kernel = (rng.normal(size=(3, 3, shape[-1], shape[-1])) / shape[-1]).astype(np.float32)
+
+    def penalty(kernel, implementation):
+        gradient = jax.grad(lambda x: jnp.sum(jnp.tanh(convolution(x, kernel, stride, 1, 1, implementation))))(x)
+        return jnp.sum(gradient**2)
+
+    ours, plain = (jax.jit(jax.grad(penalty), static_argnums=1)(kernel, name) for name in ('auto', 'xla'))
+    np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-5 * float(np.abs(plain).max()))
+
+
+def test_xla_differentiates_forward(rng):
+    x, kernel = rng.normal(size=(1, 5, 5, 2)), rng.normal(size=(3, 3, 2, 2))
+    _, tangent = jax.jvp(lambda x: convolution(x, jnp.asarray(kernel), implementation='xla'), (x,), (x,))
+    np.testing.assert_allclose(tangent, convolution(x, kernel), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="implementation='fast' must be one of auto, xla"):
+        convolution(x, kernel, implementation='fast')

@@ -1,0 +1,230 @@
+"""Convolutions in forms that XLA's CPU backend computes fast.
+
+XLA turns the gradients of a convolution into convolutions over transposed copies of both operands, and those copies
+take a third of a ResNet-50's step; strided gradients go to a partly serial kernel, grouped ones to one whose work grows
+with the square of the groups. The forms here need neither, and hold for every size, stride and dilation.
+
+Which is taken, and what decided it: milliseconds of one float32 call on two Zen 5 cores, XLA's own form beside it.
+
+    what                        form                                                   here   XLA   case
+    1x1                         matrix product over the pixels                          2.2   3.8   64 to 256, 32x32
+    1x1, kernel gradient        the same, transposed                                    5.7  14.6   256 to 64, 32x32
+    3x3                         Winograd, from 64 channels and enough tiles on          2.4   3.7   256, 8x8
+    3x3, kernel gradient        Winograd, from 128 channels on                          2.9   5.8   256, 8x8
+    stride 1, kernel gradient   columns of x times rows of dy: all taps in one product  8.6  11.3   64, 32x32
+    strided, input gradient     a convolution for each phase of the pixels
+    strided, kernel gradient    a product for each tap
+    stem, kernel gradient       stride 1 on blocks of s x s pixels as channels
+    the rest                    convolution, input gradient with the flipped kernel
+
+The batch is 16. The last forms were taken for the transposed copies that they avoid and not timed one by one; all
+together, with the gradient of ``norm.py``, they take a training step of ResNet-50 from 1,424 to 603 ms.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from resnet_jax.models import winograd
+
+_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+_STEM_CHANNELS = 4  # up to so many channels, strided kernel gradients take pixels as channels
+_WINOGRAD_CHANNELS = 64  # from so many channels on, in and out
+_WINOGRAD_GRADIENT_CHANNELS = 128
+_BLOCK = 32  # channels of the dense blocks of a grouped convolution
+
+
+def _pad(size: int, dilation: int) -> int:
+    return (size - 1) // 2 * dilation
+
+
+def forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+    """The convolution: ``x [N, H, W, C]``, ``kernel [kh, kw, C, C_out]``."""
+    if kernel.shape[:2] == (1, 1):
+        x = x[:, ::stride, ::stride]
+        return (_pixels(x) @ kernel[0, 0]).reshape(*x.shape[:3], kernel.shape[3])
+    if _suits_winograd(x.shape, kernel, stride, dilation, _WINOGRAD_CHANNELS):
+        return winograd.convolution(x, kernel)
+    return _plain(x, kernel, stride, dilation)
+
+
+def gradients(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, dilation: int
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients with respect to ``x`` and ``kernel``, given ``dy [N, H_out, W_out, C_out]``."""
+    return _input_gradient(x.shape, kernel, dy, stride, dilation), _kernel_gradient(x, kernel, dy, stride, dilation)
+
+
+def _plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+    padding = [(_pad(size, dilation),) * 2 for size in kernel.shape[:2]]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, rhs_dilation=(dilation, dilation), dimension_numbers=_LAYOUT
+    )
+
+
+def _suits_winograd(shape: tuple[int, ...], kernel: jax.Array, stride: int, dilation: int, channels: int) -> bool:
+    """Enough channels for the products to pay the patches' transform, enough tiles to pay the kernel's."""
+    if kernel.shape[:2] != (3, 3) or stride > 1 or dilation > 1 or kernel.dtype != jnp.float32:
+        return False
+    tiles = shape[0] * math.ceil(shape[1] / 2) * math.ceil(shape[2] / 2)
+    return min(kernel.shape[2:]) >= channels and tiles >= max(kernel.shape[2:])
+
+
+def _pixels(x: jax.Array) -> jax.Array:
+    """``[N, H, W, C]`` to ``[N H W, C]``."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a^T b`` of ``[P, A]`` and ``[P, B]``, without a transposed copy."""
+    return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+
+
+def _flip(kernel: jax.Array) -> jax.Array:
+    """The kernel of the transposed convolution: taps reversed, channels exchanged."""
+    return kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+
+
+def _input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int, dilation: int) -> jax.Array:
+    kh, kw = kernel.shape[:2]
+    if kh == kw == 1:
+        dx = (_pixels(dy) @ kernel[0, 0].T).reshape(*dy.shape[:3], shape[3])
+        rest = [size - 1 - stride * (out - 1) for size, out in zip(shape[1:3], dy.shape[1:3], strict=True)]
+        spread = [(0, rest[0], stride - 1), (0, rest[1], stride - 1)]
+        return dx if stride == 1 else lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
+    if _suits_winograd(shape, kernel, stride, dilation, _WINOGRAD_CHANNELS):
+        return winograd.convolution(dy, kernel, transposed=True)
+    if stride == 1:
+        padding = [
+            (dilation * (k - 1) - _pad(k, dilation), size - out + _pad(k, dilation))
+            for k, size, out in zip((kh, kw), shape[1:3], dy.shape[1:3], strict=True)
+        ]
+        return lax.conv_general_dilated(
+            dy, _flip(kernel), (1, 1), padding, rhs_dilation=(dilation, dilation), dimension_numbers=_LAYOUT
+        )
+    if dilation == 1:
+        return _input_gradient_by_phases(shape, kernel, dy, stride)
+    x = jax.ShapeDtypeStruct(shape, dy.dtype)
+    return jax.linear_transpose(lambda x: _plain(x, kernel, stride, dilation), x)(dy)[0]
+
+
+def _input_gradient_by_phases(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:
+    """The pixels ``stride q + a`` of dx see only every stride-th tap: a stride-1 convolution for each phase a."""
+    batch, height, width, channels = shape
+    quotients = [math.ceil(height / stride), math.ceil(width / stride)]
+
+    def along(phase: int, axis: int) -> tuple[slice, tuple[int, int]] | None:
+        """The taps that reach a phase, and the padding of dy, along H (0) or W (1)."""
+        size, out = kernel.shape[axis], dy.shape[1 + axis]
+        first = (phase + _pad(size, 1)) % stride
+        count = len(range(first, size, stride))
+        last = (phase + _pad(size, 1) - first) // stride  # offset in dy that the first tap meets
+        return (slice(first, None, stride), (count - 1 - last, quotients[axis] + last - out)) if count else None
+
+    rows = []
+    for row_phase in range(stride):
+        columns = []
+        for column_phase in range(stride):
+            row, column = along(row_phase, 0), along(column_phase, 1)
+            if row is None or column is None:
+                columns.append(jnp.zeros((batch, *quotients, channels), dy.dtype))
+            else:
+                taps = _flip(kernel[row[0], column[0]])
+                columns.append(_padded_convolution(dy, taps, [row[1], column[1]]))
+        rows.append(jnp.stack(columns, 3))
+    interleaved = jnp.stack(rows, 2).reshape(batch, quotients[0] * stride, quotients[1] * stride, channels)
+    return interleaved[:, :height, :width]
+
+
+def _padded_convolution(x: jax.Array, kernel: jax.Array, padding: list[tuple[int, int]]) -> jax.Array:
+    """At stride 1. Negative padding crops beforehand: jaxlib 0.10.2 reads beyond the input otherwise."""
+    crop = [(min(low, 0), min(high, 0), 0) for low, high in padding]
+    if any(low or high for low, high, _ in crop):
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
+    padding = [(max(low, 0), max(high, 0)) for low, high in padding]
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
+
+
+def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, dilation: int) -> jax.Array:
+    kh, kw, channels, _ = kernel.shape
+    if kh == kw == 1:
+        return _transposed_product(_pixels(x[:, ::stride, ::stride]), _pixels(dy))[None, None]
+    if _suits_winograd(x.shape, kernel, stride, dilation, _WINOGRAD_GRADIENT_CHANNELS):
+        return winograd.kernel_gradient(x, dy)
+    if stride > 1 and dilation == 1 and channels <= _STEM_CHANNELS:
+        return _kernel_gradient_by_depth(x, kernel.shape, dy, stride)
+    if stride == 1 and dy.shape[1:3] == x.shape[1:3]:
+        return _kernel_gradient_at_once(x, kernel.shape, dy, dilation, (_pad(kh, dilation), _pad(kw, dilation)))
+    return _kernel_gradient_by_taps(x, kernel.shape, dy, stride, dilation)
+
+
+def _kernel_gradient_at_once(
+    x: jax.Array, shape: tuple[int, ...], dy: jax.Array, dilation: int, padding: tuple[int, int]
+) -> jax.Array:
+    """``dkernel[u, v] = sum x[. + u, . + v] dy``: the columns v shift x, the rows u shift dy the other way.
+
+    So one product ``[kw C, P] [P, kh C_out]`` holds all taps, and only ``kw + kh`` shifted copies are needed.
+    """
+    kh, kw, channels, features = shape
+    rows, columns = x.shape[1], dy.shape[2]
+    x = jnp.pad(x, ((0, 0), (0, 0), (padding[1], padding[1]), (0, 0)))
+    shifted_x = [x[:, :, v * dilation : v * dilation + columns] for v in range(kw)]
+    above = (kh - 1) * dilation - padding[0]
+    dy = jnp.pad(dy, ((0, 0), (above, max(rows - dy.shape[1] + padding[0], 0)), (0, 0), (0, 0)))
+    shifted_dy = [dy[:, u * dilation : u * dilation + rows] for u in reversed(range(kh))]
+    product = _transposed_product(_pixels(jnp.concatenate(shifted_x, -1)), _pixels(jnp.concatenate(shifted_dy, -1)))
+    return product.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
+
+
+def _kernel_gradient_by_taps(
+    x: jax.Array, shape: tuple[int, ...], dy: jax.Array, stride: int, dilation: int
+) -> jax.Array:
+    """A product ``[C, P] [P, C_out]`` for each tap."""
+    kh, kw = shape[:2]
+    spans = [(out - 1) * stride + 1 for out in dy.shape[1:3]]
+    padding = [
+        (_pad(k, dilation), max(span + (k - 1) * dilation - size - _pad(k, dilation), 0))
+        for k, span, size in zip((kh, kw), spans, x.shape[1:3], strict=True)
+    ]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    corners = [(u * dilation, v * dilation) for u in range(kh) for v in range(kw)]
+    taps = [x[:, top : top + spans[0] : stride, left : left + spans[1] : stride] for top, left in corners]
+    return jnp.stack([_transposed_product(_pixels(tap), _pixels(dy)) for tap in taps]).reshape(shape)
+
+
+def _kernel_gradient_by_depth(x: jax.Array, shape: tuple[int, ...], dy: jax.Array, stride: int) -> jax.Array:
+    """k x k at stride s equals ceil(k / s) x ceil(k / s) at stride 1 on blocks of s x s pixels as channels."""
+    kh, kw, channels, features = shape
+    batch, out_height, out_width, _ = dy.shape
+    taps = [math.ceil(k / stride) for k in (kh, kw)]
+    blocks = [out + tap - 1 for out, tap in zip((out_height, out_width), taps, strict=True)]
+    around = [
+        (_pad(k, 1), block * stride - size - _pad(k, 1), 0)
+        for k, block, size in zip((kh, kw), blocks, x.shape[1:3], strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+    x = x.reshape(batch, blocks[0], stride, blocks[1], stride, channels).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(batch, *blocks, stride * stride * channels)
+    gradient = _kernel_gradient_at_once(x, (*taps, x.shape[-1], features), dy, 1, (0, 0))
+    gradient = gradient.reshape(*taps, stride, stride, channels, features).transpose(0, 2, 1, 3, 4, 5)
+    return gradient.reshape(taps[0] * stride, taps[1] * stride, channels, features)[:kh, :kw]
+
+
+def dense_blocks(kernel: jax.Array, groups: int) -> jax.Array:
+    """A grouped kernel as dense ones: neighbouring groups together, with zeros between them.
+
+    Args:
+      kernel: ``[kh, kw, C / G, C_out]``.
+      groups: G.
+
+    Returns:
+      ``[blocks, kh, kw, C / blocks, C_out / blocks]``.
+    """
+    kh, kw, channels, features = *kernel.shape[:3], kernel.shape[3] // groups
+    together = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * channels <= _BLOCK))
+    blocks = groups // together
+    kernel = kernel.reshape(kh, kw, channels, blocks, together, features)
+    dense = jnp.einsum('hwcbgo,ag->bhwacgo', kernel, jnp.eye(together, dtype=kernel.dtype))
+    return dense.reshape(blocks, kh, kw, together * channels, together * features)

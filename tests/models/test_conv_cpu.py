@@ -1,0 +1,55 @@
+"""The compiled CPU program of a training step: none of the slow forms is left in it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from resnet_jax import ResNet, ResNetSpec, TrainConfig, create_train_state, init_variables, train_step
+from resnet_jax.training.optim import make_optimizer
+
+SPECS = {
+    'basic': ResNetSpec('basic', (1, 1), (16, 32), (1, 2), 'cifar', 16, 'A', num_classes=4),
+    'bottleneck': ResNetSpec('bottleneck', (1, 1), (16, 32), (1, 2), stem_width=16, num_classes=4),
+    'grouped': ResNetSpec('bottleneck', (1, 1), (16, 32), (1, 2), stem_width=16, cardinality=8, base_width=8),
+    'preact': ResNetSpec('preact_basic', (1, 1), (16, 32), (1, 2), 'cifar', 16, num_classes=4),
+}
+
+
+def compiled_step(spec, implementation):
+    model, optimizer = ResNet(spec, implementation=implementation), make_optimizer(TrainConfig(), 10)
+
+    def create(key):
+        return create_train_state(init_variables(model, key, (32, 32, 3)), optimizer)
+
+    state = jax.eval_shape(create, jax.random.key(0))
+    batch = {
+        'image': jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32),
+        'label': jax.ShapeDtypeStruct((4,), jnp.int32),
+    }
+    step = jax.jit(lambda state, batch: train_step(state, batch, model=model, optimizer=optimizer))
+    return step.lower(state, batch).compile().as_text()
+
+
+def slow_forms(text):
+    """Dilated inputs, grouped windows, layouts that XLA has no kernel for, and scatters of pools."""
+    convolutions = re.findall(r'.*\bconvolution\(.*', text)
+    return [
+        line.strip()[:160]
+        for line in convolutions
+        if 'lhs_dilate' in line
+        or 'feature_group_count' in line
+        or 'batch_group_count' in line
+        or 'dim_labels=b01f_01io->b01f' not in line
+    ] + re.findall(r'.*select-and-scatter\(.*', text)
+
+
+@pytest.mark.parametrize('name', SPECS)
+def test_no_slow_form_is_left(name):
+    assert slow_forms(compiled_step(SPECS[name], 'auto')) == []
+
+
+def test_the_plain_step_has_them():
+    """So that the test above is known to see them."""
+    assert slow_forms(compiled_step(SPECS['bottleneck'], 'xla'))
