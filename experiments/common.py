@@ -102,6 +102,11 @@ def set_flags(names: Sequence[str]) -> dict[str, Any]:
     return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
 
 
+def as_file_name(dataset: str) -> str:
+    """A dataset's name as part of a folder's."""
+    return dataset.replace(':', '_').replace('/', '_').strip('_')
+
+
 def family(*patterns: str) -> list[str]:
     """Names of architectures that match one of the patterns."""
     return [name for pattern in patterns for name in list_models(pattern)]
@@ -123,7 +128,7 @@ def train(spec: ResNetSpec) -> None:
     """Trains as the flags say, and ends with the line that names the accuracy and the folder."""
     recipe = FLAGS.recipe or ('digits_quick' if FLAGS.dataset in (None, 'digits') else 'cifar_fast')
     config = get_config(recipe, **set_flags(_CONFIG_FLAGS))
-    data = config.dataset.replace(':', '_').replace('/', '_').strip('_')
+    data = as_file_name(config.dataset)
     seeds = f'seed{config.seed}' if FLAGS.num_seeds is None else f'seeds{config.seed}+{FLAGS.num_seeds}'
     workdir = FLAGS.workdir or f'runs/{FLAGS.arch}-{data}-{seeds}'
     options = {'arch': FLAGS.arch, 'data_dir': FLAGS.data_dir}

@@ -38,8 +38,7 @@ def main() -> None:
         source, which = source.parent.parent, int(source.name)
     record, spec, config = open_run(source)
     name, size = FLAGS.dataset or config.dataset, FLAGS.image_size or config.image_size
-    label = name.replace(':', '_').replace('/', '_').strip('_')
-    out = source / f'evaluation-{label}-{FLAGS.split}-{which}'
+    out = source / f'evaluation-{common.as_file_name(name)}-{FLAGS.split}-{which}'
     if FLAGS.init_from and FLAGS.workdir:
         out = pathlib.Path(FLAGS.workdir)
     if (out / 'config.json').exists():

@@ -58,21 +58,8 @@ def convolution(
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f'implementation={implementation!r} must be one of {", ".join(IMPLEMENTATIONS)}')
     if implementation == 'xla':
-        return _xla(x, kernel, stride, dilation, groups)
+        return conv_cpu.plain(x, kernel, stride, dilation, groups)
     return _convolution(x, kernel, stride, dilation, groups)
-
-
-def _xla(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
-    padding = [((size - 1) // 2 * dilation,) * 2 for size in kernel.shape[:2]]
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=padding,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=groups,
-    )
 
 
 def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
@@ -88,7 +75,7 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
     options: dict[str, Any] = {'stride': stride, 'dilation': dilation, 'groups': groups}
-    on_cpu, elsewhere = functools.partial(_on_cpu, **options), functools.partial(_xla, **options)
+    on_cpu, elsewhere = functools.partial(_on_cpu, **options), functools.partial(conv_cpu.plain, **options)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
 
@@ -109,7 +96,7 @@ def _backward(
         return jax.vjp(functools.partial(_on_cpu, **options), x, kernel)[1](dy)
 
     def elsewhere(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(functools.partial(_xla, **options), x, kernel)[1](dy)
+        return jax.vjp(functools.partial(conv_cpu.plain, **options), x, kernel)[1](dy)
 
     return lax.platform_dependent(*saved, dy, cpu=on_cpu, default=elsewhere)
 

@@ -47,7 +47,7 @@ def forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.
         return (_pixels(x) @ kernel[0, 0]).reshape(*x.shape[:3], kernel.shape[3])
     if _suits_winograd(x.shape, kernel, stride, dilation, _WINOGRAD_CHANNELS):
         return winograd.convolution(x, kernel)
-    return _plain(x, kernel, stride, dilation)
+    return plain(x, kernel, stride, dilation)
 
 
 def gradients(
@@ -57,10 +57,16 @@ def gradients(
     return _input_gradient(x.shape, kernel, dy, stride, dilation), _kernel_gradient(x, kernel, dy, stride, dilation)
 
 
-def _plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
-    padding = [(_pad(size, dilation),) * 2 for size in kernel.shape[:2]]
+def plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int = 1) -> jax.Array:
+    """XLA's own convolution, for what has no better form here, and everywhere else."""
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, rhs_dilation=(dilation, dilation), dimension_numbers=_LAYOUT
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(_pad(size, dilation),) * 2 for size in kernel.shape[:2]],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=_LAYOUT,
+        feature_group_count=groups,
     )
 
 
@@ -107,7 +113,7 @@ def _input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, st
     if dilation == 1:
         return _input_gradient_by_phases(shape, kernel, dy, stride)
     x = jax.ShapeDtypeStruct(shape, dy.dtype)
-    return jax.linear_transpose(lambda x: _plain(x, kernel, stride, dilation), x)(dy)[0]
+    return jax.linear_transpose(lambda x: plain(x, kernel, stride, dilation), x)(dy)[0]
 
 
 def _input_gradient_by_phases(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:
