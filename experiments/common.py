@@ -18,6 +18,7 @@ from resnet_jax import (
     train_and_evaluate,
     train_seeds,
 )
+from resnet_jax.models.conv import IMPLEMENTATIONS
 from resnet_jax.training.recipes import COMPUTE_DTYPES, RECIPES
 
 FLAGS = flags.FLAGS
@@ -67,6 +68,13 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     flags.DEFINE_enum(
         'compute_dtype', None, COMPUTE_DTYPES, 'Dtype of the layers; parameters stay float32. Default: float32.'
     )
+    flags.DEFINE_enum(
+        'implementation',
+        None,
+        IMPLEMENTATIONS,
+        'auto computes convolutions and normalizations in the forms that are fast on the platform; xla leaves them to'
+        ' the compiler. Default: auto.',
+    )
     flags.DEFINE_bool('zero_init_last', None, "Start residual branches at zero. Default: the architecture's.")
     flags.DEFINE_string(
         'init_from', None, 'Folder of an earlier run of the same network whose last weights are the start.'
@@ -90,6 +98,7 @@ _CONFIG_FLAGS = (
     'label_smoothing',
     'seed',
     'compute_dtype',
+    'implementation',
     'init_from',
     'eval_every_epochs',
     'checkpoint_every_epochs',

@@ -53,7 +53,7 @@ def main() -> None:
     make_folder(out)
 
     split = getattr(dataset, FLAGS.split)
-    model = ResNet(spec, jnp.dtype(config.compute_dtype))
+    model = ResNet(spec, jnp.dtype(config.compute_dtype), config.implementation)
     # The images are normalized as in training, whatever their own mean is.
     evaluate = make_evaluator(model, split, record['dataset']['mean'], record['dataset']['std'])
     total = evaluate(variables)

@@ -117,7 +117,7 @@ class _Run:
     def __init__(self, spec: ResNetSpec, config: TrainConfig, dataset: Dataset, mesh: Any, epoch_steps: int):
         self.config, self.dataset, self.mesh, self.epoch_steps = config, dataset, mesh, epoch_steps
         self.total_steps = config.epochs * epoch_steps
-        self.model = ResNet(spec, jnp.dtype(config.compute_dtype))
+        self.model = ResNet(spec, jnp.dtype(config.compute_dtype), config.implementation)
         self.optimizer = make_optimizer(config, epoch_steps)
         self.schedule = learning_rate_schedule(config, epoch_steps)
         self.root_key = jax.random.key(config.seed)
