@@ -75,6 +75,12 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
         'auto computes convolutions and normalizations in the forms that are fast on the platform; xla leaves them to'
         ' the compiler. Default: auto.',
     )
+    flags.DEFINE_bool(
+        'scan_blocks',
+        None,
+        'Compile the alike blocks of a stage once instead of one after the other. Default: where a stage has 16 blocks'
+        ' or more.',
+    )
     flags.DEFINE_bool('zero_init_last', None, "Start residual branches at zero. Default: the architecture's.")
     flags.DEFINE_string(
         'init_from', None, 'Folder of an earlier run of the same network whose last weights are the start.'
@@ -99,6 +105,7 @@ _CONFIG_FLAGS = (
     'seed',
     'compute_dtype',
     'implementation',
+    'scan_blocks',
     'init_from',
     'eval_every_epochs',
     'checkpoint_every_epochs',

@@ -6,15 +6,14 @@ python -m experiments.evaluate --init_from=RUN --checkpoint=best --dataset=array
 
 import pathlib
 
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments import common
-from resnet_jax import InputError, ResNet, load_variables
+from resnet_jax import InputError, load_variables
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.training import metrics
-from resnet_jax.training.loop import make_evaluator, open_run
+from resnet_jax.training.loop import make_evaluator, make_model, open_run
 from resnet_jax.training.report import draw_confusion_matrix
 from resnet_jax.training.workdir import CHECKPOINTS, make_folder, write_json
 
@@ -53,7 +52,7 @@ def main() -> None:
     make_folder(out)
 
     split = getattr(dataset, FLAGS.split)
-    model = ResNet(spec, jnp.dtype(config.compute_dtype), config.implementation)
+    model = make_model(spec, config)
     # The images are normalized as in training, whatever their own mean is.
     evaluate = make_evaluator(model, split, record['dataset']['mean'], record['dataset']['std'])
     total = evaluate(variables)

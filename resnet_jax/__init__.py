@@ -12,7 +12,7 @@ from resnet_jax.models.blocks import (
 from resnet_jax.models.conv import Conv, convolution
 from resnet_jax.models.layers import Shortcut, Stem
 from resnet_jax.models.norm import BatchNorm
-from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables
+from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_blocks, unstack_blocks
 from resnet_jax.training.loop import load_variables, train_and_evaluate, train_seeds
 from resnet_jax.training.recipes import RECIPES, TrainConfig, get_config
 from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
@@ -43,7 +43,9 @@ __all__ = [
     'init_variables',
     'list_models',
     'load_variables',
+    'stack_blocks',
     'train_and_evaluate',
     'train_seeds',
     'train_step',
+    'unstack_blocks',
 ]

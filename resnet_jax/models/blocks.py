@@ -25,12 +25,14 @@ class Block(nn.Module):
       stride: of the block, in one of its convolutions and in its shortcut.
       dtype: compute dtype; parameters are float32.
       implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
+      statistics: as in ``norm.BatchNorm``.
     """
 
     features: int
     stride: int = 1
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    statistics: str | int = 'global'
 
     # Output channels are features * expansion; pre_activation tells the network where its own last ReLU belongs.
     expansion: ClassVar[int] = 1
@@ -44,7 +46,7 @@ class Block(nn.Module):
         return Conv(features, kernel_size, stride, groups=groups, **self._how, name=f'conv{index}')
 
     def _norm(self, index: int, mode: dict[str, Any], **options: Any) -> Callable[..., jax.Array]:
-        norm = BatchNorm(**options, **self._how, name=f'norm{index}')
+        norm = BatchNorm(**options, statistics=self.statistics, **self._how, name=f'norm{index}')
         return functools.partial(norm, **mode)
 
     def _norm_relu(self, index: int, mode: dict[str, Any], **options: bool) -> Callable[..., jax.Array]:
@@ -72,7 +74,8 @@ class ResidualBlock(Block):
 
     def _shortcut(self, x: jax.Array, mode: dict[str, Any], norm: bool = True) -> jax.Array:
         features = self.features * self.expansion
-        return Shortcut(features, self.stride, self.shortcut, norm, **self._how, name='shortcut')(x, **mode)
+        options: dict[str, Any] = {'norm': norm, 'statistics': self.statistics, **self._how}
+        return Shortcut(features, self.stride, self.shortcut, **options, name='shortcut')(x, **mode)
 
 
 class BasicBlock(ResidualBlock):

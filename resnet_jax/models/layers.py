@@ -106,6 +106,7 @@ class Stem(nn.Module):
       norm: normalization and ReLU after the convolution; pre-activation networks have neither.
       dtype: compute dtype.
       implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
+      statistics: as in ``norm.BatchNorm``.
     """
 
     kind: str
@@ -113,6 +114,7 @@ class Stem(nn.Module):
     norm: bool = True
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    statistics: str | int = 'global'
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
@@ -123,7 +125,9 @@ class Stem(nn.Module):
         how: dict[str, Any] = {'dtype': self.dtype, 'implementation': self.implementation}
         x = Conv(self.features, kernel_size, stride, **how, name='conv')(x)
         if self.norm:
-            x = BatchNorm(relu=True, **how, name='norm')(x, train=train, update_stats=update_stats)
+            x = BatchNorm(relu=True, statistics=self.statistics, **how, name='norm')(
+                x, train=train, update_stats=update_stats
+            )
         return max_pool(x, self.implementation) if self.kind == 'imagenet' else x
 
 
@@ -146,6 +150,7 @@ class Shortcut(nn.Module):
       norm: normalization after the projection; pre-activation networks have none.
       dtype: compute dtype.
       implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
+      statistics: as in ``norm.BatchNorm``.
     """
 
     features: int
@@ -154,6 +159,7 @@ class Shortcut(nn.Module):
     norm: bool = True
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    statistics: str | int = 'global'
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
@@ -184,5 +190,5 @@ class Shortcut(nn.Module):
         how: dict[str, Any] = {'dtype': self.dtype, 'implementation': self.implementation}
         x = Conv(self.features, 1, stride, **how, name='conv')(x)
         if self.norm:
-            x = BatchNorm(**how, name='norm')(x, train=train, update_stats=update_stats)
+            x = BatchNorm(statistics=self.statistics, **how, name='norm')(x, train=train, update_stats=update_stats)
         return x

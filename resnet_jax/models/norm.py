@@ -1,6 +1,7 @@
 """Batch normalization."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -86,6 +87,32 @@ def _batch_norm_backward(epsilon: float, relu: bool, saved: Any, cotangents: Any
 _batch_norm_vjp.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
+def _check_statistics(statistics: str | int) -> None:
+    """Raises InputError for a value that ``BatchNorm.statistics`` does not take."""
+    if statistics not in ('global', 'frozen') and not (isinstance(statistics, int) and statistics >= 1):
+        raise InputError(f'statistics={statistics!r} must be global, frozen, or a number of examples from 1 on')
+
+
+def _ghost_batch_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shortcut: jax.Array | None,
+    size: int,
+    normalize: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``normalize`` on each ``size`` neighbouring examples alone; mean and variance are averages over the parts."""
+    if x.shape[0] % size:
+        raise InputError(f'statistics={size}: a batch of {x.shape[0]} examples does not divide into such parts')
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, size, *x.shape[1:])
+
+    axes = (0, None, None, None if shortcut is None else 0)
+    y, mean, var = jax.vmap(normalize, axes)(split(x), scale, bias, None if shortcut is None else split(shortcut))
+    return y.reshape(x.shape), mean.mean(0), var.mean(0)
+
+
 class BatchNorm(nn.Module):
     """Batch normalization over N, H and W (Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2).
 
@@ -98,7 +125,8 @@ class BatchNorm(nn.Module):
       (``n / (n - 1)``), as in the paper's Algorithm 2 and in PyTorch. Flax's own layer keeps the biased one.
     - The variance is the mean of squared deviations (two passes), so it cannot become negative.
     - Statistics are float32 whatever the compute dtype.
-    - Under ``jit`` with a batch sharded over devices, mean and variance are those of the global batch.
+    - Under ``jit`` with a batch sharded over devices, mean and variance are those of the global batch, unless
+      ``statistics`` says otherwise.
 
     Attributes:
       decay: weight of the old running statistics at an update.
@@ -106,6 +134,10 @@ class BatchNorm(nn.Module):
       zero_init: start ``scale`` at zero, which makes a residual branch that ends here start as zero
         (Goyal et al. 2017, arXiv:1706.02677, section 5.1). The original ResNets start at one.
       relu: take the ReLU of the result, after the addition of the shortcut.
+      statistics: what training normalizes with: ``global``, the whole batch's statistics; ``frozen``, the running
+        ones, which then stay as they are (fine-tuning, detection); or a number k, those of each k neighbouring
+        examples alone (ghost batches, Hoffer et al. 2017, arXiv:1705.08741, Algorithm 1). With k examples on each
+        device, ghost batches are what other frameworks call unsynchronized.
       dtype: dtype of the result; parameters and statistics are float32.
       implementation: ``auto`` has its gradient written by hand; ``xla`` leaves it to JAX, and also differentiates
         forward.
@@ -115,6 +147,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     zero_init: bool = False
     relu: bool = False
+    statistics: str | int = 'global'
     dtype: Any = jnp.float32
     implementation: str = 'auto'
 
@@ -135,10 +168,13 @@ class BatchNorm(nn.Module):
           ``[N, H, W, C]`` of ``dtype``.
 
         Raises:
-          InputError: ``update_stats`` without ``train``.
+          InputError: ``update_stats`` without batch statistics, unknown ``statistics``, or a batch that does not
+            divide into ghost batches.
         """
-        if update_stats and not train:
-            raise InputError('update_stats=True needs train=True: without it there are no batch statistics')
+        _check_statistics(self.statistics)
+        frozen = not train or self.statistics == 'frozen'
+        if update_stats and frozen:
+            raise InputError("update_stats=True needs train=True and statistics other than 'frozen'")
         channels = x.shape[-1]
         init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         scale = self.param('scale', init, (channels,), jnp.float32)
@@ -147,14 +183,20 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
         x = x.astype(self.dtype)
-        if not train:
+        if frozen:
             y = _affine(x.astype(jnp.float32), running_mean.value, running_var.value, scale, bias, self.epsilon)
             y = y if shortcut is None else y + shortcut.astype(jnp.float32)
             return (nn.relu(y) if self.relu else y).astype(self.dtype)
-        normalize = _batch_norm if self.implementation == 'xla' else _batch_norm_vjp
-        y, mean, var = normalize(x, scale, bias, shortcut, self.epsilon, self.relu)
+        function = _batch_norm if self.implementation == 'xla' else _batch_norm_vjp
+        normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
+        if isinstance(self.statistics, int):
+            examples = self.statistics
+            y, mean, var = _ghost_batch_norm(x, scale, bias, shortcut, examples, normalize)
+        else:
+            examples = x.shape[0]
+            y, mean, var = normalize(x, scale, bias, shortcut)
         if update_stats is not False and not self.is_initializing():
-            count = x.size // channels
+            count = examples * x.shape[1] * x.shape[2]
             mean, unbiased = lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
             running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
             running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased

@@ -1,11 +1,16 @@
 """The specification of a residual network, and the module that builds it."""
 
+import collections
 import dataclasses
+import functools
+import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.errors import InputError
 from resnet_jax.models.blocks import BLOCKS
@@ -75,6 +80,9 @@ class ResNetSpec:
 _BLOCK_OPTIONS = ('shortcut', 'cardinality', 'base_width', 'stride_in_1x1', 'zero_init_last')
 
 
+_FEWEST_BLOCKS = 3  # of a stage that is scanned: one block before the loop and two within
+
+
 class ResNet(nn.Module):
     """A residual network from its specification: stem, stages of blocks, global average pool, linear head.
 
@@ -85,11 +93,17 @@ class ResNet(nn.Module):
       dtype: compute dtype of everything up to the pool; parameters, statistics and logits are float32.
       implementation: ``auto`` or ``xla``, as in ``conv.convolution``: what is fast on each platform, or plain XLA,
         which also differentiates forward.
+      statistics: what batch normalization normalizes with in training, as in ``norm.BatchNorm``.
+      scan_blocks: compile the blocks 2, 3, … of a stage, which are alike, once, as the body of a loop, instead of one
+        after the other: a deep network then compiles in the time of a shallow one. Their variables are stacked, at
+        ``stage1_blocks/…`` with one more axis in front; ``stack_blocks`` and ``unstack_blocks`` convert.
     """
 
     spec: ResNetSpec
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    statistics: str | int = 'global'
+    scan_blocks: bool = False
 
     @nn.compact
     def __call__(
@@ -107,27 +121,20 @@ class ResNet(nn.Module):
         Returns:
           float32 ``[N, K]``.
         """
-        spec = self.spec
+        spec, block = self.spec, BLOCKS[self.spec.block]
         mode: dict[str, Any] = {'train': train, 'update_stats': update_stats}
-        block = BLOCKS[spec.block]
+        how: dict[str, Any] = {
+            'dtype': self.dtype,
+            'implementation': self.implementation,
+            'statistics': self.statistics,
+        }
         # A pre-activation network normalizes in front of every convolution but the first, which sees the images.
         # The ImageNet stem of such a network is followed by the first block's normalization as well.
-        how: dict[str, Any] = {'dtype': self.dtype, 'implementation': self.implementation}
         stem = Stem(spec.stem, spec.stem_width, not block.pre_activation, **how, name='stem')
         x = stem(images.astype(self.dtype), **mode)
         outputs = {'stem': x}
-        for stage, (size, width, stride) in enumerate(zip(spec.stage_sizes, spec.widths, spec.strides, strict=True), 1):
-            for index in range(1, size + 1):
-                first: dict[str, Any] = {'first': True} if block.pre_activation and stage == index == 1 else {}
-                x = block(
-                    features=width,
-                    stride=stride if index == 1 else 1,
-                    name=f'stage{stage}_block{index}',
-                    **how,
-                    **first,
-                    **spec.block_options(),
-                )(x, **mode)
-            outputs[f'stage{stage}'] = x
+        for stage in range(1, len(spec.stage_sizes) + 1):
+            x = outputs[f'stage{stage}'] = self._stage(x, stage, how, mode)
         if block.pre_activation:
             x = BatchNorm(relu=True, **how, name='norm')(x, **mode)
         outputs['pooled'] = global_avg_pool(x)
@@ -136,6 +143,26 @@ class ResNet(nn.Module):
         # PyTorch's initialization of a linear layer's kernel: uniform in ±1 / sqrt(C). The bias starts at zero.
         init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
         return nn.Dense(spec.num_classes, kernel_init=init, name='head')(outputs['pooled'])
+
+    def _stage(self, x: jax.Array, stage: int, how: dict[str, Any], mode: dict[str, Any]) -> jax.Array:
+        """The blocks of a stage, counted from 1."""
+        spec, block = self.spec, BLOCKS[self.spec.block]
+        size = spec.stage_sizes[stage - 1]
+        make = functools.partial(block, features=spec.widths[stage - 1], **how, **spec.block_options())
+        first: dict[str, Any] = {'first': True} if block.pre_activation and stage == 1 else {}
+        x = make(stride=spec.strides[stage - 1], **first, name=f'stage{stage}_block1')(x, **mode)
+        if not self.scan_blocks or size < _FEWEST_BLOCKS:
+            for index in range(2, size + 1):
+                x = make(name=f'stage{stage}_block{index}')(x, **mode)
+            return x
+
+        def once(block: nn.Module, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return block(x, **mode), None
+
+        repeated = nn.scan(
+            once, variable_axes={'params': 0, 'batch_stats': 0}, split_rngs={'params': True}, length=size - 1
+        )
+        return repeated(make(name=f'stage{stage}_blocks'), x, None)[0]
 
     def features(self, images: jax.Array, *, train: bool, update_stats: bool | None = None) -> dict[str, jax.Array]:
         """Feature maps ``{'stem', 'stage1', …, 'pooled'}``: ``[N, H', W', C']`` each, ``pooled`` float32 ``[N, C']``.
@@ -158,3 +185,59 @@ def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return dict(model.lazy_init(key, images, train=False))
+
+
+def stack_blocks(tree: Any) -> Any:
+    """Variables, or a whole train state, of a ``ResNet`` as ``scan_blocks=True`` takes them.
+
+    Args:
+      tree: any tree that holds dicts with the keys ``stage1_block1``, ``stage1_block2``, …
+
+    Returns:
+      The tree with ``stage1_block2``, … of every scanned stage as ``stage1_blocks``, each array ``[blocks - 1, …]``.
+    """
+
+    def convert(blocks: dict[str, Any]) -> dict[str, Any]:
+        out = dict(blocks)
+        counts = collections.Counter(match[1] for name in blocks if (match := _BLOCK.fullmatch(name)))
+        for stage, count in counts.items():
+            if count >= _FEWEST_BLOCKS:
+                parts = [out.pop(f'{stage}_block{index}') for index in range(2, count + 1)]
+                out[f'{stage}_blocks'] = jax.tree.map(_stack, *parts)
+        return out
+
+    return _convert_networks(convert, tree)
+
+
+def unstack_blocks(tree: Any) -> Any:
+    """The inverse of ``stack_blocks``; leaves alone what is not stacked."""
+
+    def convert(blocks: dict[str, Any]) -> dict[str, Any]:
+        out = {}
+        for name, variables in blocks.items():
+            if match := _BLOCKS.fullmatch(name):
+                for index in range(len(jax.tree.leaves(variables)[0])):
+                    out[f'{match[1]}_block{index + 2}'] = jax.tree.map(lambda leaf, index=index: leaf[index], variables)
+            else:
+                out[name] = variables
+        return out
+
+    return _convert_networks(convert, tree)
+
+
+def _stack(*leaves: Any) -> Any:
+    on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    return np.stack(leaves) if on_host else jnp.stack(leaves)
+
+
+_BLOCK = re.compile(r'(stage\d+)_block\d+')
+_BLOCKS = re.compile(r'(stage\d+)_blocks')
+
+
+def _convert_networks(convert: Callable[[dict[str, Any]], dict[str, Any]], tree: Any) -> Any:
+    """Applies ``convert`` to the dicts in a tree that hold a network's blocks by name."""
+
+    def holds_blocks(node: Any) -> bool:
+        return isinstance(node, dict) and 'stage1_block1' in node
+
+    return jax.tree.map(lambda node: convert(node) if holds_blocks(node) else node, tree, is_leaf=holds_blocks)

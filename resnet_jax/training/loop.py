@@ -16,7 +16,7 @@ from resnet_jax.data.augment import normalize, training_images
 from resnet_jax.data.batches import eval_batches, steps_per_epoch, train_indices
 from resnet_jax.data.datasets import Dataset, Split, load_dataset
 from resnet_jax.errors import DivergenceError, InputError
-from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables
+from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_blocks, unstack_blocks
 from resnet_jax.training import checkpoint, metrics
 from resnet_jax.training.optim import learning_rate_schedule, make_optimizer
 from resnet_jax.training.progress import Display, open_display
@@ -37,6 +37,8 @@ from resnet_jax.training.workdir import (
 # Purposes of random numbers: each has its own key, folded from the run's root key.
 _INIT, _AUGMENT = 0, 1
 _EVAL_BATCH = 512
+# Stages of so many blocks are compiled as a loop: resnet110 and deeper.
+_SCAN_FROM = 16
 
 
 def train_and_evaluate(
@@ -89,7 +91,7 @@ def train_and_evaluate(
     checkpoint.remove_partial_checkpoints(folder)
     saved = checkpoint.checkpoint_steps(folder)
     if saved:
-        state = checkpoint.restore_checkpoint(folder, saved[-1], state)
+        state = run.restore(folder, saved[-1], state)
     log = _Log(workdir, run, int(state.step))
     try:
         if saved:
@@ -117,7 +119,7 @@ class _Run:
     def __init__(self, spec: ResNetSpec, config: TrainConfig, dataset: Dataset, mesh: Any, epoch_steps: int):
         self.config, self.dataset, self.mesh, self.epoch_steps = config, dataset, mesh, epoch_steps
         self.total_steps = config.epochs * epoch_steps
-        self.model = ResNet(spec, jnp.dtype(config.compute_dtype), config.implementation)
+        self.model = make_model(spec, config)
         self.optimizer = make_optimizer(config, epoch_steps)
         self.schedule = learning_rate_schedule(config, epoch_steps)
         self.root_key = jax.random.key(config.seed)
@@ -131,6 +133,7 @@ class _Run:
     def initial_state(self, variables: dict[str, Any] | None) -> TrainState:
         """The state before the first step, on the devices, from given variables or fresh ones."""
         if variables is not None:
+            variables = stack_blocks(variables) if self.model.scan_blocks else variables
             return jax.device_put(create_train_state(variables, self.optimizer), replicated(self.mesh))
 
         def create(key: jax.Array) -> TrainState:
@@ -141,6 +144,19 @@ class _Run:
         state = jax.jit(create, out_shardings=replicated(self.mesh))(key)
         self.compile_seconds += time.perf_counter() - start
         return state
+
+    def save(self, folder: pathlib.Path, step: int, state: TrainState, test_accuracy: float | None) -> None:
+        """Writes a checkpoint, which is the same whether blocks are scanned or not."""
+        if self.model.scan_blocks:
+            state = unstack_blocks(jax.device_get(state))
+        checkpoint.save_checkpoint(folder, step, state, test_accuracy)
+
+    def restore(self, folder: pathlib.Path, step: int, like: TrainState) -> TrainState:
+        """Reads one."""
+        if not self.model.scan_blocks:
+            return checkpoint.restore_checkpoint(folder, step, like)
+        state = checkpoint.restore_checkpoint(folder, step, jax.eval_shape(unstack_blocks, like))
+        return jax.device_put(stack_blocks(jax.device_get(state)), replicated(self.mesh))
 
     def compile_train_step(
         self, state: TrainState
@@ -178,6 +194,12 @@ class _Run:
         return lambda state, step: compiled(state, images, labels, indices_of(step), key)
 
 
+def make_model(spec: ResNetSpec, config: TrainConfig) -> ResNet:
+    """The network as a configuration has it computed."""
+    scan = max(spec.stage_sizes) >= _SCAN_FROM if config.scan_blocks is None else config.scan_blocks
+    return ResNet(spec, jnp.dtype(config.compute_dtype), config.implementation, scan_blocks=scan)
+
+
 def make_evaluator(
     model: ResNet,
     split: Split,
@@ -208,6 +230,8 @@ def make_evaluator(
         return eval_step(variables, batch, model=model)
 
     def evaluate(variables: dict[str, Any]) -> dict[str, Any]:
+        if model.scan_blocks:
+            variables = stack_blocks(variables)
         batches = jax.device_put(list(eval_batches(len(split), batch_size)), split_batch(mesh))
         total = metrics.add_up(program(variables, images, labels, *batch) for batch in batches)
         if total['count'] != len(split):
@@ -324,7 +348,7 @@ def _train(run: _Run, state: TrainState, log: _Log, folder: pathlib.Path) -> dic
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.variables))):
                 raise _divergence(f'a weight is not finite after step {epoch * run.epoch_steps}')
             accuracy = None if test is None else metrics.summarize(test)['accuracy']
-            checkpoint.save_checkpoint(folder, epoch * run.epoch_steps, state, accuracy)
+            run.save(folder, epoch * run.epoch_steps, state, accuracy)
             log.start_clock()
     return evaluate(state.variables) if test is None else test
 
@@ -444,10 +468,10 @@ def load_variables(
     ):
         if there != here:
             raise InputError(f'the network of {workdir} has {there} {name}, this one {here}')
-    model, optimizer = ResNet(spec or stored_spec), make_optimizer(config, 1)
+    model, optimizer = make_model(spec or stored_spec, config), make_optimizer(config, 1)
 
     def create(key: jax.Array) -> TrainState:
-        return create_train_state(init_variables(model, key, shape), optimizer)
+        return unstack_blocks(create_train_state(init_variables(model, key, shape), optimizer))
 
     like = jax.eval_shape(create, jax.random.key(0))
     return checkpoint.restore_checkpoint(folder, step, like).variables

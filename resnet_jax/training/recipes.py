@@ -39,6 +39,7 @@ class TrainConfig:
       image_size: pixels to which the images are resized; None keeps their size.
       compute_dtype: ``float32`` or ``bfloat16``.
       implementation: ``auto`` or ``xla``, as in ``models.conv.convolution``.
+      scan_blocks: compile alike blocks once, as in ``models.resnet.ResNet``; None does so in deep networks.
       init_from: folder of a finished or unfinished run whose weights are the start; None starts fresh.
       eval_every_epochs: test evaluation after every so many epochs, and after the last.
       checkpoint_every_epochs: checkpoint after every so many epochs, and after the last.
@@ -69,6 +70,7 @@ class TrainConfig:
     image_size: int | None = None
     compute_dtype: str = 'float32'
     implementation: str = 'auto'
+    scan_blocks: bool | None = None
     init_from: str | None = None
     eval_every_epochs: int = 1
     checkpoint_every_epochs: int = 1

@@ -17,7 +17,7 @@ TRAINING = {
 }
 SHARED = [
     *('arch', 'recipe', 'dataset', 'data_dir', 'workdir', 'epochs', 'batch_size', 'learning_rate', 'weight_decay'),
-    *('seed', 'num_seeds', 'compute_dtype', 'implementation', 'image_size', 'init_from'),
+    *('seed', 'num_seeds', 'compute_dtype', 'implementation', 'scan_blocks', 'image_size', 'init_from'),
     *('eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps'),
 ]
 

@@ -1,11 +1,13 @@
 """Batch normalization against the NumPy reference."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import BatchNorm
+from resnet_jax import BatchNorm, InputError
 from resnet_jax import numpy_reference as reference
 
 
@@ -75,3 +77,47 @@ def test_a_large_mean_does_not_spoil_the_variance():
 def test_zero_init():
     variables = BatchNorm(zero_init=True).init(jax.random.key(0), jnp.ones((1, 2, 2, 3)), train=False)
     np.testing.assert_array_equal(variables['params']['scale'], np.zeros(3))
+
+
+@pytest.mark.parametrize('implementation', ['auto', 'xla'])
+def test_ghost_batches_are_normalized_alone(problem, implementation, rng):
+    """Values, gradients and running statistics equal those of the parts, one by one."""
+    x, params, stats = problem
+    dy, shortcut = rng.normal(size=(2, *x.shape)).astype(np.float32)
+    options = {'relu': True, 'implementation': implementation}
+
+    def run(x, params, shortcut, **more):
+        norm = BatchNorm(**options, **more)
+        variables = {'params': params, 'batch_stats': stats}
+        return norm.apply(variables, x, shortcut, train=True, mutable=['batch_stats'])
+
+    y, pullback, updates = jax.vjp(functools.partial(run, statistics=2), x, params, shortcut, has_aux=True)
+    dx, dparams, dshortcut = pullback(jnp.asarray(dy))
+    parts = [slice(0, 2), slice(2, 4)]
+    expected = [jax.vjp(run, x[part], params, shortcut[part], has_aux=True) for part in parts]
+    np.testing.assert_allclose(y, jnp.concatenate([part[0] for part in expected]), rtol=1e-5, atol=1e-5)
+    gradients = [pull(jnp.asarray(dy[part])) for part, (_, pull, _) in zip(parts, expected, strict=True)]
+    np.testing.assert_allclose(dx, jnp.concatenate([g[0] for g in gradients]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(dshortcut, jnp.concatenate([g[2] for g in gradients]), rtol=1e-5)
+    for name in params:
+        np.testing.assert_allclose(dparams[name], sum(g[1][name] for g in gradients), rtol=1e-4, atol=1e-4)
+    for name in stats:
+        means = sum(part[2]['batch_stats'][name] for part in expected) / 2
+        np.testing.assert_allclose(updates['batch_stats'][name], means, rtol=1e-5)
+
+
+def test_a_batch_that_does_not_divide_into_ghost_batches(problem):
+    x, params, stats = problem
+    with pytest.raises(InputError, match='statistics=3: a batch of 4 examples'):
+        BatchNorm(statistics=3).apply({'params': params, 'batch_stats': stats}, x, train=True, mutable=['batch_stats'])
+
+
+def test_frozen_statistics_are_used_and_kept(problem):
+    x, params, stats = problem
+    variables = {'params': params, 'batch_stats': stats}
+    frozen = BatchNorm(statistics='frozen')
+    y, updates = frozen.apply(variables, x, train=True, mutable=['batch_stats'])
+    np.testing.assert_array_equal(y, BatchNorm().apply(variables, x, train=False))
+    jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'], stats)
+    with pytest.raises(InputError, match='update_stats=True needs'):
+        frozen.apply(variables, x, train=True, update_stats=True, mutable=['batch_stats'])

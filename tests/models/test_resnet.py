@@ -5,8 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import InputError, ResNet, ResNetSpec, create_model, init_variables
+from resnet_jax import (
+    InputError,
+    ResNet,
+    ResNetSpec,
+    TrainConfig,
+    create_model,
+    create_train_state,
+    init_variables,
+    stack_blocks,
+    unstack_blocks,
+)
 from resnet_jax import numpy_reference as reference
+from resnet_jax.training.optim import make_optimizer
 
 TINY = {'stage_sizes': (1, 2), 'widths': (8, 16), 'strides': (1, 2), 'stem_width': 8, 'num_classes': 5}
 SPECS = {
@@ -144,3 +155,61 @@ def test_zero_init_last_makes_blocks_the_identity(rng):
     images = rng.normal(size=(2, 6, 6, 3)).astype(np.float32)
     features = model.apply(variables, images, train=False, method=model.features)
     np.testing.assert_allclose(features['stage1'], features['stem'], atol=1e-6)
+
+
+DEEP = ResNetSpec('basic', (4, 2, 3), (8, 8, 16), (1, 1, 2), 'cifar', 8, 'A', num_classes=5)
+
+
+def test_scanned_blocks_are_the_same_network(rng):
+    """Logits, gradients and running statistics, with variables taken from one layout to the other and back."""
+    unrolled, scanned = ResNet(DEEP), ResNet(DEEP, scan_blocks=True)
+    variables = randomized(init_variables(unrolled, jax.random.key(0), (8, 8, 3)), rng)
+    images = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
+
+    def run(model, variables):
+        def loss(params):
+            logits, updates = model.apply(variables | {'params': params}, images, train=True, mutable=['batch_stats'])
+            return jnp.sum(logits * jnp.arange(5.0)[None]), (logits, updates['batch_stats'])
+
+        (_, (logits, stats)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+        return {'logits': logits, 'stats': stats, 'gradients': gradients}
+
+    stacked = stack_blocks(variables)
+    shapes = jax.eval_shape(lambda key: init_variables(scanned, key, (8, 8, 3)), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
+    assert set(stacked['params']) >= {'stage1_block1', 'stage1_blocks', 'stage2_block1', 'stage2_block2'}
+    jax.tree.map(np.testing.assert_array_equal, unstack_blocks(stacked), variables)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        unstack_blocks(run(scanned, stacked)),
+        run(unrolled, variables),
+    )
+
+
+def test_blocks_of_a_whole_train_state_are_converted():
+    """Parameters, statistics and the optimizer's slots alike."""
+    model, optimizer = ResNet(DEEP), make_optimizer(TrainConfig(), 10)
+    state = create_train_state(init_variables(model, jax.random.key(0), (8, 8, 3)), optimizer)
+    stacked = stack_blocks(state)
+    assert len(jax.tree.leaves(stacked)) < len(jax.tree.leaves(state))
+    assert len(jax.tree.leaves(stacked.opt_state)) < len(jax.tree.leaves(state.opt_state))
+    assert jax.tree.structure(unstack_blocks(stacked)) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize('statistics', ['batch', 0, -1, 2.5])
+def test_unknown_statistics(statistics):
+    with pytest.raises(InputError, match='must be global, frozen, or a number'):
+        jax.eval_shape(lambda: init_variables(ResNet(DEEP, statistics=statistics), jax.random.key(0), (8, 8, 3)))
+
+
+def test_statistics_reach_every_normalization(rng):
+    """Frozen training computes what evaluation computes; ghost batches of one are other networks."""
+    variables = randomized(init_variables(ResNet(DEEP), jax.random.key(0), (8, 8, 3)), rng)
+    images = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
+    expected = ResNet(DEEP).apply(variables, images, train=False)
+    frozen, updates = ResNet(DEEP, statistics='frozen').apply(variables, images, train=True, mutable=['batch_stats'])
+    np.testing.assert_array_equal(frozen, expected)
+    jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'], variables['batch_stats'])
+    one, _ = ResNet(DEEP, statistics=1).apply(variables, images, train=True, mutable=['batch_stats'])
+    alone, _ = ResNet(DEEP).apply(variables, images[:1], train=True, mutable=['batch_stats'])
+    np.testing.assert_allclose(one[:1], alone, rtol=1e-4, atol=1e-4)
