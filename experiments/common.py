@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 
+from experiments.environment import compilation_cache
 from resnet_jax import (
     DivergenceError,
     InputError,
@@ -159,13 +161,28 @@ def train(spec: ResNetSpec) -> None:
         )
 
 
+def keep_compiled_programs() -> None:
+    """Lets JAX find what it compiled in an earlier run, unless the user said where to keep it, or not to."""
+    if FLAGS.compilation_cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        try:
+            jax.config.update('jax_compilation_cache_dir', str(compilation_cache()))
+        except OSError as error:
+            print(f'compiled programs are not kept: {error}', file=sys.stderr)
+
+
 def run(main: Callable[[], None]) -> None:
     """Starts a script; a mistake in what the user gave ends with one line and status 2."""
+    flags.DEFINE_bool(
+        'compilation_cache',
+        True,
+        'Keep compiled programs in ~/.cache/resnet_jax, or where JAX_COMPILATION_CACHE_DIR says, for the next run.',
+    )
 
     def guarded(argv: Sequence[str]) -> None:
         try:
             if len(argv) > 1:
                 raise InputError(f'unexpected argument {argv[1]!r}: options are given as --name=value')
+            keep_compiled_programs()
             main()
         except InputError as error:
             _exit(f'error: {error}', 2)

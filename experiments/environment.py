@@ -22,6 +22,15 @@ def _vector_width() -> dict[str, str]:
     return {'XLA_FLAGS': f'{flags} --xla_cpu_prefer_vector_width=512'.strip()}
 
 
+def compilation_cache() -> pathlib.Path:
+    """The user's own folder for compiled programs, which nobody else may write: what lies there is executed."""
+    home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    folder = home / 'resnet_jax' / 'compiled'
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    return folder
+
+
 def restart_with_settings() -> None:
     """Starts ``python -m experiments.…`` anew under these settings, unless it already is; does nothing elsewhere."""
     arguments = sys.orig_argv

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 # Before JAX starts: two CPU devices, so that everything runs where a batch is split.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -19,6 +20,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache_home(tmp_path_factory) -> Iterator[pathlib.Path]:
+    """Where the scripts keep compiled programs: not in the user's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp('cache')
+        patch.setenv('XDG_CACHE_HOME', str(folder))
+        yield folder
 
 
 @pytest.fixture(scope='session')

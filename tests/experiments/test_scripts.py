@@ -18,8 +18,10 @@ TRAINING = {
 SHARED = [
     *('arch', 'recipe', 'dataset', 'data_dir', 'workdir', 'epochs', 'batch_size', 'learning_rate', 'weight_decay'),
     *('seed', 'num_seeds', 'compute_dtype', 'implementation', 'scan_blocks', 'image_size', 'init_from'),
-    *('eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps'),
+    *('compilation_cache', 'eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps'),
 ]
+
+EVALUATION = ['init_from', 'workdir', 'dataset', 'data_dir', 'image_size', 'compilation_cache']
 
 
 def start(name, *args, cwd=pathlib.Path(__file__).parent.parent.parent):
@@ -56,9 +58,9 @@ def test_help_explains_every_flag(name):
     done = start(name, '--help')
     assert done.returncode == 0
     text = done.stdout
-    shared = SHARED if name in TRAINING else ['init_from', 'workdir', 'dataset', 'data_dir', 'image_size']
+    shared = SHARED if name in TRAINING else EVALUATION
     for flag in shared:
-        assert f'--{flag}:' in text, flag
+        assert f'--{flag}:' in text or f'--[no]{flag}:' in text, flag
     assert '(no help available)' not in text
 
 
@@ -68,6 +70,21 @@ def test_a_run_ends_with_its_accuracy_and_folder(trained):
     assert done.stdout.splitlines()[-1] == f'test accuracy {result["test_accuracy"]:.4f} on 5 examples; see {workdir}'
     assert result['steps'] == 2
     assert done.stderr == ''
+
+
+def test_compiled_programs_are_kept_for_the_user_alone(trained, cache_home):
+    folder = cache_home / 'resnet_jax' / 'compiled'
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.glob('*-cache'))
+
+
+@pytest.mark.parametrize(('flag', 'said'), [('', 'compiled programs are not kept:'), ('--nocompilation_cache', '')])
+def test_scripts_run_without_a_folder_for_compiled_programs(trained, tmp_path, monkeypatch, flag, said):
+    monkeypatch.setenv('XDG_CACHE_HOME', '/proc')
+    done = start('evaluate', f'--init_from={trained[0]}', f'--workdir={tmp_path / "out"}', *filter(None, [flag]))
+    assert done.returncode == 0
+    assert done.stderr[: len(said)] == said
+    assert bool(done.stderr) == bool(said)
 
 
 def test_the_same_command_again_shows_the_result(trained, arrays):

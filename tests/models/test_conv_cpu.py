@@ -1,5 +1,6 @@
 """The compiled CPU program of a training step: none of the slow forms is left in it."""
 
+import dataclasses
 import re
 
 import jax
@@ -17,8 +18,8 @@ SPECS = {
 }
 
 
-def compiled_step(spec, implementation):
-    model, optimizer = ResNet(spec, implementation=implementation), make_optimizer(TrainConfig(), 10)
+def compiled_step(spec, **options):
+    model, optimizer = ResNet(spec, **options), make_optimizer(TrainConfig(), 10)
 
     def create(key):
         return create_train_state(init_variables(model, key, (32, 32, 3)), optimizer)
@@ -47,9 +48,18 @@ def slow_forms(text):
 
 @pytest.mark.parametrize('name', SPECS)
 def test_no_slow_form_is_left(name):
-    assert slow_forms(compiled_step(SPECS[name], 'auto')) == []
+    assert slow_forms(compiled_step(SPECS[name])) == []
+
+
+@pytest.mark.parametrize('name', ['basic', 'grouped'])
+def test_no_slow_form_is_left_inside_a_loop(name):
+    """Outside of a program's main computation XLA brings no convolution into a form that has a kernel."""
+    deep = dataclasses.replace(SPECS[name], stage_sizes=(1, 3))
+    text = compiled_step(deep, scan_blocks=True)
+    assert text.count(' while(') >= 2
+    assert slow_forms(text) == []
 
 
 def test_the_plain_step_has_them():
     """So that the test above is known to see them."""
-    assert slow_forms(compiled_step(SPECS['bottleneck'], 'xla'))
+    assert slow_forms(compiled_step(SPECS['bottleneck'], implementation='xla'))

@@ -172,6 +172,37 @@ def test_an_interrupted_run_resumes_bit_for_bit(finished, shades, tmp_path, monk
     assert losses(tmp_path / 'run') == losses(workdir)
 
 
+def test_checkpoints_do_not_tell_whether_blocks_were_scanned(shades, tmp_path, monkeypatch):
+    """A scanned run resumes bit for bit, its weights load one by one, and start a run that is not scanned."""
+    spec = dataclasses.replace(SPEC, stage_sizes=(3, 1))
+    config = dataclasses.replace(CONFIG, epochs=2, scan_blocks=True)
+    train_and_evaluate(spec, config, tmp_path / 'whole', dataset=shades)
+
+    def stop_late(folder, step, *args):
+        if step > 4:
+            raise KeyboardInterrupt
+        return save(folder, step, *args)
+
+    save = checkpoint.save_checkpoint
+    monkeypatch.setattr(loop.checkpoint, 'save_checkpoint', stop_late)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(spec, config, tmp_path / 'run', dataset=shades)
+    monkeypatch.undo()
+    result = train_and_evaluate(spec, config, tmp_path / 'run', dataset=shades)
+    assert last_state(tmp_path / 'run') == last_state(tmp_path / 'whole')
+
+    variables = load_variables(tmp_path / 'run')
+    assert {'stage1_block1', 'stage1_block2', 'stage1_block3'} <= set(variables['params'])
+    for scan in (False, True):
+        model = loop.make_model(spec, dataclasses.replace(config, scan_blocks=scan))
+        total = loop.make_evaluator(model, shades.test, shades.mean, shades.std)(variables)
+        assert total['correct'] / total['count'] == pytest.approx(result['test_accuracy'])
+    again = dataclasses.replace(CONFIG, epochs=1, learning_rate=0, scan_blocks=False, init_from=str(tmp_path / 'run'))
+    train_and_evaluate(spec, again, tmp_path / 'again', dataset=shades)
+    unchanged = load_variables(tmp_path / 'again')['params']
+    jax.tree.map(np.testing.assert_array_equal, unchanged, variables['params'])
+
+
 def test_another_seed_gives_another_network(finished, shades, tmp_path):
     train_and_evaluate(SPEC, dataclasses.replace(CONFIG, seed=1), tmp_path / 'run', dataset=shades)
     assert last_state(tmp_path / 'run') != last_state(finished[0])
