@@ -81,6 +81,7 @@ def test_compiled_programs_are_kept_for_the_user_alone(trained, cache_home):
 @pytest.mark.parametrize(('flag', 'said'), [('', 'compiled programs are not kept:'), ('--nocompilation_cache', '')])
 def test_scripts_run_without_a_folder_for_compiled_programs(trained, tmp_path, monkeypatch, flag, said):
     monkeypatch.setenv('XDG_CACHE_HOME', '/proc')
+    monkeypatch.setenv('MPLCONFIGDIR', str(tmp_path))
     done = start('evaluate', f'--init_from={trained[0]}', f'--workdir={tmp_path / "out"}', *filter(None, [flag]))
     assert done.returncode == 0
     assert done.stderr[: len(said)] == said
