@@ -1,0 +1,302 @@
+"""How long a step of training or evaluation takes, beside plain Flax and PyTorch.
+
+python -m experiments.benchmark --arch=resnet20,resnet50                    # this machine
+python -m experiments.benchmark --arch=resnet50 --against=flax,torch        # in turns with the others
+python -m experiments.benchmark --arch=resnet50 --topology=v5e:2x2          # a TPU's compiler's estimate
+
+Each contender runs in a process of its own, and they take turns, so that what else the machine does meets all alike.
+A turn is one step that does not count and --steps that do. What is reported is the median over --rounds turns, and the
+median of the ratios of turns that followed each other.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import multiprocessing
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from experiments import common
+from resnet_jax import InputError, get_spec
+from resnet_jax.models.conv import IMPLEMENTATIONS
+from resnet_jax.training.recipes import COMPUTE_DTYPES
+
+FLAGS = flags.FLAGS
+OTHERS = ('flax', 'torch')
+
+flags.DEFINE_list('arch', 'resnet20', 'Architectures, separated by commas; list_models() has them.')
+flags.DEFINE_integer('batch_size', None, 'Images in a step. Default: 128 of 32 pixels, 16 of more.', lower_bound=1)
+flags.DEFINE_integer(
+    'image_size', None, 'Pixels a side. Default: 32 for networks with the CIFAR stem, else 128.', lower_bound=1
+)
+flags.DEFINE_enum('mode', 'train', ('train', 'eval'), 'train: loss, gradients and SGD with momentum; eval: logits.')
+flags.DEFINE_enum('compute_dtype', 'float32', COMPUTE_DTYPES, 'Dtype of the layers.')
+flags.DEFINE_enum(
+    'implementation', 'auto', IMPLEMENTATIONS, 'auto: the forms fast on the platform; xla: the plain ones.'
+)
+flags.DEFINE_bool('scan_blocks', False, 'Compile the alike blocks of a stage once.')
+flags.DEFINE_list('against', [], 'Contenders, separated by commas: flax (nn.Conv and nn.BatchNorm), torch.')
+flags.DEFINE_integer('rounds', 7, 'Turns of each contender.', lower_bound=1)
+flags.DEFINE_integer('steps', 2, 'Counted steps in a turn.', lower_bound=1)
+flags.DEFINE_bool('json', False, 'Print one JSON object a line instead of a table.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is timed.
+
+    Attributes:
+      arch: a name of ``list_models()``.
+      mode: ``train`` or ``eval``.
+      batch_size: images in a step.
+      image_size: pixels a side.
+      compute_dtype: ``float32`` or ``bfloat16``.
+      implementation: ``auto`` or ``xla``.
+      scan_blocks: as in ``ResNet``.
+    """
+
+    arch: str
+    mode: str
+    batch_size: int
+    image_size: int
+    compute_dtype: str
+    implementation: str
+    scan_blocks: bool
+
+
+def jax_step(case: Case, plain_flax: bool) -> tuple[Callable[..., Any], Any]:
+    """A step as a function of its state, and the state's shapes with those of a batch."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.peers import FlaxNetwork
+    from resnet_jax import ResNet, TrainConfig, create_train_state, init_variables, train_step
+    from resnet_jax.training.optim import make_optimizer
+
+    spec, dtype = get_spec(case.arch), jnp.dtype(case.compute_dtype)
+    ours = ResNet(spec, dtype, case.implementation, scan_blocks=case.scan_blocks)
+    model: Any = FlaxNetwork(spec, dtype) if plain_flax else ours
+    optimizer = make_optimizer(TrainConfig(), 100)
+    image_shape = (case.image_size, case.image_size, 3)
+
+    def make(key: jax.Array) -> tuple[Any, Any]:
+        state = create_train_state(init_variables(model, key, image_shape), optimizer)
+        image = jax.random.normal(key, (case.batch_size, *image_shape))
+        label = jax.random.randint(key, (case.batch_size,), 0, spec.num_classes)
+        return state, {'image': image, 'label': label}
+
+    def train(state: Any, batch: Any) -> Any:
+        return train_step(state, batch, model=model, optimizer=optimizer)
+
+    def evaluate(state: Any, batch: Any) -> Any:
+        return state, model.apply(state.variables, batch['image'], train=False)
+
+    return (train if case.mode == 'train' else evaluate), make
+
+
+def prepare_jax(case: Case, plain_flax: bool) -> tuple[Callable[[], None], dict[str, Any]]:
+    """A function that takes one step, and what compiling it showed."""
+    import jax
+
+    function, make = jax_step(case, plain_flax)
+    state, batch = jax.jit(make)(jax.random.key(0))
+    start = time.perf_counter()
+    compiled = jax.jit(function, donate_argnums=0).lower(state, batch).compile()
+    seconds = time.perf_counter() - start
+    memory: Any = compiled.memory_analysis()
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+    def step() -> None:
+        nonlocal state
+        state, out = compiled(state, batch)
+        jax.block_until_ready((state, out))
+
+    return step, {'compile_seconds': round(seconds, 2), 'peak_memory_bytes': kept + memory.temp_size_in_bytes}
+
+
+def prepare_torch(case: Case, channels_last: bool) -> tuple[Callable[[], None], dict[str, Any]]:
+    """The same with PyTorch, in one of its two memory formats."""
+    import torch
+
+    from experiments.peers import torch_network
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    before = _resident_bytes('VmRSS')
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    network = torch_network(case.arch, case.image_size).to(memory_format=memory_format)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4)
+    images = torch.randn(case.batch_size, 3, case.image_size, case.image_size).to(memory_format=memory_format)
+    labels = torch.randint(0, get_spec(case.arch).num_classes, (case.batch_size,))
+    autocast = torch.autocast('cpu', torch.bfloat16, enabled=case.compute_dtype == 'bfloat16')
+    network.train(case.mode == 'train')
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast:
+            loss = torch.nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    def evaluate() -> None:
+        with torch.inference_mode(), autocast:
+            network(images)
+
+    step = train if case.mode == 'train' else evaluate
+    start = time.perf_counter()
+    step()
+    first = time.perf_counter() - start
+    step()
+    described = 'channels_last' if channels_last else 'contiguous'
+    memory = _resident_bytes('VmHWM') - before
+    return step, {'memory_format': described, 'compile_seconds': round(first, 2), 'peak_memory_bytes': memory}
+
+
+def _resident_bytes(field: str) -> int:
+    with open('/proc/self/status') as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+
+
+PREPARE: dict[str, tuple[Callable[..., Any], bool]] = {
+    'ours': (prepare_jax, False),
+    'flax': (prepare_jax, True),
+    'torch': (prepare_torch, False),
+    'torch channels_last': (prepare_torch, True),
+}
+
+
+def work(name: str, case: Case, connection: Any) -> None:
+    """A contender's process: sends what its preparation showed, then the seconds of each step that it is asked for."""
+    try:
+        prepare, option = PREPARE[name]
+        step, described = prepare(case, option)
+        step()
+        connection.send(described)
+        while count := connection.recv():
+            step()
+            seconds = []
+            for _ in range(count):
+                start = time.perf_counter()
+                step()
+                seconds.append(time.perf_counter() - start)
+            connection.send(seconds)
+    except Exception:
+        connection.send(traceback.format_exc())
+
+
+class Contender:
+    """One network in one framework, in a process of its own."""
+
+    def __init__(self, name: str, case: Case):
+        self.name = name
+        context = multiprocessing.get_context('spawn')
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=work, args=(name, case, there), daemon=True)
+        self._process.start()
+        there.close()
+        self.described: dict[str, Any] = self._receive()
+        self.turns: list[float] = []
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._here.recv()
+        except EOFError:
+            answer = 'its process ended: out of memory?'
+        if isinstance(answer, str):
+            raise InputError(f'{self.name} failed: {answer.strip().splitlines()[-1]}')
+        return answer
+
+    def take_turn(self, steps: int) -> None:
+        """Runs its steps while the others wait."""
+        self._here.send(steps)
+        self.turns.append(1000 * statistics.median(self._receive()))
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.join()
+
+
+def measure(case: Case, others: list[str], rounds: int, steps: int) -> dict[str, Any]:
+    """One object of results."""
+    names = ['ours', *(name for name in PREPARE if name.split()[0] in others)]
+    contenders: list[Contender] = []
+    try:
+        for name in names:
+            contenders.append(Contender(name, case))
+        for _ in range(rounds):
+            for contender in contenders:
+                contender.take_turn(steps)
+    finally:
+        for contender in contenders:
+            contender.close()
+    ours = contenders[0]
+    ms = statistics.median(ours.turns)
+    result = dataclasses.asdict(case) | {
+        'ms': round(ms, 2),
+        'examples_per_second': round(1000 * case.batch_size / ms, 1),
+        'flops': flops(case),
+        **ours.described,
+    }
+    for contender in sorted(contenders[1:], key=lambda other: -statistics.median(other.turns)):  # the better one stays
+        ratios = [here / there for here, there in zip(ours.turns, contender.turns, strict=True)]
+        described = {'ms': round(statistics.median(contender.turns), 2), 'ratio': round(statistics.median(ratios), 3)}
+        result[contender.name.split()[0]] = described | contender.described
+    return result
+
+
+def flops(case: Case) -> int:
+    """Floating-point operations of a step in its plain form, as XLA counts them; no form of ours changes it."""
+    import jax
+
+    plain = dataclasses.replace(case, implementation='xla', scan_blocks=False)
+    function, make = jax_step(plain, plain_flax=False)
+    cost: Any = jax.jit(function).lower(*jax.eval_shape(make, jax.random.key(0))).cost_analysis()
+    return round(cost['flops'])
+
+
+def print_row(result: dict[str, Any]) -> None:
+    """A result for the eye."""
+    words = [
+        f'{result["arch"]:>18} {result["mode"]:>5} {result["batch_size"]} x {result["image_size"]}²',
+        f'{result["ms"]:9.1f} ms  {result["examples_per_second"]:9,.1f} images/s',
+        f'compile {result["compile_seconds"]:5.1f} s  memory {result["peak_memory_bytes"] / 2**20:,.0f} MiB',
+    ]
+    words += [
+        f'{name} {result[name]["ms"]:.1f} ms, ratio {result[name]["ratio"]:.2f}' for name in OTHERS if name in result
+    ]
+    print('  '.join(words), flush=True)
+
+
+def main() -> None:
+    unknown = set(FLAGS.against) - set(OTHERS)
+    if unknown:
+        raise InputError(f'against={",".join(sorted(unknown))}: known are {", ".join(OTHERS)}')
+    for needed in ('torch', 'torchvision') if 'torch' in FLAGS.against else ():
+        if importlib.util.find_spec(needed) is None:
+            raise InputError(f'against=torch needs {needed}, which is not installed')
+    for arch in FLAGS.arch:
+        small = get_spec(arch).stem == 'cifar'
+        case = Case(
+            arch=arch,
+            mode=FLAGS.mode,
+            image_size=(size := FLAGS.image_size or (32 if small else 128)),
+            batch_size=FLAGS.batch_size or (128 if size <= 32 else 16),
+            compute_dtype=FLAGS.compute_dtype,
+            implementation=FLAGS.implementation,
+            scan_blocks=FLAGS.scan_blocks,
+        )
+        result = measure(case, FLAGS.against, FLAGS.rounds, FLAGS.steps)
+        if FLAGS.json:
+            print(json.dumps(result), flush=True)
+        else:
+            print_row(result)
+
+
+if __name__ == '__main__':
+    common.run(main)
