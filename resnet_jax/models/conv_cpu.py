@@ -33,6 +33,8 @@ _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 _STEM_CHANNELS = 4  # up to so many channels, strided kernel gradients take pixels as channels
 _WINOGRAD_CHANNELS = 64  # from so many channels on, in and out
 _WINOGRAD_GRADIENT_CHANNELS = 128
+_FEW_CHANNELS = 16  # up to so many output channels, neighbouring pixels are computed together:
+_NEIGHBOURS = ((4, 4), (16, 2))  # (input channels at most, pixels)
 _BLOCK = 32  # channels of the dense blocks of a grouped convolution
 
 
@@ -47,6 +49,8 @@ def forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.
         return (_pixels(x) @ kernel[0, 0]).reshape(*x.shape[:3], kernel.shape[3])
     if _suits_winograd(x.shape, kernel, stride, dilation, _WINOGRAD_CHANNELS):
         return winograd.convolution(x, kernel)
+    if stride == dilation == 1:
+        return _by_neighbours(x, kernel, [(_pad(size, 1),) * 2 for size in kernel.shape[:2]])
     return plain(x, kernel, stride, dilation)
 
 
@@ -68,6 +72,23 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: i
         dimension_numbers=_LAYOUT,
         feature_group_count=groups,
     )
+
+
+def _by_neighbours(x: jax.Array, kernel: jax.Array, padding: list[tuple[int, int]]) -> jax.Array:
+    """A convolution with stride 1 that gives p neighbouring pixels of a row at once, as p times as many channels.
+
+    Its kernel has p - 1 more columns, zero where a pixel does not look, and its stride is p. XLA's fast kernel takes
+    convolutions with more than 16 channels, and more output channels keep it busier.
+    """
+    kw, channels, features = kernel.shape[1:]
+    width = x.shape[2] + sum(padding[1]) - kw + 1
+    pixels = next((p for most, p in _NEIGHBOURS if channels <= most), 1) if features <= _FEW_CHANNELS else 1
+    if width % pixels:
+        pixels = 1
+    shifted = [jnp.pad(kernel, ((0, 0), (p, pixels - 1 - p), (0, 0), (0, 0))) for p in range(pixels)]
+    wide = jnp.stack(shifted, 3).reshape(kernel.shape[0], kw + pixels - 1, channels, pixels * features)
+    y = lax.conv_general_dilated(x, wide, (1, pixels), padding, dimension_numbers=_LAYOUT)
+    return y.reshape(x.shape[0], y.shape[1], width, features)
 
 
 def _suits_winograd(shape: tuple[int, ...], kernel: jax.Array, stride: int, dilation: int, channels: int) -> bool:
@@ -107,6 +128,8 @@ def _input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, st
             (dilation * (k - 1) - _pad(k, dilation), size - out + _pad(k, dilation))
             for k, size, out in zip((kh, kw), shape[1:3], dy.shape[1:3], strict=True)
         ]
+        if dilation == 1:
+            return _by_neighbours(dy, _flip(kernel), padding)
         return lax.conv_general_dilated(
             dy, _flip(kernel), (1, 1), padding, rhs_dilation=(dilation, dilation), dimension_numbers=_LAYOUT
         )
@@ -174,12 +197,16 @@ def _kernel_gradient_at_once(
     So one product ``[kw C, P] [P, kh C_out]`` holds all taps, and only ``kw + kh`` shifted copies are needed.
     """
     kh, kw, channels, features = shape
-    rows, columns = x.shape[1], dy.shape[2]
-    x = jnp.pad(x, ((0, 0), (0, 0), (padding[1], padding[1]), (0, 0)))
-    shifted_x = [x[:, :, v * dilation : v * dilation + columns] for v in range(kw)]
-    above = (kh - 1) * dilation - padding[0]
-    dy = jnp.pad(dy, ((0, 0), (above, max(rows - dy.shape[1] + padding[0], 0)), (0, 0), (0, 0)))
-    shifted_dy = [dy[:, u * dilation : u * dilation + rows] for u in reversed(range(kh))]
+    zero = jnp.zeros((), x.dtype)
+
+    def shifted(x: jax.Array, by: int, axis: int, size: int) -> jax.Array:
+        """``size`` entries of x along an axis, from entry ``by`` on, and zeros where it has none."""
+        edges = [(0, 0, 0)] * 4
+        edges[axis] = (-by, by + size - x.shape[axis], 0)
+        return lax.pad(x, zero, edges)
+
+    shifted_x = [shifted(x, v * dilation - padding[1], 2, dy.shape[2]) for v in range(kw)]
+    shifted_dy = [shifted(dy, padding[0] - u * dilation, 1, x.shape[1]) for u in range(kh)]
     product = _transposed_product(_pixels(jnp.concatenate(shifted_x, -1)), _pixels(jnp.concatenate(shifted_dy, -1)))
     return product.reshape(kw, channels, kh, features).transpose(2, 0, 1, 3)
 

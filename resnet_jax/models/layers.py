@@ -51,34 +51,31 @@ def _windows(x: jax.Array) -> list[jax.Array]:
     return [x[:, u : u + height - 1 : 2, v : v + width - 1 : 2] for u in range(3) for v in range(3)]
 
 
-def _max_pool_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
-    def on_cpu(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
-        """XLA scatters element by element; here each of the four parities of pixels gathers from its windows."""
-        winner = functools.reduce(  # the first of the nine that is the maximum
-            lambda later, k_pixel: jnp.where(k_pixel[1] == y, k_pixel[0], later),
-            reversed(list(enumerate(_windows(x)))),
-            jnp.full(y.shape, 9, jnp.int32),
-        )
+def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    def on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
+        """XLA scatters element by element; here each of a window's nine places sends dy where it is the maximum.
 
-        def won(row: int, column: int) -> jax.Array:
-            """dy of the windows won by this pixel, shifted to where the pixel of row or column 0 belongs."""
-            part = jnp.where(winner == 3 * row + column, dy, 0)
-            shift = ((0, 0), (0, row == 0), (0, column == 0), (0, 0))
-            return jnp.pad(part, shift)[:, int(row == 0) :, int(column == 0) :]
+        Whether it is, is compared anew, since XLA would compute a stored winner again for every use of it.
+        """
+        pixels = _windows(x)
+        dx = jnp.zeros_like(x)
+        for place, pixel in enumerate(pixels):
+            first = [pixel > other for other in pixels[:place]] + [pixel >= other for other in pixels[place + 1 :]]
+            part = jnp.where(functools.reduce(jnp.logical_and, first), dy, 0)
+            edges = [
+                (offset - 1, size + 2 - offset - 2 * windows, 1)
+                for offset, size, windows in zip(divmod(place, 3), x.shape[1:3], dy.shape[1:3], strict=True)
+            ]
+            dx += lax.pad(part, jnp.zeros((), dy.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        return dx
 
-        even = jnp.stack([won(1, 1), won(1, 2) + won(1, 0)], 3)
-        odd = jnp.stack([won(2, 1) + won(0, 1), won(2, 2) + won(2, 0) + won(0, 2) + won(0, 0)], 3)
-        batch, height, width, channels = y.shape
-        dx = jnp.stack([even, odd], 2).reshape(batch, 2 * height, 2 * width, channels)
-        return dx[:, : x.shape[1], : x.shape[2]]
-
-    def by_xla(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
+    def by_xla(x: jax.Array, dy: jax.Array) -> jax.Array:
         return jax.vjp(_plain_max_pool, x)[1](dy)[0]
 
-    return (lax.platform_dependent(*saved, dy, cpu=on_cpu, default=by_xla),)
+    return (lax.platform_dependent(x, dy, cpu=on_cpu, default=by_xla),)
 
 
-_max_pool.defvjp(lambda x: (y := _max_pool(x), (x, y)), _max_pool_backward)
+_max_pool.defvjp(lambda x: (_max_pool(x), x), _max_pool_backward)
 
 
 def avg_pool(x: jax.Array, stride: int = 2) -> jax.Array:

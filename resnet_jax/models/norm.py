@@ -81,7 +81,8 @@ def _batch_norm_backward(epsilon: float, relu: bool, saved: Any, cotangents: Any
     count = x.size // x.shape[-1]
     slope, offset = scale * inverse_std, dscale * inverse_std / count
     dx = _wide(slope) * (dz - _wide(dbias / count) - centred * _wide(offset))
-    return dx.astype(x.dtype), dscale, dbias, dz.astype(y.dtype) if has_shortcut else None
+    dx = lax.optimization_barrier(dx.astype(x.dtype))
+    return dx, dscale, dbias, dz.astype(y.dtype) if has_shortcut else None
 
 
 _batch_norm_vjp.defvjp(_batch_norm_forward, _batch_norm_backward)
