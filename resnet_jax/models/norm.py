@@ -23,8 +23,31 @@ def _wide(channels: jax.Array) -> jax.Array:
     return channels[None, None, None]
 
 
+def _moments_in_two_passes(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of ``x``, float32 ``[N, H, W, C]``: the mean of squared deviations from the mean."""
+    mean = x.mean((0, 1, 2))
+    return mean, jnp.square(x - _wide(mean)).mean((0, 1, 2))
+
+
+def _moments_in_one_pass(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same from sums that XLA's TPU backend takes while the convolution in front writes ``x``.
+
+    The deviations are those from ``shift``, the running mean: the closer it is to the batch's own, the less cancels.
+    """
+    deviations = x - _wide(shift)
+    offset = deviations.mean((0, 1, 2))
+    var = jnp.square(deviations).mean((0, 1, 2)) - jnp.square(offset)
+    return shift + offset, jnp.maximum(var, 0)
+
+
 def _batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Array | None, epsilon: float, relu: bool
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    shortcut: jax.Array | None,
+    epsilon: float,
+    relu: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes with the batch's own statistics, then adds the shortcut, then takes the ReLU.
 
@@ -32,6 +55,7 @@ def _batch_norm(
       x: ``[N, H, W, C]``, of any float dtype.
       scale: float32 ``[C]``.
       bias: float32 ``[C]``.
+      shift: float32 ``[C]``, a guess of the mean; the result does not depend on it but in its rounding.
       shortcut: ``[N, H, W, C]`` or None.
       epsilon: added to the variance.
       relu: whether to take the ReLU.
@@ -40,26 +64,37 @@ def _batch_norm(
       The result, of ``x``'s dtype, and the batch's mean and biased variance, float32 ``[C]``.
     """
     wide = x.astype(jnp.float32)
-    mean = wide.mean((0, 1, 2))
-    var = jnp.square(wide - _wide(mean)).mean((0, 1, 2))
+    mean, var = lax.platform_dependent(wide, shift, tpu=_moments_in_one_pass, default=_moments_in_two_passes)
     y = _affine(wide, mean, var, scale, bias, epsilon)
     if shortcut is not None:
         y = y + shortcut.astype(jnp.float32)
     return (nn.relu(y) if relu else y).astype(x.dtype), mean, var
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _batch_norm_vjp(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Array | None, epsilon: float, relu: bool
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    shortcut: jax.Array | None,
+    epsilon: float,
+    relu: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``_batch_norm`` with its gradient by hand: two passes over the map, where differentiation makes about six."""
-    return _batch_norm(x, scale, bias, shortcut, epsilon, relu)
+    return _batch_norm(x, scale, bias, shift, shortcut, epsilon, relu)
 
 
 def _batch_norm_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Array | None, epsilon: float, relu: bool
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    shortcut: jax.Array | None,
+    epsilon: float,
+    relu: bool,
 ) -> tuple[Any, Any]:
-    y, mean, var = _batch_norm(x, scale, bias, shortcut, epsilon, relu)
+    y, mean, var = _batch_norm(x, scale, bias, shift, shortcut, epsilon, relu)
     return (y, mean, var), (x, y, mean, var, scale, shortcut is not None)
 
 
@@ -80,7 +115,7 @@ def _batch_norm_backward(epsilon: float, relu: bool, saved: Any, cotangents: Any
     count = x.size // x.shape[-1]
     slope, offset = scale * inverse_std, dscale * inverse_std / count
     dx = _wide(slope) * (dz - _wide(dbias / count) - centred * _wide(offset))
-    return dx.astype(x.dtype), dscale, dbias, dz.astype(y.dtype) if has_shortcut else None
+    return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(mean), dz.astype(y.dtype) if has_shortcut else None
 
 
 _batch_norm_vjp.defvjp(_batch_norm_forward, _batch_norm_backward)
@@ -152,7 +187,7 @@ class BatchNorm(nn.Module):
             y = y if shortcut is None else y + shortcut.astype(jnp.float32)
             return (nn.relu(y) if self.relu else y).astype(self.dtype)
         normalize = _batch_norm if self.implementation == 'xla' else _batch_norm_vjp
-        y, mean, var = normalize(x, scale, bias, shortcut, self.epsilon, self.relu)
+        y, mean, var = normalize(x, scale, bias, lax.stop_gradient(running_mean.value), shortcut, self.epsilon, self.relu)
         if update_stats is not False and not self.is_initializing():
             count = x.size // channels
             mean, unbiased = lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
