@@ -131,7 +131,8 @@ class BatchNorm(nn.Module):
     - ``decay`` is the weight of the *old* running value: 0.9 here is ``momentum=0.1`` in PyTorch.
     - A batch is normalized with its biased variance; the running variance collects the unbiased one
       (``n / (n - 1)``), as in the paper's Algorithm 2 and in PyTorch. Flax's own layer keeps the biased one.
-    - The variance is the mean of squared deviations (two passes), so it cannot become negative.
+    - The variance is the mean of squared deviations (two passes), so it cannot become negative. On a TPU, mean and
+      variance come from one pass, over deviations from the running mean, and a negative variance is set to zero.
     - Statistics are float32 whatever the compute dtype.
     - Under ``jit`` with a batch sharded over devices, mean and variance are those of the global batch.
 
@@ -187,7 +188,9 @@ class BatchNorm(nn.Module):
             y = y if shortcut is None else y + shortcut.astype(jnp.float32)
             return (nn.relu(y) if self.relu else y).astype(self.dtype)
         normalize = _batch_norm if self.implementation == 'xla' else _batch_norm_vjp
-        y, mean, var = normalize(x, scale, bias, lax.stop_gradient(running_mean.value), shortcut, self.epsilon, self.relu)
+        y, mean, var = normalize(
+            x, scale, bias, lax.stop_gradient(running_mean.value), shortcut, self.epsilon, self.relu
+        )
         if update_stats is not False and not self.is_initializing():
             count = x.size // channels
             mean, unbiased = lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
