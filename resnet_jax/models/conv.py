@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.errors import InputError
-from resnet_jax.models import conv_cpu
+from resnet_jax.models import conv_cpu, conv_tpu
+from resnet_jax.models.conv_common import by_blocks, plain
 
 IMPLEMENTATIONS = ('auto', 'xla')
 
@@ -58,25 +59,22 @@ def convolution(
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f'implementation={implementation!r} must be one of {", ".join(IMPLEMENTATIONS)}')
     if implementation == 'xla':
-        return conv_cpu.plain(x, kernel, stride, dilation, groups)
+        return plain(x, kernel, stride, dilation, groups)
     return _convolution(x, kernel, stride, dilation, groups)
 
 
 def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
     if groups == 1:
         return conv_cpu.forward(x, kernel, stride, dilation)
-    blocks = conv_cpu.dense_blocks(kernel, groups)
-    parts = lax.split(x, [blocks.shape[3]] * len(blocks), 3)
-    return jnp.concatenate(
-        [_convolution(part, block, stride, dilation, 1) for part, block in zip(parts, blocks, strict=True)], 3
-    )
+    dense = functools.partial(_convolution, stride=stride, dilation=dilation, groups=1)
+    return by_blocks(dense, x, kernel, groups, conv_cpu.BLOCK)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
     options: dict[str, Any] = {'stride': stride, 'dilation': dilation, 'groups': groups}
-    on_cpu, elsewhere = functools.partial(_on_cpu, **options), functools.partial(conv_cpu.plain, **options)
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+    forms = {'cpu': _on_cpu, 'tpu': conv_tpu.forward, 'default': plain}
+    return lax.platform_dependent(x, kernel, **{name: functools.partial(f, **options) for name, f in forms.items()})
 
 
 def _forward(
@@ -95,10 +93,13 @@ def _backward(
             return conv_cpu.gradients(x, kernel, dy, stride, dilation)
         return jax.vjp(functools.partial(_on_cpu, **options), x, kernel)[1](dy)
 
-    def elsewhere(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(functools.partial(conv_cpu.plain, **options), x, kernel)[1](dy)
+    def on_tpu(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(functools.partial(conv_tpu.forward, **options), x, kernel)[1](dy)
 
-    return lax.platform_dependent(*saved, dy, cpu=on_cpu, default=elsewhere)
+    def elsewhere(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(functools.partial(plain, **options), x, kernel)[1](dy)
+
+    return lax.platform_dependent(*saved, dy, cpu=on_cpu, tpu=on_tpu, default=elsewhere)
 
 
 _convolution.defvjp(_forward, _backward)

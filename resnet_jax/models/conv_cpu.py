@@ -28,18 +28,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.models import winograd
+from resnet_jax.models.conv_common import LAYOUT, pad, plain
 
-_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 _STEM_CHANNELS = 4  # up to so many channels, strided kernel gradients take pixels as channels
 _WINOGRAD_CHANNELS = 64  # from so many channels on, in and out
 _WINOGRAD_GRADIENT_CHANNELS = 128
 _FEW_CHANNELS = 16  # up to so many output channels, neighbouring pixels are computed together:
 _NEIGHBOURS = ((4, 4), (16, 2))  # (input channels at most, pixels)
-_BLOCK = 32  # channels of the dense blocks of a grouped convolution
-
-
-def _pad(size: int, dilation: int) -> int:
-    return (size - 1) // 2 * dilation
+BLOCK = 32  # channels of the dense blocks of a grouped convolution
 
 
 def forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -50,7 +46,7 @@ def forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.
     if _suits_winograd(x.shape, kernel, stride, dilation, _WINOGRAD_CHANNELS):
         return winograd.convolution(x, kernel)
     if stride == dilation == 1:
-        return _by_neighbours(x, kernel, [(_pad(size, 1),) * 2 for size in kernel.shape[:2]])
+        return _by_neighbours(x, kernel, [(pad(size, 1),) * 2 for size in kernel.shape[:2]])
     return plain(x, kernel, stride, dilation)
 
 
@@ -59,19 +55,6 @@ def gradients(
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients with respect to ``x`` and ``kernel``, given ``dy [N, H_out, W_out, C_out]``."""
     return _input_gradient(x.shape, kernel, dy, stride, dilation), _kernel_gradient(x, kernel, dy, stride, dilation)
-
-
-def plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int = 1) -> jax.Array:
-    """XLA's own convolution, for what has no better form here, and everywhere else."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=[(_pad(size, dilation),) * 2 for size in kernel.shape[:2]],
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=_LAYOUT,
-        feature_group_count=groups,
-    )
 
 
 def _by_neighbours(x: jax.Array, kernel: jax.Array, padding: list[tuple[int, int]]) -> jax.Array:
@@ -87,7 +70,7 @@ def _by_neighbours(x: jax.Array, kernel: jax.Array, padding: list[tuple[int, int
         pixels = 1
     shifted = [jnp.pad(kernel, ((0, 0), (p, pixels - 1 - p), (0, 0), (0, 0))) for p in range(pixels)]
     wide = jnp.stack(shifted, 3).reshape(kernel.shape[0], kw + pixels - 1, channels, pixels * features)
-    y = lax.conv_general_dilated(x, wide, (1, pixels), padding, dimension_numbers=_LAYOUT)
+    y = lax.conv_general_dilated(x, wide, (1, pixels), padding, dimension_numbers=LAYOUT)
     return y.reshape(x.shape[0], y.shape[1], width, features)
 
 
@@ -125,13 +108,13 @@ def _input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, st
         return winograd.convolution(dy, kernel, transposed=True)
     if stride == 1:
         padding = [
-            (dilation * (k - 1) - _pad(k, dilation), size - out + _pad(k, dilation))
+            (dilation * (k - 1) - pad(k, dilation), size - out + pad(k, dilation))
             for k, size, out in zip((kh, kw), shape[1:3], dy.shape[1:3], strict=True)
         ]
         if dilation == 1:
             return _by_neighbours(dy, _flip(kernel), padding)
         return lax.conv_general_dilated(
-            dy, _flip(kernel), (1, 1), padding, rhs_dilation=(dilation, dilation), dimension_numbers=_LAYOUT
+            dy, _flip(kernel), (1, 1), padding, rhs_dilation=(dilation, dilation), dimension_numbers=LAYOUT
         )
     if dilation == 1:
         return _input_gradient_by_phases(shape, kernel, dy, stride)
@@ -147,9 +130,9 @@ def _input_gradient_by_phases(shape: tuple[int, ...], kernel: jax.Array, dy: jax
     def along(phase: int, axis: int) -> tuple[slice, tuple[int, int]] | None:
         """The taps that reach a phase, and the padding of dy, along H (0) or W (1)."""
         size, out = kernel.shape[axis], dy.shape[1 + axis]
-        first = (phase + _pad(size, 1)) % stride
+        first = (phase + pad(size, 1)) % stride
         count = len(range(first, size, stride))
-        last = (phase + _pad(size, 1) - first) // stride  # offset in dy that the first tap meets
+        last = (phase + pad(size, 1) - first) // stride  # offset in dy that the first tap meets
         return (slice(first, None, stride), (count - 1 - last, quotients[axis] + last - out)) if count else None
 
     rows = []
@@ -173,7 +156,7 @@ def _padded_convolution(x: jax.Array, kernel: jax.Array, padding: list[tuple[int
     if any(low or high for low, high, _ in crop):
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
     padding = [(max(low, 0), max(high, 0)) for low, high in padding]
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=LAYOUT)
 
 
 def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, dilation: int) -> jax.Array:
@@ -185,7 +168,7 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
     if stride > 1 and dilation == 1 and channels <= _STEM_CHANNELS:
         return _kernel_gradient_by_depth(x, kernel.shape, dy, stride)
     if stride == 1 and dy.shape[1:3] == x.shape[1:3]:
-        return _kernel_gradient_at_once(x, kernel.shape, dy, dilation, (_pad(kh, dilation), _pad(kw, dilation)))
+        return _kernel_gradient_at_once(x, kernel.shape, dy, dilation, (pad(kh, dilation), pad(kw, dilation)))
     return _kernel_gradient_by_taps(x, kernel.shape, dy, stride, dilation)
 
 
@@ -218,7 +201,7 @@ def _kernel_gradient_by_taps(
     kh, kw = shape[:2]
     spans = [(out - 1) * stride + 1 for out in dy.shape[1:3]]
     padding = [
-        (_pad(k, dilation), max(span + (k - 1) * dilation - size - _pad(k, dilation), 0))
+        (pad(k, dilation), max(span + (k - 1) * dilation - size - pad(k, dilation), 0))
         for k, span, size in zip((kh, kw), spans, x.shape[1:3], strict=True)
     ]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -234,7 +217,7 @@ def _kernel_gradient_by_depth(x: jax.Array, shape: tuple[int, ...], dy: jax.Arra
     taps = [math.ceil(k / stride) for k in (kh, kw)]
     blocks = [out + tap - 1 for out, tap in zip((out_height, out_width), taps, strict=True)]
     around = [
-        (_pad(k, 1), block * stride - size - _pad(k, 1), 0)
+        (pad(k, 1), block * stride - size - pad(k, 1), 0)
         for k, block, size in zip((kh, kw), blocks, x.shape[1:3], strict=True)
     ]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
@@ -243,21 +226,3 @@ def _kernel_gradient_by_depth(x: jax.Array, shape: tuple[int, ...], dy: jax.Arra
     gradient = _kernel_gradient_at_once(x, (*taps, x.shape[-1], features), dy, 1, (0, 0))
     gradient = gradient.reshape(*taps, stride, stride, channels, features).transpose(0, 2, 1, 3, 4, 5)
     return gradient.reshape(taps[0] * stride, taps[1] * stride, channels, features)[:kh, :kw]
-
-
-def dense_blocks(kernel: jax.Array, groups: int) -> jax.Array:
-    """A grouped kernel as dense ones: neighbouring groups together, with zeros between them.
-
-    Args:
-      kernel: ``[kh, kw, C / G, C_out]``.
-      groups: G.
-
-    Returns:
-      ``[blocks, kh, kw, C / blocks, C_out / blocks]``.
-    """
-    kh, kw, channels, features = *kernel.shape[:3], kernel.shape[3] // groups
-    together = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * channels <= _BLOCK))
-    blocks = groups // together
-    kernel = kernel.reshape(kh, kw, channels, blocks, together, features)
-    dense = jnp.einsum('hwcbgo,ag->bhwacgo', kernel, jnp.eye(together, dtype=kernel.dtype))
-    return dense.reshape(blocks, kh, kw, together * channels, together * features)

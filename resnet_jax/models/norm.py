@@ -24,8 +24,31 @@ def _wide(channels: jax.Array) -> jax.Array:
     return channels[None, None, None]
 
 
+def _moments_in_two_passes(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of ``x``, float32 ``[N, H, W, C]``: the mean of squared deviations from the mean."""
+    mean = x.mean((0, 1, 2))
+    return mean, jnp.square(x - _wide(mean)).mean((0, 1, 2))
+
+
+def _moments_in_one_pass(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same from sums that XLA's TPU backend takes while the convolution in front writes ``x``.
+
+    The deviations are those from ``shift``, the running mean: the closer it is to the batch's own, the less cancels.
+    """
+    deviations = x - _wide(shift)
+    offset = deviations.mean((0, 1, 2))
+    var = jnp.square(deviations).mean((0, 1, 2)) - jnp.square(offset)
+    return shift + offset, jnp.maximum(var, 0)
+
+
 def _batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Array | None, epsilon: float, relu: bool
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    shortcut: jax.Array | None,
+    epsilon: float,
+    relu: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes with the batch's own statistics, then adds the shortcut, then takes the ReLU.
 
@@ -33,6 +56,7 @@ def _batch_norm(
       x: ``[N, H, W, C]``, of any float dtype.
       scale: float32 ``[C]``.
       bias: float32 ``[C]``.
+      shift: float32 ``[C]``, a guess of the mean; the result does not depend on it but in its rounding.
       shortcut: ``[N, H, W, C]`` or None.
       epsilon: added to the variance.
       relu: whether to take the ReLU.
@@ -41,26 +65,37 @@ def _batch_norm(
       The result, of ``x``'s dtype, and the batch's mean and biased variance, float32 ``[C]``.
     """
     wide = x.astype(jnp.float32)
-    mean = wide.mean((0, 1, 2))
-    var = jnp.square(wide - _wide(mean)).mean((0, 1, 2))
+    mean, var = lax.platform_dependent(wide, shift, tpu=_moments_in_one_pass, default=_moments_in_two_passes)
     y = _affine(wide, mean, var, scale, bias, epsilon)
     if shortcut is not None:
         y = y + shortcut.astype(jnp.float32)
     return (nn.relu(y) if relu else y).astype(x.dtype), mean, var
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _batch_norm_vjp(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Array | None, epsilon: float, relu: bool
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    shortcut: jax.Array | None,
+    epsilon: float,
+    relu: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``_batch_norm`` with its gradient by hand: two passes over the map, where differentiation makes about six."""
-    return _batch_norm(x, scale, bias, shortcut, epsilon, relu)
+    return _batch_norm(x, scale, bias, shift, shortcut, epsilon, relu)
 
 
 def _batch_norm_forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, shortcut: jax.Array | None, epsilon: float, relu: bool
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    shortcut: jax.Array | None,
+    epsilon: float,
+    relu: bool,
 ) -> tuple[Any, Any]:
-    y, mean, var = _batch_norm(x, scale, bias, shortcut, epsilon, relu)
+    y, mean, var = _batch_norm(x, scale, bias, shift, shortcut, epsilon, relu)
     return (y, mean, var), (x, y, mean, var, scale, shortcut is not None)
 
 
@@ -81,8 +116,7 @@ def _batch_norm_backward(epsilon: float, relu: bool, saved: Any, cotangents: Any
     count = x.size // x.shape[-1]
     slope, offset = scale * inverse_std, dscale * inverse_std / count
     dx = _wide(slope) * (dz - _wide(dbias / count) - centred * _wide(offset))
-    dx = lax.optimization_barrier(dx.astype(x.dtype))
-    return dx, dscale, dbias, dz.astype(y.dtype) if has_shortcut else None
+    return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(mean), dz.astype(y.dtype) if has_shortcut else None
 
 
 _batch_norm_vjp.defvjp(_batch_norm_forward, _batch_norm_backward)
@@ -96,8 +130,7 @@ def _check_statistics(statistics: str | int) -> None:
 
 def _ghost_batch_norm(
     x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
+    vectors: tuple[jax.Array, jax.Array, jax.Array],
     shortcut: jax.Array | None,
     size: int,
     normalize: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
@@ -109,8 +142,8 @@ def _ghost_batch_norm(
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(-1, size, *x.shape[1:])
 
-    axes = (0, None, None, None if shortcut is None else 0)
-    y, mean, var = jax.vmap(normalize, axes)(split(x), scale, bias, None if shortcut is None else split(shortcut))
+    axes = (0, None, None, None, None if shortcut is None else 0)
+    y, mean, var = jax.vmap(normalize, axes)(split(x), *vectors, None if shortcut is None else split(shortcut))
     return y.reshape(x.shape), mean.mean(0), var.mean(0)
 
 
@@ -124,7 +157,8 @@ class BatchNorm(nn.Module):
     - ``decay`` is the weight of the *old* running value: 0.9 here is ``momentum=0.1`` in PyTorch.
     - A batch is normalized with its biased variance; the running variance collects the unbiased one
       (``n / (n - 1)``), as in the paper's Algorithm 2 and in PyTorch. Flax's own layer keeps the biased one.
-    - The variance is the mean of squared deviations (two passes), so it cannot become negative.
+    - The variance is the mean of squared deviations (two passes), so it cannot become negative. On a TPU, mean and
+      variance come from one pass, over deviations from the running mean, and a negative variance is set to zero.
     - Statistics are float32 whatever the compute dtype.
     - Under ``jit`` with a batch sharded over devices, mean and variance are those of the global batch, unless
       ``statistics`` says otherwise.
@@ -190,12 +224,13 @@ class BatchNorm(nn.Module):
             return (nn.relu(y) if self.relu else y).astype(self.dtype)
         function = _batch_norm if self.implementation == 'xla' else _batch_norm_vjp
         normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
+        vectors = scale, bias, lax.stop_gradient(running_mean.value)
         if isinstance(self.statistics, int):
             examples = self.statistics
-            y, mean, var = _ghost_batch_norm(x, scale, bias, shortcut, examples, normalize)
+            y, mean, var = _ghost_batch_norm(x, vectors, shortcut, examples, normalize)
         else:
             examples = x.shape[0]
-            y, mean, var = normalize(x, scale, bias, shortcut)
+            y, mean, var = normalize(x, *vectors, shortcut)
         if update_stats is not False and not self.is_initializing():
             count = examples * x.shape[1] * x.shape[2]
             mean, unbiased = lax.stop_gradient((mean, var * (count / max(count - 1, 1))))

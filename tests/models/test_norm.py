@@ -9,6 +9,7 @@ import pytest
 
 from resnet_jax import BatchNorm, InputError
 from resnet_jax import numpy_reference as reference
+from resnet_jax.models import norm
 
 
 @pytest.fixture
@@ -121,3 +122,19 @@ def test_frozen_statistics_are_used_and_kept(problem):
     jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'], stats)
     with pytest.raises(InputError, match='update_stats=True needs'):
         frozen.apply(variables, x, train=True, update_stats=True, mutable=['batch_stats'])
+
+
+@pytest.mark.parametrize('mean', [0, 3, -1e4])
+def test_moments_in_one_pass_equal_those_in_two(mean, rng):
+    """As on a TPU: shifted by about the mean, the squares do not cancel however large it is."""
+    x = jnp.asarray(mean + rng.normal(size=(8, 6, 6, 5)), jnp.float32)
+    shift = jnp.full(5, mean + 0.5, jnp.float32)
+    ours, theirs = norm._moments_in_one_pass(x, shift), norm._moments_in_two_passes(x, shift)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_variance_of_one_pass_is_never_negative():
+    x = jnp.full((2, 3, 3, 4), 1e4 + 1 / 3, jnp.float32)
+    _, var = norm._moments_in_one_pass(x, jnp.zeros(4))
+    assert float(var.min()) >= 0

@@ -1,0 +1,55 @@
+"""What the platforms' forms of a convolution have in common."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+
+
+def pad(size: int, dilation: int) -> int:
+    """Pixels of padding on each side."""
+    return (size - 1) // 2 * dilation
+
+
+def plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int = 1) -> jax.Array:
+    """XLA's own convolution, for what has no better form."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(pad(size, dilation),) * 2 for size in kernel.shape[:2]],
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=LAYOUT,
+        feature_group_count=groups,
+    )
+
+
+def dense_blocks(kernel: jax.Array, groups: int, channels: int) -> jax.Array:
+    """A grouped kernel as dense ones: neighbouring groups together, with zeros between them.
+
+    Args:
+      kernel: ``[kh, kw, C / G, C_out]``.
+      groups: G.
+      channels: the most input channels of one block, unless a single group has more.
+
+    Returns:
+      ``[blocks, kh, kw, C / blocks, C_out / blocks]``.
+    """
+    kh, kw, inputs, outputs = *kernel.shape[:3], kernel.shape[3] // groups
+    together = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * inputs <= channels))
+    columns = kernel.reshape(kh, kw, inputs, groups // together, together * outputs).transpose(3, 0, 1, 2, 4)
+    diagonal = np.kron(np.eye(together), np.ones((inputs, outputs))) == 1
+    return jnp.where(diagonal[None, None, None], jnp.tile(columns, (1, 1, 1, together, 1)), 0)
+
+
+def by_blocks(
+    convolve: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array, groups: int, channels: int
+) -> jax.Array:
+    """A grouped convolution as ``convolve`` of each of the ``dense_blocks`` with its channels of ``x``."""
+    blocks = dense_blocks(kernel, groups, channels)
+    parts = lax.split(x, [blocks.shape[3]] * len(blocks), 3)
+    return jnp.concatenate([convolve(part, block) for part, block in zip(parts, blocks, strict=True)], 3)

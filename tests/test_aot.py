@@ -1,0 +1,69 @@
+"""Estimates of a TPU's compiler, where it is installed."""
+
+import importlib.util
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from resnet_jax import InputError, ResNet, ResNetSpec, aot, init_variables
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason='the compiler for TPUs is not here: pip install libtpu'
+)
+PROGRAM = """
+import jax, jax.numpy as jnp
+print(jax.devices())
+from resnet_jax import aot
+print(aot.estimate(lambda x: x @ x, jax.ShapeDtypeStruct((256, 256), jnp.bfloat16)))
+"""
+
+
+def test_cycles_are_summed_over_the_instructions():
+    text = 'a = f() backend_config={"estimated_cycles":"12"}\nb = g()\nc = h() {"estimated_cycles":"30","x":"1"}'
+    assert aot.estimated_cycles(text) == 42
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is here')
+def test_without_libtpu_the_error_says_what_to_install():
+    with pytest.raises(InputError, match='pip install libtpu'):
+        aot.estimate(jnp.sin, jnp.zeros(3))
+
+
+@needs_libtpu
+@pytest.mark.parametrize('topology', ['', 'v5e', 'v99:2x2', 'nonsense:2x2'])
+def test_an_unknown_topology_is_one_line(topology):
+    with pytest.raises(InputError, match=f'topology={topology!r}') as error:
+        aot.estimate(jnp.sin, jnp.zeros(3), topology=topology)
+    assert '\n' not in str(error.value)
+
+
+@needs_libtpu
+def test_a_networks_forward_pass():
+    model = ResNet(ResNetSpec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=4))
+    variables = jax.eval_shape(lambda key: init_variables(model, key, (8, 8, 3)), jax.random.key(0))
+    images = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32)
+    cost = aot.estimate(lambda variables, images: model.apply(variables, images, train=False), variables, images)
+    assert cost['cycles'] > 0
+    assert cost['flops'] > 2 * 8 * 64 * (9 * 3 * 8 + 2 * 9 * 8 * 8) * 0.8  # taps outside the image are not counted
+    assert cost['argument_bytes'] > images.size * 4
+    assert cost['output_bytes'] > 0
+    assert cost['compile_seconds'] > 0
+
+
+@needs_libtpu
+def test_nothing_is_left_behind_or_said(tmp_path, root):
+    """No log files in the folder, no lines on stderr, although JAX has started before."""
+    run = subprocess.run(
+        [sys.executable, '-c', PROGRAM],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(root), 'PATH': '/usr/bin:/bin'},
+    )
+    assert run.returncode == 0, run.stderr
+    assert "'cycles'" in run.stdout
+    assert not run.stderr
+    assert not list(tmp_path.iterdir())
