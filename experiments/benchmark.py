@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from experiments import common
-from resnet_jax import InputError, get_spec
+from resnet_jax import InputError, ResNetSpec, get_spec
 from resnet_jax.models.conv import IMPLEMENTATIONS
 from resnet_jax.training.recipes import COMPUTE_DTYPES
 
@@ -40,10 +40,17 @@ flags.DEFINE_enum('compute_dtype', 'float32', COMPUTE_DTYPES, 'Dtype of the laye
 flags.DEFINE_enum(
     'implementation', 'auto', IMPLEMENTATIONS, 'auto: the forms fast on the platform; xla: the plain ones.'
 )
+flags.DEFINE_integer('cardinality', None, "Groups of a bottleneck's 3x3 convolution. Default: the architecture's.")
+flags.DEFINE_integer('base_width', None, "Channels of a group in the first stage. Default: the architecture's.")
 flags.DEFINE_bool('scan_blocks', False, 'Compile the alike blocks of a stage once.')
 flags.DEFINE_list('against', [], 'Contenders, separated by commas: flax (nn.Conv and nn.BatchNorm), torch.')
 flags.DEFINE_integer('rounds', 7, 'Turns of each contender.', lower_bound=1)
 flags.DEFINE_integer('steps', 2, 'Counted steps in a turn.', lower_bound=1)
+flags.DEFINE_string(
+    'topology',
+    None,
+    'Compile for one chip of these instead, such as v5e:2x2, and report what the compiler estimates; needs libtpu.',
+)
 flags.DEFINE_bool('json', False, 'Print one JSON object a line instead of a table.')
 
 
@@ -59,6 +66,8 @@ class Case:
       compute_dtype: ``float32`` or ``bfloat16``.
       implementation: ``auto`` or ``xla``.
       scan_blocks: as in ``ResNet``.
+      cardinality: in place of the architecture's, if not None.
+      base_width: likewise.
     """
 
     arch: str
@@ -68,6 +77,14 @@ class Case:
     compute_dtype: str
     implementation: str
     scan_blocks: bool
+    cardinality: int | None
+    base_width: int | None
+
+    @property
+    def spec(self) -> ResNetSpec:
+        """The network."""
+        changed = {'cardinality': self.cardinality, 'base_width': self.base_width}
+        return get_spec(self.arch, **{name: value for name, value in changed.items() if value is not None})
 
 
 def jax_step(case: Case, plain_flax: bool) -> tuple[Callable[..., Any], Any]:
@@ -79,7 +96,7 @@ def jax_step(case: Case, plain_flax: bool) -> tuple[Callable[..., Any], Any]:
     from resnet_jax import ResNet, TrainConfig, create_train_state, init_variables, train_step
     from resnet_jax.training.optim import make_optimizer
 
-    spec, dtype = get_spec(case.arch), jnp.dtype(case.compute_dtype)
+    spec, dtype = case.spec, jnp.dtype(case.compute_dtype)
     ours = ResNet(spec, dtype, case.implementation, scan_blocks=case.scan_blocks)
     model: Any = FlaxNetwork(spec, dtype) if plain_flax else ours
     optimizer = make_optimizer(TrainConfig(), 100)
@@ -129,10 +146,10 @@ def prepare_torch(case: Case, channels_last: bool) -> tuple[Callable[[], None], 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     before = _resident_bytes('VmRSS')
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    network = torch_network(case.arch, case.image_size).to(memory_format=memory_format)
+    network = torch_network(case.arch, case.spec, case.image_size).to(memory_format=memory_format)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size).to(memory_format=memory_format)
-    labels = torch.randint(0, get_spec(case.arch).num_classes, (case.batch_size,))
+    labels = torch.randint(0, case.spec.num_classes, (case.batch_size,))
     autocast = torch.autocast('cpu', torch.bfloat16, enabled=case.compute_dtype == 'bfloat16')
     network.train(case.mode == 'train')
 
@@ -260,10 +277,35 @@ def flops(case: Case) -> int:
     return round(cost['flops'])
 
 
+def estimate_on(topology: str, case: Case, others: list[str]) -> dict[str, Any]:
+    """What a TPU's compiler estimates: cycles of a step, FLOPs, bytes; with plain Flax's and the ratio if asked for."""
+    import jax
+
+    from resnet_jax.aot import estimate
+
+    def run(plain_flax: bool) -> dict[str, float]:
+        function, make = jax_step(case, plain_flax)
+        return estimate(function, *jax.eval_shape(make, jax.random.key(0)), topology=topology)
+
+    result: dict[str, Any] = dataclasses.asdict(case) | {'topology': topology} | run(plain_flax=False)
+    if 'flax' in others:
+        flax = run(plain_flax=True)
+        result['flax'] = flax | {'ratio': round(result['cycles'] / flax['cycles'], 3)}
+    return result
+
+
 def print_row(result: dict[str, Any]) -> None:
     """A result for the eye."""
+    what = f'{result["arch"]:>18} {result["mode"]:>5} {result["batch_size"]} x {result["image_size"]}²'
+    if 'topology' in result:
+        against = (
+            f'  flax {result["flax"]["cycles"]:,}, ratio {result["flax"]["ratio"]:.2f}' if 'flax' in result else ''
+        )
+        memory = f'temporary memory {result["temp_bytes"] / 2**20:,.0f} MiB'
+        print(f'{what}  {result["topology"]}  {result["cycles"]:,} cycles (estimate)  {memory}{against}', flush=True)
+        return
     words = [
-        f'{result["arch"]:>18} {result["mode"]:>5} {result["batch_size"]} x {result["image_size"]}²',
+        what,
         f'{result["ms"]:9.1f} ms  {result["examples_per_second"]:9,.1f} images/s',
         f'compile {result["compile_seconds"]:5.1f} s  memory {result["peak_memory_bytes"] / 2**20:,.0f} MiB',
     ]
@@ -277,6 +319,8 @@ def main() -> None:
     unknown = set(FLAGS.against) - set(OTHERS)
     if unknown:
         raise InputError(f'against={",".join(sorted(unknown))}: known are {", ".join(OTHERS)}')
+    if FLAGS.topology is not None and 'torch' in FLAGS.against:
+        raise InputError('against=torch: PyTorch has no estimate for a TPU; --topology takes flax alone')
     for needed in ('torch', 'torchvision') if 'torch' in FLAGS.against else ():
         if importlib.util.find_spec(needed) is None:
             raise InputError(f'against=torch needs {needed}, which is not installed')
@@ -290,8 +334,13 @@ def main() -> None:
             compute_dtype=FLAGS.compute_dtype,
             implementation=FLAGS.implementation,
             scan_blocks=FLAGS.scan_blocks,
+            cardinality=FLAGS.cardinality,
+            base_width=FLAGS.base_width,
         )
-        result = measure(case, FLAGS.against, FLAGS.rounds, FLAGS.steps)
+        if FLAGS.topology is not None:
+            result = estimate_on(FLAGS.topology, case, FLAGS.against)
+        else:
+            result = measure(case, FLAGS.against, FLAGS.rounds, FLAGS.steps)
         if FLAGS.json:
             print(json.dumps(result), flush=True)
         else:

@@ -103,14 +103,13 @@ class _FlaxLayers:
         return nn.Dense(self.num_classes)(x.astype(jnp.float32).mean((1, 2)))
 
 
-def torch_network(arch: str, image_size: int) -> Any:
-    """torchvision's network of that name, or the same specification from PyTorch's layers."""
+def torch_network(arch: str, spec: ResNetSpec, image_size: int) -> Any:
+    """torchvision's network of that name, if the specification is its own, or else PyTorch's layers."""
     import torch
     import torchvision
 
-    if hasattr(torchvision.models, arch):
+    if hasattr(torchvision.models, arch) and spec == get_spec(arch):
         return getattr(torchvision.models, arch)()
-    spec = get_spec(arch)
 
     class Network(torch.nn.Module):
         """Makes its layers at the first call and keeps them in order."""

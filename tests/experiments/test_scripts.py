@@ -21,6 +21,10 @@ SHARED = [
     *('compilation_cache', 'eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps'),
 ]
 
+BENCHMARK = [
+    *('arch', 'batch_size', 'image_size', 'mode', 'compute_dtype', 'implementation', 'against', 'json', 'topology'),
+    *('scan_blocks', 'rounds', 'steps', 'cardinality', 'base_width', 'compilation_cache'),
+]
 EVALUATION = ['init_from', 'workdir', 'dataset', 'data_dir', 'image_size', 'compilation_cache']
 
 
@@ -49,16 +53,21 @@ def trained(arrays, tmp_path_factory):
 
 
 def test_there_is_no_script_without_a_test(root):
-    scripts = {path.stem for path in (root / 'experiments').glob('*.py')} - {'__init__', 'common', 'environment'}
-    assert scripts == {*TRAINING, 'evaluate'}
+    scripts = {path.stem for path in (root / 'experiments').glob('*.py')} - {
+        '__init__',
+        'common',
+        'environment',
+        'peers',
+    }
+    assert scripts == {*TRAINING, 'evaluate', 'benchmark'}
 
 
-@pytest.mark.parametrize('name', [*TRAINING, 'evaluate'])
+@pytest.mark.parametrize('name', [*TRAINING, 'evaluate', 'benchmark'])
 def test_help_explains_every_flag(name):
     done = start(name, '--help')
     assert done.returncode == 0
     text = done.stdout
-    shared = SHARED if name in TRAINING else EVALUATION
+    shared = {'evaluate': EVALUATION, 'benchmark': BENCHMARK}.get(name, SHARED)
     for flag in shared:
         assert f'--{flag}:' in text or f'--[no]{flag}:' in text, flag
     assert '(no help available)' not in text
@@ -122,7 +131,27 @@ def test_every_family_trains(name, arrays, tmp_path):
     assert json.loads((tmp_path / 'run' / 'result.json').read_text())['arch'] == TRAINING[name]
 
 
+def test_benchmark_measures_both(tmp_path):
+    args = ['--batch_size=4', '--image_size=8', '--against=flax', '--rounds=2', '--steps=1', '--mode=eval', '--json']
+    done = start('benchmark', *args)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert {'arch', 'mode', 'batch_size', 'image_size', 'implementation', 'compute_dtype'} <= set(result)
+    assert result['ms'] > 0
+    assert result['examples_per_second'] == pytest.approx(4000 / result['ms'], rel=0.01)
+    # Two operations for each of the 41 million multiplications on 32x32 pixels; an image here has a 16th of them.
+    assert result['flops'] == pytest.approx(2 * 4 * 40.8e6 / 16, rel=0.15)
+    assert result['peak_memory_bytes'] > 4 * 269_722
+    assert result['flax']['ms'] > 0
+    assert 0 < result['flax']['ratio'] < 100
+
+
 MISTAKES = [
+    ('benchmark', ['--arch=resnet21'], "unknown architecture 'resnet21'; nearest known: resnet"),
+    ('benchmark', ['--against=flax,caffe'], 'against=caffe: known are flax, torch'),
+    ('benchmark', ['--against=torch', '--topology=v5e:2x2'], 'PyTorch has no estimate for a TPU'),
+    ('benchmark', ['--rounds=0'], '--rounds=0'),
     ('resnet', ['--arch=resnet21'], "unknown architecture 'resnet21'; nearest known: resnet"),
     ('resnet', ['--arch=plain20'], 'arch=plain20 belongs to another script; this one takes: resnet'),
     ('resnet', ['--dataset=arrays:/no/such/folder'], '/no/such/folder'),
@@ -147,9 +176,9 @@ MISTAKES = [
     ('name', 'args', 'message'), MISTAKES, ids=lambda value: ' '.join(value) if isinstance(value, list) else None
 )
 def test_a_mistake_is_one_line_and_status_2(name, args, message, tmp_path):
-    if name != 'evaluate' and not any(arg.startswith('--dataset') for arg in args):
+    if name in TRAINING and not any(arg.startswith('--dataset') for arg in args):
         args = ['--dataset=synthetic', *args]
-    if name != 'evaluate' and not any(arg.startswith('--workdir') for arg in args):
+    if name in TRAINING and not any(arg.startswith('--workdir') for arg in args):
         args = [f'--workdir={tmp_path / "run"}', *args]
     done = start(name, *args)
     assert done.returncode == 2

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet_jax import ResNet, ResNetSpec, TrainConfig, create_train_state, init_variables, train_step
+from resnet_jax import ResNet, ResNetSpec, TrainConfig, create_train_state, get_spec, init_variables, train_step
 from resnet_jax.training.optim import make_optimizer
 
 SPECS = {
@@ -18,15 +18,15 @@ SPECS = {
 }
 
 
-def compiled_step(spec, **options):
+def compiled_step(spec, size=32, **options):
     model, optimizer = ResNet(spec, **options), make_optimizer(TrainConfig(), 10)
 
     def create(key):
-        return create_train_state(init_variables(model, key, (32, 32, 3)), optimizer)
+        return create_train_state(init_variables(model, key, (size, size, 3)), optimizer)
 
     state = jax.eval_shape(create, jax.random.key(0))
     batch = {
-        'image': jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32),
+        'image': jax.ShapeDtypeStruct((4, size, size, 3), jnp.float32),
         'label': jax.ShapeDtypeStruct((4,), jnp.int32),
     }
     step = jax.jit(lambda state, batch: train_step(state, batch, model=model, optimizer=optimizer))
@@ -49,6 +49,23 @@ def slow_forms(text):
 @pytest.mark.parametrize('name', SPECS)
 def test_no_slow_form_is_left(name):
     assert slow_forms(compiled_step(SPECS[name])) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'size', 'overrides'),
+    [
+        ('resnet20', 32, {}),
+        ('wrn16_8', 32, {}),
+        ('preact_resnet110', 32, {}),
+        ('resnet18', 128, {}),
+        ('resnet50', 128, {}),
+        ('resnet50', 128, {'cardinality': 64, 'base_width': 1}),  # as many groups as channels in the first stage
+        ('resnext50_32x4d', 128, {}),
+    ],
+)
+def test_no_slow_form_is_left_in_whole_networks(name, size, overrides):
+    assert slow_forms(compiled_step(get_spec(name, **overrides), size)) == []
 
 
 @pytest.mark.parametrize('name', ['basic', 'grouped'])
