@@ -18,8 +18,8 @@ Which is taken, and what decided it: milliseconds of one float32 call on two Zen
     to 16 channels, stride 1    two or four neighbouring pixels as channels             5.5   7.5   16, 32x32 (*)
     the rest                    convolution, input gradient with the flipped kernel
 
-The batch is 16; (*) 128, on one core. The forms without a time were taken for the transposed copies that they avoid; all
-together, with the gradients of ``norm.py``, they take a training step of ResNet-50 from 1,424 to 603 ms.
+The batch is 16; (*) 128, on one core. The forms without a time were taken for the transposed copies that they avoid;
+all together, with the gradients of ``norm.py``, they take a training step of ResNet-50 from 1,424 to 603 ms.
 ``docs/performance.md`` has whole networks, and what did not pay.
 """
 
