@@ -14,12 +14,14 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import flags
 
 from experiments import common
@@ -89,7 +91,6 @@ class Case:
 
 def jax_step(case: Case, plain_flax: bool) -> tuple[Callable[..., Any], Any]:
     """A step as a function of its state, and the state's shapes with those of a batch."""
-    import jax
     import jax.numpy as jnp
 
     from experiments.peers import FlaxNetwork
@@ -119,8 +120,7 @@ def jax_step(case: Case, plain_flax: bool) -> tuple[Callable[..., Any], Any]:
 
 def prepare_jax(case: Case, plain_flax: bool) -> tuple[Callable[[], None], dict[str, Any]]:
     """A function that takes one step, and what compiling it showed."""
-    import jax
-
+    jax.config.update('jax_enable_compilation_cache', False)  # its time is a result
     function, make = jax_step(case, plain_flax)
     state, batch = jax.jit(make)(jax.random.key(0))
     start = time.perf_counter()
@@ -189,12 +189,14 @@ PREPARE: dict[str, tuple[Callable[..., Any], bool]] = {
 
 def work(name: str, case: Case, connection: Any) -> None:
     """A contender's process: sends what its preparation showed, then the seconds of each step that it is asked for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to answer
     try:
         prepare, option = PREPARE[name]
         step, described = prepare(case, option)
         step()
         connection.send(described)
-        while count := connection.recv():
+        while True:
+            count = connection.recv()
             step()
             seconds = []
             for _ in range(count):
@@ -202,6 +204,8 @@ def work(name: str, case: Case, connection: Any) -> None:
                 step()
                 seconds.append(time.perf_counter() - start)
             connection.send(seconds)
+    except EOFError:  # the parent has ended
+        pass
     except Exception:
         connection.send(traceback.format_exc())
 
@@ -222,15 +226,22 @@ class Contender:
     def _receive(self) -> Any:
         try:
             answer = self._here.recv()
-        except EOFError:
-            answer = 'its process ended: out of memory?'
+        except (EOFError, OSError) as error:
+            raise self._ended() from error
         if isinstance(answer, str):
             raise InputError(f'{self.name} failed: {answer.strip().splitlines()[-1]}')
         return answer
 
+    def _ended(self) -> InputError:
+        self._process.join()
+        return InputError(f'{self.name}: its process ended with status {self._process.exitcode}: out of memory?')
+
     def take_turn(self, steps: int) -> None:
         """Runs its steps while the others wait."""
-        self._here.send(steps)
+        try:
+            self._here.send(steps)
+        except OSError as error:
+            raise self._ended() from error
         self.turns.append(1000 * statistics.median(self._receive()))
 
     def close(self) -> None:
@@ -269,8 +280,6 @@ def measure(case: Case, others: list[str], rounds: int, steps: int) -> dict[str,
 
 def flops(case: Case) -> int:
     """Floating-point operations of a step in its plain form, as XLA counts them; no form of ours changes it."""
-    import jax
-
     plain = dataclasses.replace(case, implementation='xla', scan_blocks=False)
     function, make = jax_step(plain, plain_flax=False)
     cost: Any = jax.jit(function).lower(*jax.eval_shape(make, jax.random.key(0))).cost_analysis()
@@ -279,8 +288,6 @@ def flops(case: Case) -> int:
 
 def estimate_on(topology: str, case: Case, others: list[str]) -> dict[str, Any]:
     """What a TPU's compiler estimates: cycles of a step, FLOPs, bytes; with plain Flax's and the ratio if asked for."""
-    import jax
-
     from resnet_jax.aot import estimate
 
     def run(plain_flax: bool) -> dict[str, float]:
@@ -315,28 +322,46 @@ def print_row(result: dict[str, Any]) -> None:
     print('  '.join(words), flush=True)
 
 
+def case_of(arch: str) -> Case:
+    """What the flags ask for of one architecture.
+
+    Raises:
+      InputError: an unknown name, or a specification that does not hold together.
+    """
+    size = FLAGS.image_size or (32 if get_spec(arch).stem == 'cifar' else 128)
+    case = Case(
+        arch=arch,
+        mode=FLAGS.mode,
+        batch_size=FLAGS.batch_size or (128 if size <= 32 else 16),
+        image_size=size,
+        compute_dtype=FLAGS.compute_dtype,
+        implementation=FLAGS.implementation,
+        scan_blocks=FLAGS.scan_blocks,
+        cardinality=FLAGS.cardinality,
+        base_width=FLAGS.base_width,
+    )
+    _ = case.spec  # raises what is wrong with it before anything is timed
+    return case
+
+
 def main() -> None:
     unknown = set(FLAGS.against) - set(OTHERS)
     if unknown:
         raise InputError(f'against={",".join(sorted(unknown))}: known are {", ".join(OTHERS)}')
     if FLAGS.topology is not None and 'torch' in FLAGS.against:
         raise InputError('against=torch: PyTorch has no estimate for a TPU; --topology takes flax alone')
+    if FLAGS.topology is not None:
+        jax.config.update('jax_platforms', 'cpu')  # only the compiler is for a TPU
+        jax.config.update('jax_enable_compilation_cache', False)
+    elif FLAGS.against and jax.default_backend() != 'cpu':
+        raise InputError(f'--against compares on a CPU; JAX runs on {jax.default_backend()} here (JAX_PLATFORMS=cpu)')
     for needed in ('torch', 'torchvision') if 'torch' in FLAGS.against else ():
         if importlib.util.find_spec(needed) is None:
             raise InputError(f'against=torch needs {needed}, which is not installed')
-    for arch in FLAGS.arch:
-        small = get_spec(arch).stem == 'cifar'
-        case = Case(
-            arch=arch,
-            mode=FLAGS.mode,
-            image_size=(size := FLAGS.image_size or (32 if small else 128)),
-            batch_size=FLAGS.batch_size or (128 if size <= 32 else 16),
-            compute_dtype=FLAGS.compute_dtype,
-            implementation=FLAGS.implementation,
-            scan_blocks=FLAGS.scan_blocks,
-            cardinality=FLAGS.cardinality,
-            base_width=FLAGS.base_width,
-        )
+    cases = [case_of(arch) for arch in FLAGS.arch]
+    if not cases:
+        raise InputError('arch= names no architecture; list_models() has them')
+    for case in cases:
         if FLAGS.topology is not None:
             result = estimate_on(FLAGS.topology, case, FLAGS.against)
         else:

@@ -163,10 +163,12 @@ def train(spec: ResNetSpec) -> None:
 
 def keep_compiled_programs() -> None:
     """Lets JAX find what it compiled in an earlier run, unless the user said where to keep it, or not to."""
-    if FLAGS.compilation_cache and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    if not FLAGS.compilation_cache:
+        jax.config.update('jax_enable_compilation_cache', False)
+    elif 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         try:
             jax.config.update('jax_compilation_cache_dir', str(compilation_cache()))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # not writable, or nobody's home
             print(f'compiled programs are not kept: {error}', file=sys.stderr)
 
 

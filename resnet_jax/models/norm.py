@@ -124,7 +124,9 @@ _batch_norm_vjp.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 def _check_statistics(statistics: str | int) -> None:
     """Raises InputError for a value that ``BatchNorm.statistics`` does not take."""
-    if statistics not in ('global', 'frozen') and not (isinstance(statistics, int) and statistics >= 1):
+    if statistics not in ('global', 'frozen') and (
+        isinstance(statistics, bool) or not isinstance(statistics, int) or statistics < 1
+    ):
         raise InputError(f'statistics={statistics!r} must be global, frozen, or a number of examples from 1 on')
 
 
@@ -158,7 +160,8 @@ class BatchNorm(nn.Module):
     - A batch is normalized with its biased variance; the running variance collects the unbiased one
       (``n / (n - 1)``), as in the paper's Algorithm 2 and in PyTorch. Flax's own layer keeps the biased one.
     - The variance is the mean of squared deviations (two passes), so it cannot become negative. On a TPU, mean and
-      variance come from one pass, over deviations from the running mean, and a negative variance is set to zero.
+      variance come from one pass in either implementation, over deviations from the running mean, and a negative
+      variance is set to zero.
     - Statistics are float32 whatever the compute dtype.
     - Under ``jit`` with a batch sharded over devices, mean and variance are those of the global batch, unless
       ``statistics`` says otherwise.
@@ -171,7 +174,8 @@ class BatchNorm(nn.Module):
       relu: take the ReLU of the result, after the addition of the shortcut.
       statistics: what training normalizes with: ``global``, the whole batch's statistics; ``frozen``, the running
         ones, which then stay as they are (fine-tuning, detection); or a number k, those of each k neighbouring
-        examples alone (ghost batches, Hoffer et al. 2017, arXiv:1705.08741, Algorithm 1). With k examples on each
+        examples alone (ghost batches, Hoffer et al. 2017, arXiv:1705.08741, Algorithm 1, but for the running
+        statistics, which move once for all of them). With k examples on each
         device, ghost batches are what other frameworks call unsynchronized.
       dtype: dtype of the result; parameters and statistics are float32.
       implementation: ``auto`` has its gradient written by hand; ``xla`` leaves it to JAX, and also differentiates

@@ -160,7 +160,10 @@ class ResNet(nn.Module):
             return block(x, **mode), None
 
         repeated = nn.scan(
-            once, variable_axes={'params': 0, 'batch_stats': 0}, split_rngs={'params': True}, length=size - 1
+            once,
+            variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
+            split_rngs={'params': True},
+            length=size - 1,
         )
         return repeated(make(name=f'stage{stage}_blocks'), x, None)[0]
 

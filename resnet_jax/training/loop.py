@@ -155,8 +155,13 @@ class _Run:
         """Reads one."""
         if not self.model.scan_blocks:
             return checkpoint.restore_checkpoint(folder, step, like)
-        state = checkpoint.restore_checkpoint(folder, step, jax.eval_shape(unstack_blocks, like))
-        return jax.device_put(stack_blocks(jax.device_get(state)), replicated(self.mesh))
+        place = replicated(self.mesh)
+        single = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            jax.eval_shape(unstack_blocks, like),
+        )
+        state = checkpoint.restore_checkpoint(folder, step, single)
+        return jax.device_put(stack_blocks(jax.device_get(state)), place)
 
     def compile_train_step(
         self, state: TrainState

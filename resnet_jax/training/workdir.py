@@ -143,8 +143,10 @@ def finished_result(workdir: pathlib.Path, spec: dict[str, Any], config: TrainCo
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """``field=there (now: here)`` for everything that changes the result."""
     found = []
+    # What a run of an earlier version did not know had the value that is the default now.
+    defaults = {'config': {field.name: field.default for field in dataclasses.fields(TrainConfig)}}
     for part in new.keys() & {'spec', 'config', 'dataset'}:
-        there, here = old.get(part, {}), new[part]
+        there, here = defaults.get(part, {}) | old.get(part, {}), new[part]
         for name in sorted(there.keys() | here.keys()):
             if name not in _REPORTING and there.get(name) != here.get(name):
                 found.append(f'{name}={there.get(name)!r} there, {here.get(name)!r} now')

@@ -196,7 +196,7 @@ def test_blocks_of_a_whole_train_state_are_converted():
     assert jax.tree.structure(unstack_blocks(stacked)) == jax.tree.structure(state)
 
 
-@pytest.mark.parametrize('statistics', ['batch', 0, -1, 2.5])
+@pytest.mark.parametrize('statistics', ['batch', 0, -1, 2.5, True])
 def test_unknown_statistics(statistics):
     with pytest.raises(InputError, match='must be global, frozen, or a number'):
         jax.eval_shape(lambda: init_variables(ResNet(DEEP, statistics=statistics), jax.random.key(0), (8, 8, 3)))

@@ -121,6 +121,16 @@ def test_another_configuration_is_refused_and_the_difference_shown(finished, sha
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
 
 
+def test_a_run_of_an_earlier_version_goes_on(shades, tmp_path):
+    """Its record lacks the settings that came later, which had what are now their defaults."""
+    train_and_evaluate(SPEC, dataclasses.replace(CONFIG, epochs=1), tmp_path, dataset=shades)
+    record = json.loads((tmp_path / 'config.json').read_text())
+    del record['config']['implementation']
+    (tmp_path / 'config.json').write_text(json.dumps(record))
+    (tmp_path / 'result.json').unlink()
+    assert train_and_evaluate(SPEC, dataclasses.replace(CONFIG, epochs=1), tmp_path, dataset=shades)['steps'] == 4
+
+
 def test_a_folder_of_something_else_is_refused(shades, tmp_path):
     (tmp_path / 'thesis.tex').write_text('precious')
     with pytest.raises(InputError, match='is not empty and holds no run'):
