@@ -88,17 +88,15 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     options: dict[str, Any] = {'stride': stride, 'dilation': dilation, 'groups': groups}
 
+    def by_jax(form: Any, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(functools.partial(form, **options), x, kernel)[1](dy)
+
     def on_cpu(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
         if groups == 1:
             return conv_cpu.gradients(x, kernel, dy, stride, dilation)
-        return jax.vjp(functools.partial(_on_cpu, **options), x, kernel)[1](dy)
+        return by_jax(_on_cpu, x, kernel, dy)
 
-    def on_tpu(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(functools.partial(conv_tpu.forward, **options), x, kernel)[1](dy)
-
-    def elsewhere(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(functools.partial(plain, **options), x, kernel)[1](dy)
-
+    on_tpu, elsewhere = functools.partial(by_jax, conv_tpu.forward), functools.partial(by_jax, plain)
     return lax.platform_dependent(*saved, dy, cpu=on_cpu, tpu=on_tpu, default=elsewhere)
 
 

@@ -72,30 +72,14 @@ def _batch_norm(
     return (nn.relu(y) if relu else y).astype(x.dtype), mean, var
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _batch_norm_vjp(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    shift: jax.Array,
-    shortcut: jax.Array | None,
-    epsilon: float,
-    relu: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``_batch_norm`` with its gradient by hand: two passes over the map, where differentiation makes about six."""
-    return _batch_norm(x, scale, bias, shift, shortcut, epsilon, relu)
+# With its gradient by hand: two passes over the map, where differentiation makes about six.
+_batch_norm_vjp = jax.custom_vjp(_batch_norm, nondiff_argnums=(5, 6))
 
 
-def _batch_norm_forward(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    shift: jax.Array,
-    shortcut: jax.Array | None,
-    epsilon: float,
-    relu: bool,
-) -> tuple[Any, Any]:
-    y, mean, var = _batch_norm(x, scale, bias, shift, shortcut, epsilon, relu)
+def _batch_norm_forward(x: jax.Array, scale: jax.Array, *rest: Any) -> tuple[Any, Any]:
+    """The result, and what the gradient needs; ``rest`` is what ``_batch_norm`` takes after the scale."""
+    y, mean, var = _batch_norm(x, scale, *rest)
+    shortcut = rest[2]
     return (y, mean, var), (x, y, mean, var, scale, shortcut is not None)
 
 
