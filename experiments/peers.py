@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax import ResNetSpec, get_spec
-from resnet_jax.models.blocks import BLOCKS
+from resnet_jax.models.branch_blocks import BLOCKS
 
 
 def residual_network(spec: ResNetSpec, layers: Any, images: Any) -> Any:
@@ -23,7 +23,7 @@ def residual_network(spec: ResNetSpec, layers: Any, images: Any) -> Any:
     Returns:
       Logits.
     """
-    preact, expansion = BLOCKS[spec.block].pre_activation, BLOCKS[spec.block].expansion
+    preact, expansion = spec.pre_activation, BLOCKS[spec.blocks[0]].expansion
     activated = lambda x: layers.relu(layers.norm(x))  # noqa: E731
     x = layers.conv(images, spec.stem_width, *((7, 2) if spec.stem == 'imagenet' else (3, 1)))
     x = x if preact else activated(x)
@@ -52,7 +52,7 @@ def residual_network(spec: ResNetSpec, layers: Any, images: Any) -> Any:
                 h = layers.conv(activated(layers.conv(h, width, 3, stride)), width, 3)
             else:
                 inner = width * spec.base_width // 64 * groups
-                strides = (stride, 1) if spec.stride_in_1x1 else (1, stride)
+                strides = (stride, 1) if dict(spec.options).get('stride_in_1x1') else (1, stride)
                 h = activated(layers.conv(h, inner, 1, strides[0]))
                 h = layers.conv(activated(layers.conv(h, inner, 3, strides[1], groups)), features, 1)
             h = h if preact else layers.norm(h)

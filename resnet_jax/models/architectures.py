@@ -1,10 +1,10 @@
 """Names of architectures and what they stand for.
 
-ImageNet forms carry torchvision's names and are what torchvision builds: stride in the 3x3 (v1.5), shortcut B.
-CIFAR forms carry the papers' names. He et al. 2015 (arXiv:1512.03385, section 4.2): three stages of n blocks with 16,
-32 and 64 channels and shortcut A, depth 6n + 2. He et al. 2016 (arXiv:1603.05027): the same with pre-activation; its
-164- and 1001-layer networks are bottlenecks of depth 9n + 2. Wide ResNet (arXiv:1605.07146): pre-activation, k times
-as wide, depth 6n + 4. ResNeXt-29 (arXiv:1611.05431, section 5.3). ``…_cifar`` is an ImageNet form with a 3x3 stem.
+ImageNet forms carry torchvision's and timm's names (``imagenet.py``), CIFAR forms the papers'. He et al. 2015
+(arXiv:1512.03385, section 4.2): three stages of n blocks with 16, 32 and 64 channels and shortcut A, depth 6n + 2.
+He et al. 2016 (arXiv:1603.05027): the same with pre-activation; its 164- and 1001-layer networks are bottlenecks of
+depth 9n + 2. Wide ResNet (arXiv:1605.07146): pre-activation, k times as wide, depth 6n + 4. ResNeXt-29
+(arXiv:1611.05431, section 5.3). ``…_cifar`` is an ImageNet form with a 3x3 stem.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
+from resnet_jax.models.imagenet import IMAGENET
 from resnet_jax.models.resnet import ResNet, ResNetSpec
 
 
@@ -39,28 +40,10 @@ def _resnext29(cardinality: int) -> ResNetSpec:
     return _cifar('bottleneck', 3, widths=(64, 128, 256), stem_width=64, cardinality=cardinality)
 
 
-_RESNET18 = ResNetSpec('basic', (2, 2, 2, 2))
-_RESNET34 = ResNetSpec('basic', (3, 4, 6, 3))
-_RESNET50 = ResNetSpec('bottleneck', (3, 4, 6, 3))
-_RESNET101 = ResNetSpec('bottleneck', (3, 4, 23, 3))
-_RESNET152 = ResNetSpec('bottleneck', (3, 8, 36, 3))
-_RESNEXT50 = dataclasses.replace(_RESNET50, cardinality=32, base_width=4)
+_RESNET18, _RESNET34, _RESNET50 = (IMAGENET[name] for name in ('resnet18', 'resnet34', 'resnet50'))
 _SMALL_IMAGES: dict[str, Any] = {'stem': 'cifar', 'num_classes': 10}
 
-ARCHITECTURES: dict[str, ResNetSpec] = {
-    'resnet18': _RESNET18,
-    'resnet34': _RESNET34,
-    'resnet50': _RESNET50,
-    'resnet101': _RESNET101,
-    'resnet152': _RESNET152,
-    'plain18': ResNetSpec('plain', (2, 2, 2, 2)),
-    'plain34': ResNetSpec('plain', (3, 4, 6, 3)),
-    'resnext50_32x4d': _RESNEXT50,
-    'resnext101_32x4d': dataclasses.replace(_RESNET101, cardinality=32, base_width=4),
-    'resnext101_32x8d': dataclasses.replace(_RESNET101, cardinality=32, base_width=8),
-    'resnext101_64x4d': dataclasses.replace(_RESNET101, cardinality=64, base_width=4),
-    'wide_resnet50_2': dataclasses.replace(_RESNET50, base_width=128),
-    'wide_resnet101_2': dataclasses.replace(_RESNET101, base_width=128),
+CIFAR: dict[str, ResNetSpec] = {
     'resnet20': _cifar('basic', 3, shortcut='A'),
     'resnet32': _cifar('basic', 5, shortcut='A'),
     'resnet44': _cifar('basic', 7, shortcut='A'),
@@ -86,10 +69,12 @@ ARCHITECTURES: dict[str, ResNetSpec] = {
     'resnet18_cifar': dataclasses.replace(_RESNET18, **_SMALL_IMAGES),
     'resnet34_cifar': dataclasses.replace(_RESNET34, **_SMALL_IMAGES),
     'resnet50_cifar': dataclasses.replace(_RESNET50, **_SMALL_IMAGES),
-    'resnext50_32x4d_cifar': dataclasses.replace(_RESNEXT50, **_SMALL_IMAGES),
+    'resnext50_32x4d_cifar': dataclasses.replace(IMAGENET['resnext50_32x4d'], **_SMALL_IMAGES),
     # A ten-layer plain network for first experiments: one stem convolution, four stages of two, one linear layer.
     'plain10': ResNetSpec('plain', (1, 1, 1, 1), **_SMALL_IMAGES),
 }
+
+ARCHITECTURES: dict[str, ResNetSpec] = IMAGENET | CIFAR
 
 
 def list_models(pattern: str = '*') -> list[str]:
@@ -98,7 +83,7 @@ def list_models(pattern: str = '*') -> list[str]:
 
 
 def get_spec(name: str, **overrides: Any) -> ResNetSpec:
-    """The specification behind a name, with some fields replaced.
+    """The specification behind a name, with some fields, or some of its block's own options, replaced.
 
     Raises:
       InputError: an unknown name, an unknown field, or a value that ResNetSpec refuses.
@@ -106,11 +91,11 @@ def get_spec(name: str, **overrides: Any) -> ResNetSpec:
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=5, cutoff=0.4) or list_models()
         raise InputError(f'unknown architecture {name!r}; nearest known: {", ".join(near)}; list_models() has all')
+    spec = ARCHITECTURES[name]
     fields = [field.name for field in dataclasses.fields(ResNetSpec)]
-    unknown = sorted(set(overrides) - set(fields))
-    if unknown:
-        raise InputError(f'ResNetSpec has no field {unknown[0]!r}; it has: {", ".join(fields)}')
-    return dataclasses.replace(ARCHITECTURES[name], **overrides)
+    own = {key: overrides.pop(key) for key in set(overrides) - set(fields)}
+    options = dict(spec.options) | dict(overrides.pop('options', ())) | own
+    return dataclasses.replace(spec, options=tuple(options.items()), **overrides)
 
 
 def create_model(name: str, num_classes: int | None = None, dtype: Any = jnp.float32, **overrides: Any) -> ResNet:
@@ -120,7 +105,7 @@ def create_model(name: str, num_classes: int | None = None, dtype: Any = jnp.flo
       name: one of ``list_models()``.
       num_classes: K; None keeps the published network's (1000 on ImageNet, 10 on CIFAR).
       dtype: compute dtype, for instance ``jnp.bfloat16``; parameters and logits stay float32.
-      **overrides: fields of ``ResNetSpec`` to replace, for instance ``shortcut='C'``.
+      **overrides: fields of ``ResNetSpec``, or options of its block, to replace, for instance ``shortcut='C'``.
 
     Returns:
       A Linen module; ``init_variables`` makes its variables, and

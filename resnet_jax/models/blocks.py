@@ -3,64 +3,82 @@
 All take ``[N, H, W, C]`` and give ``[N, ceil(H / stride), ceil(W / stride), features * expansion]``, whatever C is.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
-from resnet_jax.models.conv import Conv
-from resnet_jax.models.layers import Shortcut, shape_changes
-from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.attention import ATTENTIONS, EfficientChannelAttention, SqueezeExcite, make_divisible
+from resnet_jax.models.layers import Layer, Shortcut, check_choice, drop_block, drop_path, shape_changes
+from resnet_jax.models.pooling import ANTIALIAS, antialias
 
 
-class Block(nn.Module):
-    """What every block has; each subclass adds its options and the order of its layers.
+class Block(Layer):
+    """What every block has; each subclass adds its options, and the order of its layers in ``_forward``.
 
     Attributes:
       features: width of the stage: 64, 128, 256, 512 in the ImageNet forms.
       stride: of the block, in one of its convolutions and in its shortcut.
-      dtype: compute dtype; parameters are float32.
-      implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
-      statistics: as in ``norm.BatchNorm``.
+      dilation: of the block's 3x3 convolutions, in pixels.
+      first_dilation: that of the first of them; None for ``dilation``.
     """
 
     features: int
     stride: int = 1
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    statistics: str | int = 'global'
+    dilation: int = 1
+    first_dilation: int | None = None
 
     # Output channels are features * expansion; pre_activation tells the network where its own last ReLU belongs.
     expansion: ClassVar[int] = 1
     pre_activation: ClassVar[bool] = False
 
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool, update_stats: bool | None = None, drop_rate: float | jax.Array = 0.0
+    ) -> jax.Array:
+        """One block.
+
+        Args:
+          x: ``[N, H, W, C]``.
+          train: as in ``norm.BatchNorm``, like ``update_stats``.
+          update_stats: see there.
+          drop_rate: probability that ``layers.drop_path`` drops the branch in training, with the random stream
+            ``dropout``; a float, or a traced number.
+
+        Returns:
+          ``[N, ceil(H / stride), ceil(W / stride), out_features]``.
+        """
+        return self._forward(x, {'train': train, 'update_stats': update_stats}, drop_rate)
+
+    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+        raise NotImplementedError
+
     @property
-    def _how(self) -> dict[str, Any]:
-        return {'dtype': self.dtype, 'implementation': self.implementation}
+    def out_features(self) -> int:
+        """Channels of the result."""
+        return self.features * self.expansion
 
-    def _conv(self, index: int, features: int, kernel_size: int, stride: int = 1, groups: int = 1) -> Conv:
-        return Conv(features, kernel_size, stride, groups=groups, **self._how, name=f'conv{index}')
+    @property
+    def _first_dilation(self) -> int:
+        return self.dilation if self.first_dilation is None else self.first_dilation
 
-    def _norm(self, index: int, mode: dict[str, Any], **options: Any) -> Callable[..., jax.Array]:
-        norm = BatchNorm(**options, statistics=self.statistics, **self._how, name=f'norm{index}')
-        return functools.partial(norm, **mode)
 
-    def _norm_relu(self, index: int, mode: dict[str, Any], **options: bool) -> Callable[..., jax.Array]:
-        return self._norm(index, mode, relu=True, **options)
+def _drops(mode: dict[str, Any], drop_rate: float | jax.Array) -> bool:
+    """Whether stochastic depth is on; a traced rate is."""
+    return mode['train'] and not (isinstance(drop_rate, float) and drop_rate == 0)
 
 
 class PlainBlock(Block):
     """Two 3x3 convolutions without a shortcut, the control of He et al. 2015 (arXiv:1512.03385, section 3.3)."""
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
-        mode = {'train': train, 'update_stats': update_stats}
-        h = self._norm_relu(1, mode)(self._conv(1, self.features, 3, self.stride)(x))
-        return self._norm_relu(2, mode)(self._conv(2, self.features, 3)(h))
+    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+        if _drops(mode, drop_rate):
+            raise InputError('drop_path_rate: a plain block without its branch is nothing; use a residual block')
+        h = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)(x)
+        h = self.normalization('norm1', mode, relu=True)(h)
+        h = self.conv('conv2', self.features, 3, dilation=self.dilation)(h)
+        return self.normalization('norm2', mode, relu=True)(h)
 
 
 class ResidualBlock(Block):
@@ -72,31 +90,96 @@ class ResidualBlock(Block):
 
     shortcut: str = 'B'
 
-    def _shortcut(self, x: jax.Array, mode: dict[str, Any], norm: bool = True) -> jax.Array:
-        features = self.features * self.expansion
-        options: dict[str, Any] = {'norm': norm, 'statistics': self.statistics, **self._how}
-        return Shortcut(features, self.stride, self.shortcut, **options, name='shortcut')(x, **mode)
+    def _shortcut(self, x: jax.Array, mode: dict[str, Any], **options: Any) -> jax.Array:
+        options |= {'dilation': self.dilation, 'first_dilation': self._first_dilation, **self.how}
+        return Shortcut(self.out_features, self.stride, self.shortcut, **options, name='shortcut')(x, **mode)
+
+    def _dropped(self, h: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+        """The branch after stochastic depth."""
+        return drop_path(h, drop_rate, self.make_rng('dropout')) if _drops(mode, drop_rate) else h
 
 
-class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions (He et al. 2015, arXiv:1512.03385, Figure 5 left): ``y = relu(F(x) + shortcut(x))``.
+class PostActivation(ResidualBlock):
+    """A block in the order of 2015: the activation follows the addition of branch and shortcut.
 
     Attributes:
+      shortcut_kernel_size: of a projection where the block has a stride: 3 in SENet-154.
+      attention: a key of ``attention.ATTENTIONS``, on the branch before the addition.
+      se_ratio: the share of channels between the two layers of squeeze and excitation.
+      antialias: a key of ``pooling.ANTIALIAS``, in the place of the stride.
+      drop_block: None, or rate, size and scale of ``layers.drop_block`` after the strided 3x3 convolution.
       zero_init_last: the branch's last normalization starts with scale zero, and so the block as relu(shortcut).
     """
 
+    shortcut_kernel_size: int = 1
+    attention: str = 'none'
+    se_ratio: float = 1 / 16
+    antialias: str = 'none'
+    drop_block: tuple[float, int, float] | None = None
     zero_init_last: bool = False
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
-        mode = {'train': train, 'update_stats': update_stats}
-        h = self._norm_relu(1, mode)(self._conv(1, self.features, 3, self.stride)(x))
-        h = self._conv(2, self.features, 3)(h)
-        return self._norm_relu(2, mode, zero_init=self.zero_init_last)(h, self._shortcut(x, mode))
+    def _strided(self, name: str, norm: str, x: jax.Array, features: int, groups: int, mode: Any) -> jax.Array:
+        """The 3x3 convolution that has the block's stride, with normalization, ReLU, DropBlock and anti-aliasing."""
+        check_choice('antialias', self.antialias, ANTIALIAS)
+        dilation = self._first_dilation
+        filtered = self.antialias != 'none' and (self.stride > 1 or dilation != self.dilation)
+        stride = 1 if filtered else self.stride
+        h = self.normalization(norm, mode, relu=True)(
+            self.conv(name, features, 3, stride, dilation=dilation, groups=groups)(x)
+        )
+        h = self._with_blocks_dropped(h, mode)
+        return antialias(h, self.antialias, self.stride) if filtered else h
+
+    def _with_blocks_dropped(self, h: jax.Array, mode: dict[str, Any]) -> jax.Array:
+        if self.drop_block is None or not self.drop_block[0] or not mode['train']:
+            return h
+        return drop_block(h, *self.drop_block, self.make_rng('dropout'))
+
+    def _add_shortcut(
+        self, norm: str, h: jax.Array, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array
+    ) -> jax.Array:
+        """Last normalization, attention and stochastic depth of the branch ``h``, then ``relu(h + shortcut(x))``."""
+        shortcut = self._shortcut(x, mode, kernel_size=self.shortcut_kernel_size)
+        check_choice('attention', self.attention, ATTENTIONS)
+        if self.attention == 'none' and not _drops(mode, drop_rate):  # in one go, which saves passes over the map
+            return self.normalization(norm, mode, zero_init=self.zero_init_last, relu=True)(h, shortcut)
+        h = self._attended(self.normalization(norm, mode, zero_init=self.zero_init_last)(h))
+        return nn.relu(self._dropped(h, mode, drop_rate) + shortcut)
+
+    def _attended(self, h: jax.Array) -> jax.Array:
+        if self.attention == 'se':
+            reduced = make_divisible(h.shape[-1] * self.se_ratio)
+            return SqueezeExcite(reduced, self.dtype, name='attention')(h)
+        if self.attention == 'eca':
+            return EfficientChannelAttention(self.features * self.expansion, self.dtype, name='attention')(h)
+        return h
 
 
-class _Bottleneck(ResidualBlock):
-    """The width of the 3x3 convolution, common to both orders of the bottleneck.
+class BasicBlock(PostActivation):
+    """Two 3x3 convolutions (He et al. 2015, arXiv:1512.03385, Figure 5 left): ``y = relu(F(x) + shortcut(x))``."""
+
+    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+        h = self._strided('conv1', 'norm1', x, self.features, 1, mode)
+        h = self.conv('conv2', self.features, 3, dilation=self.dilation)(h)
+        return self._add_shortcut('norm2', h, x, mode, drop_rate)
+
+
+class LegacySEBasicBlock(PostActivation):
+    """The basic block of legacy_seresnet18 and 34: a ReLU more, in front of the gate, which has C / 16 channels.
+
+    Their published weights depend on both, which the paper (arXiv:1709.01507) does not have.
+    """
+
+    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+        h = self._strided('conv1', 'norm1', x, self.features, 1, mode)
+        h = self.conv('conv2', self.features, 3, dilation=self.dilation)(h)
+        h = self.normalization('norm2', mode, relu=True)(h)
+        h = SqueezeExcite(self.features // 16, self.dtype, name='attention')(h)
+        return nn.relu(self._dropped(h, mode, drop_rate) + self._shortcut(x, mode))
+
+
+class Cardinality(ResidualBlock):
+    """The width of the 3x3 convolution, common to all orders of the bottleneck.
 
     Attributes:
       cardinality: G, groups of the 3x3 convolution (Xie et al. 2017, arXiv:1611.05431, Figure 3c).
@@ -116,7 +199,7 @@ class _Bottleneck(ResidualBlock):
         return width
 
 
-class BottleneckBlock(_Bottleneck):
+class BottleneckBlock(Cardinality, PostActivation):
     """1x1, 3x3 and 1x1 convolutions (He et al. 2015, Figure 5 right): ``y = relu(F(x) + shortcut(x))``.
 
     With ``cardinality=32, base_width=4`` it is the block of ResNeXt-50 32x4d, with ``base_width=128`` that of
@@ -125,31 +208,43 @@ class BottleneckBlock(_Bottleneck):
     Attributes:
       stride_in_1x1: the stride is in the first 1x1 convolution, as in the paper (v1); by default it is in the 3x3
         (v1.5, as in fb.resnet.torch and torchvision).
-      zero_init_last: the branch's last normalization starts with scale zero, and so the block as relu(shortcut).
+      reduce_first: the first convolution has so many times fewer channels than the second: 2 in SENet-154.
+      channels: None, or the output channels of the three convolutions of a pruned block.
     """
 
     stride_in_1x1: bool = False
-    zero_init_last: bool = False
+    reduce_first: int = 1
+    channels: tuple[int, ...] | None = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
-        mode = {'train': train, 'update_stats': update_stats}
-        strides = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
-        h = self._norm_relu(1, mode)(self._conv(1, self.inner_width, 1, strides[0])(x))
-        h = self._norm_relu(2, mode)(self._conv(2, self.inner_width, 3, strides[1], self.cardinality)(h))
-        h = self._conv(3, self.features * self.expansion, 1)(h)
-        return self._norm_relu(3, mode, zero_init=self.zero_init_last)(h, self._shortcut(x, mode))
+    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+        inner = self.inner_width
+        first, second, last = self.channels or (inner // self.reduce_first, inner, self.out_features)
+        h = self.conv('conv1', first, 1, self.stride if self.stride_in_1x1 else 1)(x)
+        h = self.normalization('norm1', mode, relu=True)(h)
+        if self.stride_in_1x1:
+            h = self.conv('conv2', second, 3, dilation=self._first_dilation, groups=self.cardinality)(h)
+            h = self._with_blocks_dropped(self.normalization('norm2', mode, relu=True)(h), mode)
+        else:
+            h = self._strided('conv2', 'norm2', h, second, self.cardinality, mode)
+        return self._add_shortcut('norm3', self.conv('conv3', last, 1)(h), x, mode, drop_rate)
+
+    @property
+    def out_features(self) -> int:
+        """As ``Block.out_features``, or what pruning left."""
+        return self.channels[-1] if self.channels else super().out_features
 
 
-class _PreActivation(ResidualBlock):
+class PreActivation(ResidualBlock):
     """The shortcut that both pre-activation blocks have.
 
     Attributes:
       first: the block follows the stem: its activation comes before the split (He et al. 2016, arXiv:1603.05027,
         appendix), so that its shortcut is activated, too.
+      clean_first: that block's shortcut stays raw all the same, as in timm's resnetv2_18 and 34.
     """
 
     first: bool = False
+    clean_first: bool = False
     pre_activation: ClassVar[bool] = True
 
     def _activated_or_raw(self, x: jax.Array, h: jax.Array, mode: dict[str, Any]) -> jax.Array:
@@ -158,41 +253,32 @@ class _PreActivation(ResidualBlock):
         He et al. 2016 (section 3) keep the identity path clean of any operation; where the shape changes, their code
         and Wide ResNet's take the shortcut behind the first activation, without normalization.
         """
-        changes = shape_changes(x, self.features * self.expansion, self.stride)
-        return self._shortcut(h if self.first or changes or self.shortcut == 'C' else x, mode, norm=False)
+        changes = shape_changes(x, self.out_features, self.stride)
+        activated = changes or self.shortcut == 'C' or (self.first and not self.clean_first)
+        return self._shortcut(h if activated else x, mode, normalize=False)
 
 
-class PreActBasicBlock(_PreActivation):
+class PreActBasicBlock(PreActivation):
     """Pre-activation of the basic block (He et al. 2016, arXiv:1603.05027, Figure 4e): ``y = F(x) + shortcut(x)``."""
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
-        mode = {'train': train, 'update_stats': update_stats}
-        h = self._norm_relu(1, mode)(x)
+    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+        h = self.normalization('norm1', mode, relu=True)(x)
         shortcut = self._activated_or_raw(x, h, mode)
-        h = self._conv(1, self.features, 3, self.stride)(h)
-        h = self._conv(2, self.features, 3)(self._norm_relu(2, mode)(h))
-        return h + shortcut
+        h = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)(h)
+        h = self.normalization('norm2', mode, relu=True)(h)
+        h = self.conv('conv2', self.features, 3, dilation=self.dilation)(h)
+        return self._dropped(h, mode, drop_rate) + shortcut
 
 
-class PreActBottleneckBlock(_PreActivation, _Bottleneck):
+class PreActBottleneckBlock(PreActivation, Cardinality):
     """Pre-activation of the bottleneck (He et al. 2016, section 4, ResNet-164 and 1001); stride in the 3x3."""
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
-        mode = {'train': train, 'update_stats': update_stats}
-        h = self._norm_relu(1, mode)(x)
+    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+        h = self.normalization('norm1', mode, relu=True)(x)
         shortcut = self._activated_or_raw(x, h, mode)
-        h = self._conv(1, self.inner_width, 1)(h)
-        h = self._conv(2, self.inner_width, 3, self.stride, self.cardinality)(self._norm_relu(2, mode)(h))
-        h = self._conv(3, self.features * self.expansion, 1)(self._norm_relu(3, mode)(h))
-        return h + shortcut
-
-
-BLOCKS: dict[str, type[Block]] = {
-    'plain': PlainBlock,
-    'basic': BasicBlock,
-    'bottleneck': BottleneckBlock,
-    'preact_basic': PreActBasicBlock,
-    'preact_bottleneck': PreActBottleneckBlock,
-}
+        h = self.normalization('norm2', mode, relu=True)(self.conv('conv1', self.inner_width, 1)(h))
+        options = {'dilation': self._first_dilation, 'groups': self.cardinality}
+        h = self.conv('conv2', self.inner_width, 3, self.stride, **options)(h)
+        h = self.normalization('norm3', mode, relu=True)(h)
+        h = self.conv('conv3', self.out_features, 1)(h)
+        return self._dropped(h, mode, drop_rate) + shortcut

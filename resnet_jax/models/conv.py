@@ -104,7 +104,7 @@ _convolution.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-    """Convolution without bias: in this family a normalization follows, whose bias does the same.
+    """Convolution, without bias by default: in this family a normalization follows, whose bias does the same.
 
     Attributes:
       features: C_out.
@@ -112,6 +112,9 @@ class Conv(nn.Module):
       stride: in pixels.
       dilation: in pixels.
       groups: G, a divisor of the input's and the output's channels.
+      use_bias: add a vector ``bias`` to the result.
+      standardize: None, or the epsilon of weight standardization (Qiao et al. 2019, arXiv:1903.10520): the kernel of
+        each output channel is shifted and scaled to mean 0 and variance 1, ``(w - mean) / sqrt(var + epsilon)``.
       dtype: dtype of the computation; the kernel itself is float32.
       implementation: as in ``convolution``.
     """
@@ -121,6 +124,8 @@ class Conv(nn.Module):
     stride: int = 1
     dilation: int = 1
     groups: int = 1
+    use_bias: bool = False
+    standardize: float | None = None
     dtype: Any = jnp.float32
     implementation: str = 'auto'
 
@@ -139,5 +144,13 @@ class Conv(nn.Module):
             )
         shape = (self.kernel_size, self.kernel_size, channels // self.groups, self.features)
         kernel = self.param('kernel', he_normal_fan_out, shape, jnp.float32)
+        if self.standardize is not None:
+            deviations = kernel - kernel.mean((0, 1, 2), keepdims=True)
+            var = jnp.square(deviations).mean((0, 1, 2), keepdims=True)
+            kernel = deviations * lax.rsqrt(var + self.standardize)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return convolution(x, kernel, self.stride, self.dilation, self.groups, self.implementation)
+        y = convolution(x, kernel, self.stride, self.dilation, self.groups, self.implementation)
+        if not self.use_bias:
+            return y
+        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+        return y + bias.astype(self.dtype)[None, None, None]

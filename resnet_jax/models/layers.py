@@ -1,17 +1,25 @@
-"""What stands around the blocks' convolutions: pooling, stems and shortcuts."""
+"""What stands around the blocks' convolutions: stems, shortcuts, and what training drops at random."""
 
-import functools
-import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from resnet_jax.errors import InputError
 from resnet_jax.models.conv import Conv
-from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.norm import NORMS
+from resnet_jax.models.pooling import (
+    ANTIALIAS,
+    STEM_POOLS,
+    antialias,
+    avg_pool,
+    avg_pool_in_place,
+    max_pool,
+    max_pool_of_zeros,
+    max_pool_to_the_right,
+)
 
 SHORTCUTS = {
     'identity': 'the input as it is; an error where the shape changes',
@@ -21,111 +29,118 @@ SHORTCUTS = {
     'D': '2x2 average pool, then 1x1 convolution and normalization, where the shape changes',
 }
 STEMS = {
-    'imagenet': '7x7 convolution with stride 2, then 3x3 max-pool with stride 2',
+    'imagenet': '7x7 convolution with stride 2, then the pool with stride 2',
+    'deep': 'three 3x3 convolutions, the first with stride 2, of half, half and all channels; then the pool',
+    'tiered': 'the same with three eighths, half and all channels; then the pool',
     'cifar': '3x3 convolution with stride 1, no pool',
 }
 
 
-def max_pool(x: jax.Array, implementation: str = 'auto') -> jax.Array:
-    """3x3 maximum with stride 2, padded by one pixel of -inf: ``[N, H, W, C]`` to ``[N, (H+1)//2, (W+1)//2, C]``.
+def check_choice(name: str, value: str, known: Any) -> None:
+    """Raises InputError for a value that is none of the known ones."""
+    if value not in known:
+        raise InputError(f'unknown {name} {value!r}; known: {", ".join(known)}')
 
-    The gradient goes to the first maximum of each window. ``implementation`` is that of ``conv.convolution``.
+
+class Layer(nn.Module, kw_only=True):
+    """What everything that is built of convolutions and normalizations shares.
+
+    Attributes:
+      dtype: compute dtype; parameters are float32.
+      implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
+      norm: a key of ``norm.NORMS``.
+      statistics: as in ``norm.BatchNorm``.
+      standardize: None, or the epsilon of weight standardization, as in ``conv.Conv``.
     """
-    return _plain_max_pool(x) if implementation == 'xla' else _max_pool(x)
+
+    dtype: Any = jnp.float32
+    implementation: str = 'auto'
+    norm: str = 'batch'
+    statistics: str | int = 'global'
+    standardize: float | None = None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The attributes above, for the layers within."""
+        names = ('dtype', 'implementation', 'norm', 'statistics', 'standardize')
+        return {name: getattr(self, name) for name in names}
+
+    def conv(self, name: str, features: int, kernel_size: int, stride: int = 1, **options: Any) -> Conv:
+        """A convolution of this name; ``options`` are ``conv.Conv``'s."""
+        options |= {'dtype': self.dtype, 'implementation': self.implementation, 'standardize': self.standardize}
+        return Conv(features, kernel_size, stride, **options, name=name)
+
+    def normalization(self, name: str, mode: dict[str, Any], **options: bool) -> Callable[..., jax.Array]:
+        """A normalization of this name, as ``make_normalization``."""
+        return make_normalization(self.how, name, mode, **options)
 
 
-def _plain_max_pool(x: jax.Array) -> jax.Array:
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+def make_normalization(
+    how: dict[str, Any], name: str, mode: dict[str, Any], **options: Any
+) -> Callable[..., jax.Array]:
+    """A submodule that normalizes, in one mode, as a function of a map and of a shortcut to add.
 
-
-@jax.custom_vjp
-def _max_pool(x: jax.Array) -> jax.Array:
-    return lax.platform_dependent(x, cpu=lambda x: functools.reduce(jnp.maximum, _windows(x)), default=_plain_max_pool)
-
-
-def _windows(x: jax.Array) -> list[jax.Array]:
-    """The nine pixels of every 3x3 window at stride 2, in row-major order."""
-    height, width = ((size + 1) // 2 * 2 for size in x.shape[1:3])
-    bottom, right = height - x.shape[1] + 1, width - x.shape[2] + 1
-    x = jnp.pad(x, ((0, 0), (1, bottom), (1, right), (0, 0)), constant_values=-jnp.inf)
-    return [x[:, u : u + height - 1 : 2, v : v + width - 1 : 2] for u in range(3) for v in range(3)]
-
-
-def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    def on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
-        """XLA scatters element by element; here each of a window's nine places sends dy where it is the maximum.
-
-        Whether it is, is compared anew, since XLA would compute a stored winner again for every use of it.
-        """
-        pixels = _windows(x)
-        dx = jnp.zeros_like(x)
-        for place, pixel in enumerate(pixels):
-            first = [pixel > other for other in pixels[:place]] + [pixel >= other for other in pixels[place + 1 :]]
-            part = jnp.where(functools.reduce(jnp.logical_and, first), dy, 0)
-            edges = [
-                (offset - 1, size + 2 - offset - 2 * windows, 1)
-                for offset, size, windows in zip(divmod(place, 3), x.shape[1:3], dy.shape[1:3], strict=True)
-            ]
-            dx += lax.pad(part, jnp.zeros((), dy.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-        return dx
-
-    def by_xla(x: jax.Array, dy: jax.Array) -> jax.Array:
-        return jax.vjp(_plain_max_pool, x)[1](dy)[0]
-
-    return (lax.platform_dependent(x, dy, cpu=on_cpu, default=by_xla),)
-
-
-_max_pool.defvjp(lambda x: (_max_pool(x), x), _max_pool_backward)
-
-
-def avg_pool(x: jax.Array, stride: int = 2) -> jax.Array:
-    """Average over 2x2 windows: ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), C]``.
-
-    A window that reaches over the right or lower edge is divided by the pixels it has
-    (PyTorch: ``AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)``).
+    Args:
+      how: ``Layer.how``.
+      name: of the submodule.
+      mode: ``train`` and ``update_stats``.
+      **options: ``relu`` and ``zero_init``, as in ``norm.BatchNorm``.
     """
-    overhangs = [(math.ceil(length / stride) - 1) * stride + 2 - length for length in x.shape[1:3]]
-    padding = tuple((0, max(overhang, 0)) for overhang in overhangs)
-    return nn.avg_pool(x, (2, 2), (stride, stride), padding, count_include_pad=False)
+    kind = NORMS[how['norm']]
+    known = set(kind.__dataclass_fields__) & {'dtype', 'implementation', 'statistics'}
+    layer = kind(**options, **{key: how[key] for key in known}, name=name)
+    return lambda x, shortcut=None: layer(x, shortcut, **mode)
 
 
-def global_avg_pool(x: jax.Array) -> jax.Array:
-    """Mean over H and W, accumulated in float32: ``[N, H, W, C]`` to float32 ``[N, C]``."""
-    return x.astype(jnp.float32).mean((1, 2))
-
-
-class Stem(nn.Module):
+class Stem(Layer):
     """The layers before the first block.
 
     Attributes:
       kind: a key of STEMS.
       features: channels of the result.
-      norm: normalization and ReLU after the convolution; pre-activation networks have neither.
-      dtype: compute dtype.
-      implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
-      statistics: as in ``norm.BatchNorm``.
+      activate: normalization and ReLU after the last convolution; pre-activation networks have neither.
+      pool: a key of ``pooling.STEM_POOLS``.
+      antialias: a key of ``pooling.ANTIALIAS``, for the pool.
     """
 
     kind: str
     features: int
-    norm: bool = True
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    statistics: str | int = 'global'
+    activate: bool = True
+    pool: str = 'max'
+    antialias: str = 'none'
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
-        """``[N, H, W, 3]`` to ``[N, H', W', features]``; H' is H for ``cifar``, about H / 4 for ``imagenet``."""
-        if self.kind not in STEMS:
-            raise InputError(f'unknown stem {self.kind!r}; known: {", ".join(STEMS)}')
-        kernel_size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
-        how: dict[str, Any] = {'dtype': self.dtype, 'implementation': self.implementation}
-        x = Conv(self.features, kernel_size, stride, **how, name='conv')(x)
-        if self.norm:
-            x = BatchNorm(relu=True, statistics=self.statistics, **how, name='norm')(
-                x, train=train, update_stats=update_stats
-            )
-        return max_pool(x, self.implementation) if self.kind == 'imagenet' else x
+        """``[N, H, W, 3]`` to ``[N, H', W', features]``; H' is H for ``cifar``, about H / 4 for the others."""
+        mode = {'train': train, 'update_stats': update_stats}
+        check_choice('stem', self.kind, STEMS)
+        features = self.features
+        if self.kind in ('imagenet', 'cifar'):
+            kernel_size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
+            x = self.conv('conv', features, kernel_size, stride)(x)
+            x = self.normalization('norm', mode, relu=True)(x) if self.activate else x
+        else:
+            widths = (3 * features // 8 if self.kind == 'tiered' else features // 2, features // 2, features)
+            for index, width in enumerate(widths, 1):
+                x = self.conv(f'conv{index}', width, 3, 2 if index == 1 else 1)(x)
+                if index < 3 or self.activate:
+                    x = self.normalization(f'norm{index}', mode, relu=True)(x)
+        return x if self.kind == 'cifar' else self._pooled(x, mode)
+
+    def _pooled(self, x: jax.Array, mode: dict[str, Any]) -> jax.Array:
+        check_choice('stem_pool', self.pool, STEM_POOLS)
+        check_choice('antialias', self.antialias, ANTIALIAS)
+        if self.pool == 'conv':
+            x = self.conv('pool_conv', self.features, 3, 2 if self.antialias == 'none' else 1)(x)
+            x = x if self.antialias == 'none' else antialias(x, self.antialias, 2)
+            return self.normalization('pool_norm', mode, relu=True)(x)
+        if self.antialias == 'average':
+            return antialias(x, 'average', 2)
+        if self.antialias == 'blur':
+            return antialias(nn.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1))), 'blur', 2)
+        if self.pool == 'max_of_zeros':
+            return max_pool_of_zeros(x)
+        return max_pool_to_the_right(x) if self.pool == 'max_to_the_right' else max_pool(x, self.implementation)
 
 
 def shape_changes(x: jax.Array, features: int, stride: int) -> bool:
@@ -133,7 +148,7 @@ def shape_changes(x: jax.Array, features: int, stride: int) -> bool:
     return stride != 1 or x.shape[-1] != features
 
 
-class Shortcut(nn.Module):
+class Shortcut(Layer):
     """The path around a block's layers (He et al. 2015, arXiv:1512.03385, sections 3.2 and 4.1).
 
     ``y = F(x) + x`` (Eq. 1) needs equal shapes; where they differ, ``y = F(x) + W_s x`` (Eq. 2). Options A, B and
@@ -144,19 +159,19 @@ class Shortcut(nn.Module):
       features: channels of the result.
       stride: of the block.
       kind: a key of SHORTCUTS.
-      norm: normalization after the projection; pre-activation networks have none.
-      dtype: compute dtype.
-      implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
-      statistics: as in ``norm.BatchNorm``.
+      kernel_size: of the projections B and C; it is 1 all the same where the block has neither stride nor dilation.
+      dilation: of the block.
+      first_dilation: of the block's first 3x3 convolution, and of a projection of more than one pixel.
+      normalize: normalization after the projection; pre-activation networks have none.
     """
 
     features: int
     stride: int = 1
     kind: str = 'B'
-    norm: bool = True
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    statistics: str | int = 'global'
+    kernel_size: int = 1
+    dilation: int = 1
+    first_dilation: int = 1
+    normalize: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
@@ -165,8 +180,7 @@ class Shortcut(nn.Module):
         Raises:
           InputError: an unknown kind, an identity over a change of shape, or option A with fewer channels.
         """
-        if self.kind not in SHORTCUTS:
-            raise InputError(f'unknown shortcut {self.kind!r}; known: {", ".join(SHORTCUTS)}')
+        check_choice('shortcut', self.kind, SHORTCUTS)
         channels, stride = x.shape[-1], self.stride
         changes = shape_changes(x, self.features, stride)
         if self.kind == 'identity' and changes:
@@ -182,10 +196,56 @@ class Shortcut(nn.Module):
             return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (before, missing - before)))
         if not changes and self.kind != 'C':
             return x
-        if self.kind == 'D' and stride > 1:
-            x, stride = avg_pool(x, stride), 1
-        how: dict[str, Any] = {'dtype': self.dtype, 'implementation': self.implementation}
-        x = Conv(self.features, 1, stride, **how, name='conv')(x)
-        if self.norm:
-            x = BatchNorm(statistics=self.statistics, **how, name='norm')(x, train=train, update_stats=update_stats)
-        return x
+        x = self._projected(x)
+        mode = {'train': train, 'update_stats': update_stats}
+        return self.normalization('norm', mode)(x) if self.normalize else x
+
+    def _projected(self, x: jax.Array) -> jax.Array:
+        if self.kind == 'D':
+            if self.stride > 1:
+                x = avg_pool(x, self.stride)
+            elif self.dilation > 1:  # as timm: the pool stays where its stride has become a dilation
+                x = avg_pool_in_place(x)
+            return self.conv('conv', self.features, 1)(x)
+        if self.kernel_size == 1 or (self.stride == 1 and self.dilation == 1):
+            return self.conv('conv', self.features, 1, self.stride)(x)
+        return self.conv('conv', self.features, self.kernel_size, self.stride, dilation=self.first_dilation)(x)
+
+
+def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): a branch is zero for a share of the examples.
+
+    Args:
+      x: ``[N, H, W, C]``, what a branch adds to its shortcut.
+      rate: probability of zero, in [0, 1).
+      key: a typed key.
+
+    Returns:
+      ``x / (1 - rate)``, or zero, for each example alone.
+    """
+    keep = 1 - jnp.asarray(rate, jnp.float32)
+    kept = jax.random.bernoulli(key, keep, (x.shape[0], 1, 1, 1))
+    return x * (kept / keep).astype(x.dtype)
+
+
+def drop_block(x: jax.Array, rate: float, size: int, scale: float, key: jax.Array) -> jax.Array:
+    """DropBlock (Ghiasi et al. 2018, arXiv:1810.12890): squares of a map are zero, the same in all channels.
+
+    Args:
+      x: ``[N, H, W, C]``.
+      rate: share of pixels to drop, in [0, 1), before ``scale``.
+      size: side of a square, in pixels; at most the map's.
+      scale: factor on the probability that a square starts somewhere, as ResNet-RS and timm have it.
+      key: a typed key.
+
+    Returns:
+      ``[N, H, W, C]``, scaled so that the mean over the batch's pixels stays.
+    """
+    height, width = x.shape[1:3]
+    rows, columns = min(size, height), min(size, width)
+    starts = (height - rows + 1) * (width - columns + 1)
+    gamma = scale * rate * height * width / (rows * columns * starts)
+    seeds = jax.random.bernoulli(key, gamma, (x.shape[0], height, width, 1)).astype(jnp.float32)
+    padding = tuple((side // 2, (side - 1) // 2) for side in (rows, columns))
+    keep = 1 - nn.max_pool(seeds, (rows, columns), (1, 1), padding)
+    return x * (keep / jnp.maximum(keep.mean(), 1e-7)).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Batch normalization."""
+"""Normalization: by the batch's statistics, or by each example's own."""
 
 import functools
 from collections.abc import Callable
@@ -225,3 +225,109 @@ class BatchNorm(nn.Module):
             running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
             running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
         return y
+
+
+class ExampleNorm(nn.Module):
+    """What the normalizations by an example's own statistics share: they compute the same in training and evaluation.
+
+    Attributes:
+      zero_init: start ``scale`` at zero.
+      relu: activate the result, after the addition of the shortcut.
+      epsilon: added to the mean square or the variance.
+      dtype: dtype of the result; parameters and statistics are float32.
+    """
+
+    zero_init: bool = False
+    relu: bool = False
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, shortcut: jax.Array | None = None, *, train: bool, update_stats: bool | None = None
+    ) -> jax.Array:
+        """``[N, H, W, C]``, plus the shortcut if there is one; the two modes are ``BatchNorm``'s and change nothing."""
+        channels = x.shape[-1]
+        scale = self.param('scale', nn.initializers.constant(0.0 if self.zero_init else 1.0), (channels,), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+        inner = self.relu and shortcut is None
+        y = self._normalized(x.astype(jnp.float32), inner) * _wide(scale) + _wide(bias)
+        y = self._activated(y) if inner else y
+        if shortcut is not None:
+            y = y + shortcut.astype(jnp.float32)
+            y = nn.relu(y) if self.relu else y
+        return y.astype(self.dtype)
+
+    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+        raise NotImplementedError
+
+    def _activated(self, y: jax.Array) -> jax.Array:
+        return nn.relu(y)
+
+    def _vector(self, name: str, value: float, channels: int) -> jax.Array:
+        """A further parameter of the layer, as ``[1, 1, 1, C]``."""
+        return _wide(self.param(name, nn.initializers.constant(value), (channels,), jnp.float32))
+
+
+class GroupNorm(ExampleNorm):
+    """Group normalization (Wu and He 2018, arXiv:1803.08494, Eq. 7), epsilon as in PyTorch.
+
+    Attributes:
+      groups: of neighbouring channels, a divisor of them; mean and variance are over H, W and a group.
+    """
+
+    groups: int = 32
+
+    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+        grouped = _split_channels(x, self.groups)
+        deviations = grouped - grouped.mean((1, 2, 4), keepdims=True)
+        var = jnp.square(deviations).mean((1, 2, 4), keepdims=True)
+        return (deviations * lax.rsqrt(var + self.epsilon)).reshape(x.shape)
+
+
+class EvoNormS0(ExampleNorm):
+    """EvoNorm-S0 (Liu et al. 2020, arXiv:2004.02967): ``x sigmoid(v x) / std`` is normalization and activation in one.
+
+    Where no activation is wanted, it is scale and bias alone, as in timm's layer of that name.
+
+    Attributes:
+      groups: of neighbouring channels, a divisor of them, whose standard deviation it is.
+    """
+
+    groups: int = 32
+
+    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+        if not activate:
+            return x
+        grouped = _split_channels(x, self.groups)
+        inverse_std = lax.rsqrt(grouped.var((1, 2, 4), keepdims=True) + self.epsilon)
+        gate = nn.sigmoid(x * self._vector('v', 1.0, x.shape[-1]))
+        return (_split_channels(x * gate, self.groups) * inverse_std).reshape(x.shape)
+
+    def _activated(self, y: jax.Array) -> jax.Array:
+        return y
+
+
+class FilterResponseNorm(ExampleNorm):
+    """Filter response normalization (Singh and Krishnan 2019, arXiv:1911.09737): ``max(scale x / rms + bias, tau)``."""
+
+    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+        return x * lax.rsqrt(jnp.square(x).mean((1, 2), keepdims=True) + self.epsilon)
+
+    def _activated(self, y: jax.Array) -> jax.Array:
+        return jnp.maximum(y, self._vector('tau', 0.0, y.shape[-1]))
+
+
+def _split_channels(x: jax.Array, groups: int) -> jax.Array:
+    """``[N, H, W, C]`` to ``[N, H, W, G, C / G]``."""
+    if x.shape[-1] % groups:
+        raise InputError(f'{groups} groups of a normalization do not divide {x.shape[-1]} channels')
+    return x.reshape(*x.shape[:3], groups, -1)
+
+
+NORMS: dict[str, type[BatchNorm] | type[ExampleNorm]] = {
+    'batch': BatchNorm,
+    'group': GroupNorm,
+    'evo': EvoNormS0,
+    'filter_response': FilterResponseNorm,
+}

@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.errors import InputError
-from resnet_jax.models.blocks import BLOCKS
-from resnet_jax.models.layers import SHORTCUTS, STEMS, Stem, global_avg_pool
-from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.attention import ATTENTIONS
+from resnet_jax.models.blocks import Block
+from resnet_jax.models.branch_blocks import BLOCKS
+from resnet_jax.models.layers import SHORTCUTS, STEMS, Stem, check_choice, make_normalization
+from resnet_jax.models.norm import NORMS
+from resnet_jax.models.pooling import ANTIALIAS, STEM_POOLS, global_avg_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class ResNetSpec:
     """An architecture as data: hashable, comparable, JSON-able; variants by ``dataclasses.replace``.
 
     Attributes:
-      block: a key of ``blocks.BLOCKS``.
+      block: a key of ``branch_blocks.BLOCKS``, or one for each stage.
       stage_sizes: blocks in each stage.
       widths: ``features`` of each stage's blocks.
       strides: stride of each stage's first block.
@@ -32,15 +35,26 @@ class ResNetSpec:
       shortcut: a key of ``layers.SHORTCUTS``.
       cardinality: groups of a bottleneck's 3x3 convolution.
       base_width: channels of one group of a bottleneck of 64 features.
-      stride_in_1x1: a bottleneck's stride in its first 1x1 convolution (v1) instead of its 3x3 (v1.5).
+      stem_pool: a key of ``pooling.STEM_POOLS``.
+      attention: a key of ``attention.ATTENTIONS``, in each block.
+      antialias: a key of ``pooling.ANTIALIAS``, in the stem and in each block with a stride.
+      norm: a key of ``norm.NORMS``.
+      standardize: None, or the epsilon of weight standardization in all convolutions.
+      output_stride: None, or the stride of the last stage, 8, 16 or 32: what the stages' strides would make more of it
+        becomes dilation.
+      drop_path_rate: stochastic depth in training, rising from 0 at the first block to this at the last.
+      drop_block_rate: DropBlock in training, in the last two of four stages.
+      dropout_rate: of the pooled features in training.
       zero_init_last: the last normalization of each residual branch starts with scale zero.
+      options: fields that the block alone has, such as ``{'stride_in_1x1': True}``; kept as sorted pairs.
+      channels: empty, or for each block of a pruned network the output channels of its convolutions.
       num_classes: K.
 
     Raises:
       InputError: a value out of range, or an option that the chosen block does not have.
     """
 
-    block: str
+    block: str | tuple[str, ...]
     stage_sizes: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512)
     strides: tuple[int, ...] = (1, 2, 2, 2)
@@ -49,35 +63,99 @@ class ResNetSpec:
     shortcut: str = 'B'
     cardinality: int = 1
     base_width: int = 64
-    stride_in_1x1: bool = False
+    stem_pool: str = 'max'
+    attention: str = 'none'
+    antialias: str = 'none'
+    norm: str = 'batch'
+    standardize: float | None = None
+    output_stride: int | None = None
+    drop_path_rate: float = 0.0
+    drop_block_rate: float = 0.0
+    dropout_rate: float = 0.0
     zero_init_last: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
+    channels: tuple[tuple[int, ...], ...] = ()
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
-        for name, known in (('block', BLOCKS), ('stem', STEMS), ('shortcut', SHORTCUTS)):
-            if getattr(self, name) not in known:
-                raise InputError(f'unknown {name} {getattr(self, name)!r}; known: {", ".join(known)}')
+        for name in ('block', 'stage_sizes', 'widths', 'strides', 'channels'):
+            object.__setattr__(self, name, _as_tuple(getattr(self, name)))  # JSON gives lists
+        object.__setattr__(self, 'options', _as_tuple(sorted(dict(self.options).items())))
+        stages = len(self.stage_sizes)
         for name in ('stage_sizes', 'widths', 'strides'):
             values = getattr(self, name)
-            object.__setattr__(self, name, tuple(values))  # JSON gives lists
-            if len(values) != len(self.stage_sizes) or not values or min(values) < 1:
-                stages = len(self.stage_sizes)
-                raise InputError(f'{name}={tuple(values)} must be {stages} positive numbers, one a stage')
+            if len(values) != stages or not values or min(values) < 1:
+                raise InputError(f'{name}={values} must be {stages} positive numbers, one a stage')
+        if len(self.blocks) != stages:
+            raise InputError(f'block={self.block} must be one name, or {stages}, one a stage')
+        choices = {'stem': STEMS, 'stem_pool': STEM_POOLS, 'shortcut': SHORTCUTS, 'attention': ATTENTIONS}
+        for name, known in (choices | {'antialias': ANTIALIAS, 'norm': NORMS}).items():
+            check_choice(name, getattr(self, name), known)
+        for block in self.blocks:
+            check_choice('block', block, BLOCKS)
         for name in ('stem_width', 'cardinality', 'base_width', 'num_classes'):
             if getattr(self, name) < 1:
                 raise InputError(f'{name}={getattr(self, name)} must be at least 1')
+        for name in ('drop_path_rate', 'drop_block_rate', 'dropout_rate'):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f'{name}={getattr(self, name)} must be at least 0 and less than 1')
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if self.output_stride not in (None, 8, 16, 32):
+            raise InputError(f'output_stride={self.output_stride} must be 8, 16 or 32')
+        if self.stem == 'cifar' and (self.stem_pool != 'max' or self.antialias != 'none'):
+            raise InputError(f"stem 'cifar' has no pool: stem_pool={self.stem_pool!r}, antialias={self.antialias!r}")
+        if self.channels and len(self.channels) != sum(self.stage_sizes):
+            raise InputError(f'channels: {len(self.channels)} entries for {sum(self.stage_sizes)} blocks')
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in set(_BLOCK_OPTIONS) - set(self.block_options()):
-            if getattr(self, name) != defaults[name]:
-                raise InputError(f'{name}={getattr(self, name)!r}: block {self.block!r} has no such option')
+        chosen = {name for name in _BLOCK_FIELDS if getattr(self, name) != defaults[name]} | set(dict(self.options))
+        chosen |= {'channels'} if self.channels else set()
+        chosen |= {'drop_block'} if self.drop_block_rate else set()
+        for name in sorted(chosen):
+            known = set().union(*(set(BLOCKS[block].__dataclass_fields__) for block in self.blocks))
+            if name not in known or (name in _OURS and name in dict(self.options)):
+                value = getattr(self, name, dict(self.options).get(name))
+                raise InputError(f'{name}={value!r}: block {self.block!r} has no such option')
 
-    def block_options(self) -> dict[str, Any]:
-        """Those of the fields that the block takes."""
-        fields = BLOCKS[self.block].__dataclass_fields__
-        return {name: getattr(self, name) for name in _BLOCK_OPTIONS if name in fields}
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The block of each stage."""
+        return (self.block,) * len(self.stage_sizes) if isinstance(self.block, str) else self.block
+
+    @property
+    def pre_activation(self) -> bool:
+        """Whether the last ReLU is the network's own."""
+        return BLOCKS[self.blocks[-1]].pre_activation
+
+    def block_options(self, stage: int) -> dict[str, Any]:
+        """Those of the fields that the blocks of a stage, counted from 1, take."""
+        block = BLOCKS[self.blocks[stage - 1]]
+        chosen = {name: getattr(self, name) for name in _BLOCK_FIELDS} | dict(self.options)
+        if self.drop_block_rate:
+            sizes = {3: (5, 0.25), 4: (3, 1.0)}  # as in timm, from the authors' code for ImageNet
+            chosen['drop_block'] = (self.drop_block_rate, *sizes[stage]) if stage in sizes else None
+        return {name: value for name, value in chosen.items() if name in block.__dataclass_fields__}
+
+    def strides_and_dilations(self) -> list[tuple[int, int, int]]:
+        """Stride, dilation and the first block's first dilation of each stage, as ``output_stride`` asks."""
+        total, dilation, stages = 1 if self.stem == 'cifar' else 4, 1, []
+        for stride in self.strides:
+            before = dilation
+            if self.output_stride and total * stride > self.output_stride:
+                dilation, stride = dilation * stride, 1
+            total *= stride
+            stages.append((stride, dilation, before))
+        return stages
 
 
-_BLOCK_OPTIONS = ('shortcut', 'cardinality', 'base_width', 'stride_in_1x1', 'zero_init_last')
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+_BLOCK_FIELDS = ('shortcut', 'cardinality', 'base_width', 'attention', 'antialias', 'zero_init_last')
+# What the network gives its blocks itself, and options cannot.
+_OURS = {*Block.__dataclass_fields__, *_BLOCK_FIELDS, 'first', 'channels', 'drop_block'}
 
 
 _FEWEST_BLOCKS = 3  # of a stage that is scanned: one block before the loop and two within
@@ -121,51 +199,66 @@ class ResNet(nn.Module):
         Returns:
           float32 ``[N, K]``.
         """
-        spec, block = self.spec, BLOCKS[self.spec.block]
+        spec = self.spec
         mode: dict[str, Any] = {'train': train, 'update_stats': update_stats}
         how: dict[str, Any] = {
             'dtype': self.dtype,
             'implementation': self.implementation,
             'statistics': self.statistics,
+            'norm': spec.norm,
+            'standardize': spec.standardize,
         }
         # A pre-activation network normalizes in front of every convolution but the first, which sees the images.
         # The ImageNet stem of such a network is followed by the first block's normalization as well.
-        stem = Stem(spec.stem, spec.stem_width, not block.pre_activation, **how, name='stem')
+        pool = spec.stem_pool, spec.antialias
+        stem = Stem(spec.stem, spec.stem_width, not spec.pre_activation, *pool, **how, name='stem')
         x = stem(images.astype(self.dtype), **mode)
         outputs = {'stem': x}
         for stage in range(1, len(spec.stage_sizes) + 1):
             x = outputs[f'stage{stage}'] = self._stage(x, stage, how, mode)
-        if block.pre_activation:
-            x = BatchNorm(relu=True, **how, name='norm')(x, **mode)
+        if spec.pre_activation:
+            x = make_normalization(how, 'norm', mode, relu=True)(x)
         outputs['pooled'] = global_avg_pool(x)
         if features_only:
             return outputs
-        # PyTorch's initialization of a linear layer's kernel: uniform in ±1 / sqrt(C). The bias starts at zero.
-        init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-        return nn.Dense(spec.num_classes, kernel_init=init, name='head')(outputs['pooled'])
+        x = nn.Dropout(spec.dropout_rate)(outputs['pooled'], deterministic=not train)
+        return new_head(spec.num_classes, name='head')(x)
 
     def _stage(self, x: jax.Array, stage: int, how: dict[str, Any], mode: dict[str, Any]) -> jax.Array:
         """The blocks of a stage, counted from 1."""
-        spec, block = self.spec, BLOCKS[self.spec.block]
-        size = spec.stage_sizes[stage - 1]
-        make = functools.partial(block, features=spec.widths[stage - 1], **how, **spec.block_options())
+        spec, block = self.spec, BLOCKS[self.spec.blocks[stage - 1]]
+        size, before = spec.stage_sizes[stage - 1], sum(spec.stage_sizes[: stage - 1])
+        stride, dilation, first_dilation = spec.strides_and_dilations()[stage - 1]
+        options = spec.block_options(stage)
+        make = functools.partial(block, features=spec.widths[stage - 1], dilation=dilation, **how, **options)
+        pruned: list[dict[str, Any]] = [
+            {'channels': channels} for channels in spec.channels[before : before + size]
+        ] or [{}] * size
+        # The linear decay rule of Huang et al. 2016 (arXiv:1603.09382, Eq. 4), from 0 at the network's first block.
+        last = max(sum(spec.stage_sizes) - 1, 1)
+        rates = [spec.drop_path_rate * index / last for index in range(before, before + size)]
         first: dict[str, Any] = {'first': True} if block.pre_activation and stage == 1 else {}
-        x = make(stride=spec.strides[stage - 1], **first, name=f'stage{stage}_block1')(x, **mode)
+        first |= {'stride': stride, 'first_dilation': first_dilation}
+        x = make(**first, **pruned[0], name=f'stage{stage}_block1')(x, **mode, drop_rate=rates[0])
+        if self.scan_blocks and spec.channels:
+            raise InputError('scan_blocks: the blocks of a pruned network differ; it has no loop')
         if not self.scan_blocks or size < _FEWEST_BLOCKS:
             for index in range(2, size + 1):
-                x = make(name=f'stage{stage}_block{index}')(x, **mode)
+                part = make(**pruned[index - 1], name=f'stage{stage}_block{index}')
+                x = part(x, **mode, drop_rate=rates[index - 1])
             return x
 
-        def once(block: nn.Module, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return block(x, **mode), None
+        def once(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
+            return block(x, **mode, drop_rate=0.0 if rate is None else rate), None
 
         repeated = nn.scan(
             once,
             variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
-            split_rngs={'params': True},
+            split_rngs={'params': True, 'dropout': True},
             length=size - 1,
         )
-        return repeated(make(name=f'stage{stage}_blocks'), x, None)[0]
+        scanned = jnp.asarray(rates[1:]) if spec.drop_path_rate else None
+        return repeated(make(name=f'stage{stage}_blocks'), x, scanned)[0]
 
     def features(self, images: jax.Array, *, train: bool, update_stats: bool | None = None) -> dict[str, jax.Array]:
         """Feature maps ``{'stem', 'stage1', …, 'pooled'}``: ``[N, H', W', C']`` each, ``pooled`` float32 ``[N, C']``.
@@ -173,6 +266,12 @@ class ResNet(nn.Module):
         Use as ``model.apply(variables, images, train=False, method=model.features)``.
         """
         return self(images, train=train, update_stats=update_stats, features_only=True)
+
+
+def new_head(num_classes: int, name: str | None = None) -> nn.Dense:
+    """The linear layer ``[N, C]`` to ``[N, K]``, its kernel uniform in ±1 / sqrt(C) as PyTorch's, its bias 0."""
+    init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+    return nn.Dense(num_classes, kernel_init=init, name=name)
 
 
 def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from resnet_jax import InputError, Shortcut
 from resnet_jax import numpy_reference as reference
-from resnet_jax.models.layers import avg_pool, global_avg_pool, max_pool
+from resnet_jax.models.pooling import avg_pool, global_avg_pool, max_pool
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_train_must_be_said():
 def test_stride_placement_changes_values_not_shapes(rng):
     images = rng.normal(size=(2, 9, 9, 3)).astype(np.float32)
     tiny = {key: value for key, value in TINY.items() if key != 'stem'} | {'stem': 'cifar'}
-    models = [ResNet(ResNetSpec('bottleneck', stride_in_1x1=v1, **tiny)) for v1 in (False, True)]
+    models = [ResNet(ResNetSpec('bottleneck', options={'stride_in_1x1': v1}, **tiny)) for v1 in (False, True)]
     variables = init_variables(models[0], jax.random.key(0), (9, 9, 3))
     first, second = (model.apply(variables, images, train=False) for model in models)
     assert first.shape == second.shape

@@ -1,0 +1,133 @@
+"""Pooling and anti-aliasing: functions without parameters on ``[N, H, W, C]``."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+STEM_POOLS = {
+    'max': '3x3 maximum with stride 2, padded with -inf on all sides',
+    'max_of_zeros': 'the same, padded with zeros, which take part in the maximum (BiT)',
+    'max_to_the_right': '3x3 maximum with stride 2, padded on the right and below, where pixels are missing (Caffe)',
+    'conv': '3x3 convolution with stride 2, normalization and ReLU instead of a pool (ResNet-RS)',
+}
+ANTIALIAS = {
+    'none': 'the stride is in the convolution or the pool',
+    'blur': 'stride 1, then a binomial 3x3 filter with the stride (Zhang 2019, arXiv:1904.11486)',
+    'average': 'stride 1, then an average over windows as wide as the stride; in the stem, instead of the maximum',
+}
+
+
+def max_pool(x: jax.Array, implementation: str = 'auto') -> jax.Array:
+    """3x3 maximum with stride 2, padded by one pixel of -inf: ``[N, H, W, C]`` to ``[N, (H+1)//2, (W+1)//2, C]``.
+
+    The gradient goes to the first maximum of each window. ``implementation`` is that of ``conv.convolution``.
+    """
+    return _plain_max_pool(x) if implementation == 'xla' else _max_pool(x)
+
+
+def _plain_max_pool(x: jax.Array) -> jax.Array:
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+@jax.custom_vjp
+def _max_pool(x: jax.Array) -> jax.Array:
+    return lax.platform_dependent(x, cpu=lambda x: functools.reduce(jnp.maximum, _windows(x)), default=_plain_max_pool)
+
+
+def _windows(x: jax.Array) -> list[jax.Array]:
+    """The nine pixels of every 3x3 window at stride 2, in row-major order."""
+    height, width = ((size + 1) // 2 * 2 for size in x.shape[1:3])
+    bottom, right = height - x.shape[1] + 1, width - x.shape[2] + 1
+    x = jnp.pad(x, ((0, 0), (1, bottom), (1, right), (0, 0)), constant_values=-jnp.inf)
+    return [x[:, u : u + height - 1 : 2, v : v + width - 1 : 2] for u in range(3) for v in range(3)]
+
+
+def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    def on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
+        """XLA scatters element by element; here each of a window's nine places sends dy where it is the maximum.
+
+        Whether it is, is compared anew, since XLA would compute a stored winner again for every use of it.
+        """
+        pixels = _windows(x)
+        dx = jnp.zeros_like(x)
+        for place, pixel in enumerate(pixels):
+            first = [pixel > other for other in pixels[:place]] + [pixel >= other for other in pixels[place + 1 :]]
+            part = jnp.where(functools.reduce(jnp.logical_and, first), dy, 0)
+            edges = [
+                (offset - 1, size + 2 - offset - 2 * windows, 1)
+                for offset, size, windows in zip(divmod(place, 3), x.shape[1:3], dy.shape[1:3], strict=True)
+            ]
+            dx += lax.pad(part, jnp.zeros((), dy.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        return dx
+
+    def by_xla(x: jax.Array, dy: jax.Array) -> jax.Array:
+        return jax.vjp(_plain_max_pool, x)[1](dy)[0]
+
+    return (lax.platform_dependent(x, dy, cpu=on_cpu, default=by_xla),)
+
+
+_max_pool.defvjp(lambda x: (_max_pool(x), x), _max_pool_backward)
+
+
+def avg_pool(x: jax.Array, stride: int = 2) -> jax.Array:
+    """Average over 2x2 windows: ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), C]``.
+
+    A window that reaches over the right or lower edge is divided by the pixels it has
+    (PyTorch: ``AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)``).
+    """
+    overhangs = [(math.ceil(length / stride) - 1) * stride + 2 - length for length in x.shape[1:3]]
+    padding = tuple((0, max(overhang, 0)) for overhang in overhangs)
+    return nn.avg_pool(x, (2, 2), (stride, stride), padding, count_include_pad=False)
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """Mean over H and W, accumulated in float32: ``[N, H, W, C]`` to float32 ``[N, C]``."""
+    return x.astype(jnp.float32).mean((1, 2))
+
+
+def max_pool_of_zeros(x: jax.Array) -> jax.Array:
+    """3x3 maximum with stride 2 where the padding, one pixel on all sides, is zero and not -inf."""
+    return nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+
+
+def max_pool_to_the_right(x: jax.Array) -> jax.Array:
+    """3x3 maximum with stride 2 whose first window is at the first pixel: to ``[N, ceil((H-1)/2), ceil((W-1)/2), C]``.
+
+    The last window may reach over the right or lower edge (PyTorch: ``MaxPool2d(3, 2, ceil_mode=True)``).
+    """
+    padding = [(0, 2 * max(math.ceil((size - 3) / 2), 0) + 3 - size) for size in x.shape[1:3]]
+    return nn.max_pool(x, (3, 3), (2, 2), padding)
+
+
+def avg_pool_3x3(x: jax.Array, stride: int) -> jax.Array:
+    """Average over 3x3 windows, padded by one pixel of zeros, which count (PyTorch: ``AvgPool2d(3, stride, 1)``).
+
+    ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), C]``.
+    """
+    return nn.avg_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
+
+
+def avg_pool_in_place(x: jax.Array) -> jax.Array:
+    """Average over 2x2 windows with stride 1, padded with zeros, which count, on the right and below."""
+    return nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
+
+
+def blur(x: jax.Array, stride: int = 2) -> jax.Array:
+    """Binomial 3x3 filter, each channel alone, on reflected edges: ``[N, H, W, C]`` to ``[N, ceil(H/stride), …]``."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='reflect')
+    for axis in (1, 2):
+        windows = x.shape[axis] - 2
+        before, at, after = (lax.slice_in_dim(x, start, start + windows, stride, axis) for start in range(3))
+        x = (before + after) / 4 + at / 2
+    return x
+
+
+def antialias(x: jax.Array, kind: str, stride: int) -> jax.Array:
+    """Takes a map to a lower resolution by a key of ``ANTIALIAS`` other than ``none``."""
+    if kind == 'blur':
+        return blur(x, stride)
+    return nn.avg_pool(x, (stride, stride), (stride, stride))
