@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -21,9 +23,15 @@ from resnet_jax import (
     train_seeds,
 )
 from resnet_jax.models.conv import IMPLEMENTATIONS
+from resnet_jax.models.layers import STEMS
 from resnet_jax.training.recipes import COMPUTE_DTYPES, RECIPES
 
 FLAGS = flags.FLAGS
+
+INIT_FROM = (
+    'Weights: a file of PyTorch (.pth, .pt, .bin, .th), safetensors or BiT (.npz); the folder of a run or of one of its'
+    ' checkpoints; or hf:OWNER/NAME on the Hugging Face hub.'
+)
 
 
 def define_data_flags(default: str = "the recipe's") -> None:
@@ -38,6 +46,13 @@ def define_data_flags(default: str = "the recipe's") -> None:
         'data_dir', None, "Folder of prepared TFDS datasets. Default: TFDS's own, ~/tensorflow_datasets."
     )
     flags.DEFINE_integer('image_size', None, 'Resize the images to this many pixels a side. Default: as they are.')
+    flags.DEFINE_list(
+        'mean',
+        None,
+        'Mean of the pixels to subtract, 1 being white: a number a channel, separated by commas. Default: that of the'
+        " weights in --init_from, if they say, else the dataset's.",
+    )
+    flags.DEFINE_list('std', None, 'Standard deviation to divide by, likewise.')
 
 
 def define_training_flags(arch: str, archs: Sequence[str]) -> None:
@@ -84,8 +99,16 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
         ' or more.',
     )
     flags.DEFINE_bool('zero_init_last', None, "Start residual branches at zero. Default: the architecture's.")
+    flags.DEFINE_float('drop_path_rate', None, "Stochastic depth at the last block. Default: the architecture's.")
+    flags.DEFINE_float('drop_block_rate', None, "DropBlock in stages 3 and 4 of 4. Default: the architecture's.")
+    flags.DEFINE_float('dropout_rate', None, "Dropout in front of the linear layer. Default: the architecture's.")
+    flags.DEFINE_enum('stem', None, list(STEMS), "First layers; cifar for small images. Default: the architecture's.")
+    flags.DEFINE_string('init_from', None, INIT_FROM + ' Training starts from them.')
     flags.DEFINE_string(
-        'init_from', None, 'Folder of an earlier run of the same network whose last weights are the start.'
+        'freeze',
+        None,
+        'Regular expression on the beginning of the paths of parameters that stay as they are: stem|stage[1-3].'
+        ' Default: none.',
     )
     flags.DEFINE_integer('eval_every_epochs', None, "Epochs between test evaluations. Default: the recipe's.")
     flags.DEFINE_integer('checkpoint_every_epochs', None, "Epochs between checkpoints. Default: the recipe's.")
@@ -109,15 +132,31 @@ _CONFIG_FLAGS = (
     'implementation',
     'scan_blocks',
     'init_from',
+    'freeze',
     'eval_every_epochs',
     'checkpoint_every_epochs',
     'log_every_steps',
 )
 
 
+# Flags that are fields of ResNetSpec under the same name.
+_SPEC_FLAGS = ('zero_init_last', 'drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem')
+
+
 def set_flags(names: Sequence[str]) -> dict[str, Any]:
     """Values of those of the flags that are not None."""
     return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+
+
+def numbers_of(name: str) -> tuple[float, ...] | None:
+    """The numbers of a list flag; None where it is not set."""
+    values: list[str] | None = FLAGS[name].value
+    if values is None:
+        return None
+    try:
+        return tuple(map(float, values))
+    except ValueError as error:
+        raise InputError(f'{name}={",".join(values)} must be numbers separated by commas') from error
 
 
 def as_file_name(dataset: str) -> str:
@@ -126,8 +165,8 @@ def as_file_name(dataset: str) -> str:
 
 
 def family(*patterns: str) -> list[str]:
-    """Names of architectures that match one of the patterns."""
-    return [name for pattern in patterns for name in list_models(pattern)]
+    """Names of architectures that match one of the patterns, regular expressions for the whole name."""
+    return [name for name in list_models() if any(re.fullmatch(pattern, name) for pattern in patterns)]
 
 
 def spec_from_flags(archs: Sequence[str], options: Sequence[str] = ()) -> ResNetSpec:
@@ -139,13 +178,16 @@ def spec_from_flags(archs: Sequence[str], options: Sequence[str] = ()) -> ResNet
     """
     if FLAGS.arch in list_models() and FLAGS.arch not in archs:
         raise InputError(f'arch={FLAGS.arch} belongs to another script; this one takes: {", ".join(archs)}')
-    return get_spec(FLAGS.arch, **set_flags(['zero_init_last', *options]))
+    chosen = set_flags([*_SPEC_FLAGS, *options])
+    if chosen.get('stem') == 'cifar':
+        chosen['stem_pool'] = 'max'  # what a stem without a pool has there
+    return get_spec(FLAGS.arch, **chosen)
 
 
 def train(spec: ResNetSpec) -> None:
     """Trains as the flags say, and ends with the line that names the accuracy and the folder."""
     recipe = FLAGS.recipe or ('digits_quick' if FLAGS.dataset in (None, 'digits') else 'cifar_fast')
-    config = get_config(recipe, **set_flags(_CONFIG_FLAGS))
+    config = get_config(recipe, **set_flags(_CONFIG_FLAGS), mean=numbers_of('mean'), std=numbers_of('std'))
     data = as_file_name(config.dataset)
     seeds = f'seed{config.seed}' if FLAGS.num_seeds is None else f'seeds{config.seed}+{FLAGS.num_seeds}'
     workdir = FLAGS.workdir or f'runs/{FLAGS.arch}-{data}-{seeds}'
@@ -181,6 +223,7 @@ def run(main: Callable[[], None]) -> None:
     )
 
     def guarded(argv: Sequence[str]) -> None:
+        warnings.showwarning = _show_warning
         try:
             if len(argv) > 1:
                 raise InputError(f'unexpected argument {argv[1]!r}: options are given as --name=value')
@@ -218,6 +261,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _asks_for_help(argv: Sequence[str]) -> bool:
     return any(arg.lstrip('-').split('=')[0] in ('help', 'helpshort', 'helpfull', 'helpxml') for arg in argv[1:])
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line, without the place in the source."""
+    print(f'note: {message}', file=sys.stderr)
 
 
 def _exit(message: str, status: int) -> NoReturn:

@@ -6,7 +6,7 @@ python -m experiments.plain --arch=plain56 --recipe=he2015_cifar          # deep
 
 from experiments import common
 
-ARCHS = common.family('plain*')
+ARCHS = common.family(r'plain\d+')
 
 common.define_training_flags(arch='plain20', archs=ARCHS)
 

@@ -8,14 +8,17 @@ from absl import flags
 
 from experiments import common
 
-ARCHS = common.family('preact_resnet*')
+ARCHS = common.family('preact_resnet.*', r'resnetv2_\d+[dt]?(_gn|_evos|_frn)?')
 
 common.define_training_flags(arch='preact_resnet20', archs=ARCHS)
 flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
+flags.DEFINE_enum(
+    'norm', None, ['batch', 'group', 'evo', 'filter_response'], "Normalization. Default: the architecture's."
+)
 
 
 def main() -> None:
-    common.train(common.spec_from_flags(ARCHS, ('shortcut',)))
+    common.train(common.spec_from_flags(ARCHS, ('shortcut', 'norm')))
 
 
 if __name__ == '__main__':

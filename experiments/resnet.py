@@ -9,7 +9,7 @@ from absl import flags
 
 from experiments import common
 
-ARCHS = common.family('resnet[0-9]*')
+ARCHS = common.family(r'resnet\d+(_cifar|_gn)?')
 
 common.define_training_flags(arch='resnet20', archs=ARCHS)
 flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")

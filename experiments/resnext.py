@@ -9,7 +9,7 @@ from absl import flags
 
 from experiments import common
 
-ARCHS = common.family('resnext*')
+ARCHS = common.family(r'resnext\d+d?_.*')
 
 common.define_training_flags(arch='resnext50_32x4d_cifar', archs=ARCHS)
 flags.DEFINE_integer('cardinality', None, "Groups of the 3x3 convolution. Default: the architecture's.", lower_bound=1)

@@ -12,7 +12,7 @@ from absl import flags
 from experiments import common
 from resnet_jax import InputError
 
-ARCHS = common.family('wrn*', 'wide_resnet*')
+ARCHS = common.family('wrn.*', 'wide_resnet.*')
 
 common.define_training_flags(arch='wrn16_8', archs=ARCHS)
 flags.DEFINE_integer(

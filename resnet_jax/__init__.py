@@ -2,6 +2,7 @@
 
 from resnet_jax.errors import DivergenceError, InputError
 from resnet_jax.models.architectures import create_model, get_spec, list_models
+from resnet_jax.models.attention import EfficientChannelAttention, SelectiveKernel, SplitAttention, SqueezeExcite
 from resnet_jax.models.blocks import (
     BasicBlock,
     BottleneckBlock,
@@ -9,13 +10,22 @@ from resnet_jax.models.blocks import (
     PreActBasicBlock,
     PreActBottleneckBlock,
 )
+from resnet_jax.models.branch_blocks import (
+    ScaleBlock,
+    SelectiveKernelBasicBlock,
+    SelectiveKernelBottleneckBlock,
+    SplitAttentionBlock,
+)
+from resnet_jax.models.checkpoints import get_checkpoint, list_checkpoints
 from resnet_jax.models.conv import Conv, convolution
 from resnet_jax.models.layers import Shortcut, Stem
-from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.norm import BatchNorm, EvoNormS0, FilterResponseNorm, GroupNorm
+from resnet_jax.models.preprocessing import Preprocessing, preprocess
 from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_blocks, unstack_blocks
-from resnet_jax.training.loop import load_variables, train_and_evaluate, train_seeds
+from resnet_jax.training.loop import train_and_evaluate, train_seeds
 from resnet_jax.training.recipes import RECIPES, TrainConfig, get_config
 from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
+from resnet_jax.weights import Pretrained, from_pretrained, load_variables, load_weights, save_weights
 
 __all__ = [
     'RECIPES',
@@ -24,13 +34,26 @@ __all__ = [
     'BottleneckBlock',
     'Conv',
     'DivergenceError',
+    'EfficientChannelAttention',
+    'EvoNormS0',
+    'FilterResponseNorm',
+    'GroupNorm',
     'InputError',
     'PlainBlock',
     'PreActBasicBlock',
     'PreActBottleneckBlock',
+    'Preprocessing',
+    'Pretrained',
     'ResNet',
     'ResNetSpec',
+    'ScaleBlock',
+    'SelectiveKernel',
+    'SelectiveKernelBasicBlock',
+    'SelectiveKernelBottleneckBlock',
     'Shortcut',
+    'SplitAttention',
+    'SplitAttentionBlock',
+    'SqueezeExcite',
     'Stem',
     'TrainConfig',
     'TrainState',
@@ -38,11 +61,17 @@ __all__ = [
     'create_model',
     'create_train_state',
     'eval_step',
+    'from_pretrained',
+    'get_checkpoint',
     'get_config',
     'get_spec',
     'init_variables',
+    'list_checkpoints',
     'list_models',
     'load_variables',
+    'load_weights',
+    'preprocess',
+    'save_weights',
     'stack_blocks',
     'train_and_evaluate',
     'train_seeds',

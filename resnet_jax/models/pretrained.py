@@ -109,6 +109,10 @@ _BIT: tuple[Rule, ...] = (
 
 def _in_timms_names(tensors: Mapping[str, Any], spec: ResNetSpec) -> dict[str, Any]:
     """Tensors of any code base that we know, under timm's names, without the counters that nothing reads."""
+    if 'params/head/bias' in tensors:  # our own paths and order of axes
+        ours = {name.partition('/')[2]: tensor for name, tensor in tensors.items()}
+        names = torch_names(spec, list(ours))
+        return {names[path]: _Transposed(tensor) for path, tensor in ours.items()}
     if any(name.startswith('resnet/root_block/') for name in tensors):  # BiT's arrays, with our order of axes
         return {_rewrite(name, _BIT).replace('/', '.'): _Transposed(tensor) for name, tensor in tensors.items()}
     aliases = () if spec.pre_activation else _ALIASES
@@ -117,18 +121,18 @@ def _in_timms_names(tensors: Mapping[str, Any], spec: ResNetSpec) -> dict[str, A
 
 
 class _Transposed:
-    """A kernel ``[kh, kw, C, C_out]`` seen as PyTorch's ``[C_out, C, kh, kw]``; other tensors as they are."""
+    """A tensor in our order of axes seen in PyTorch's: ``[kh, kw, C, C_out]`` as ``[C_out, C, kh, kw]``."""
 
     def __init__(self, tensor: Any) -> None:
-        self.tensor, self.turned = tensor, len(tensor.shape) == 4
+        self.tensor = tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
         shape = tuple(self.tensor.shape)
-        return (shape[3], shape[2], *shape[:2]) if self.turned else shape
+        return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.tensor.transpose(3, 2, 0, 1) if self.turned else self.tensor
+        return self.tensor.transpose(3, 2, 0, 1) if self.tensor.ndim == 4 else self.tensor.transpose()
 
 
 def _shapes(model: ResNet, in_channels: int) -> dict[str, Any]:
@@ -171,7 +175,9 @@ def _fits(path: str, shape: tuple[int, ...], ours: tuple[int, ...]) -> bool:
 _FIRST_KERNELS = ('stem/conv/kernel', 'stem/conv1/kernel')
 
 
-def match_tensors(tensors: Mapping[str, Any], model: ResNet, in_channels: int = 3) -> dict[str, Any]:
+def match_tensors(
+    tensors: Mapping[str, Any], model: ResNet, in_channels: int = 3, headless: bool = False
+) -> dict[str, Any]:
     """Which tensor is which variable.
 
     Args:
@@ -179,6 +185,7 @@ def match_tensors(tensors: Mapping[str, Any], model: ResNet, in_channels: int = 
         with a ``shape`` will do for a value.
       model: the network.
       in_channels: C of its images.
+      headless: the tensors need not have the last linear layer.
 
     Returns:
       The tensors by our path, in PyTorch's order of axes.
@@ -190,6 +197,8 @@ def match_tensors(tensors: Mapping[str, Any], model: ResNet, in_channels: int = 
     given = _in_timms_names(tensors, model.spec)
     ours = _paths(_shapes(model, in_channels))
     names = torch_names(model.spec, list(ours))
+    if headless:
+        names = {path: name for path, name in names.items() if name in given or not path.startswith('head/')}
     misshapen = []
     for path, name in names.items():
         if name in given and not _fits(path, _our_shape(tuple(given[name].shape), ours[path].ndim), ours[path].shape):
@@ -214,7 +223,11 @@ def torch_shape(path: str, shape: tuple[int, ...], spec: ResNetSpec) -> tuple[in
 
 
 def variables_from_tensors(
-    tensors: Mapping[str, Any], model: ResNet, in_channels: int = 3, key: jax.Array | None = None
+    tensors: Mapping[str, Any],
+    model: ResNet,
+    in_channels: int = 3,
+    key: jax.Array | None = None,
+    headless: bool = False,
 ) -> dict[str, Any]:
     """Flax variables from PyTorch's tensors.
 
@@ -223,6 +236,7 @@ def variables_from_tensors(
       model: the network; where its number of classes differs from the tensors', its head is a new one, with a warning.
       in_channels: C of its images; where it differs from the tensors', the first kernel is adapted as timm does it.
       key: of the new head; default ``jax.random.key(0)``.
+      headless: as in ``match_tensors``; a missing head is a new one, too.
 
     Returns:
       ``{'params': …, 'batch_stats': …}``, float32.
@@ -230,9 +244,9 @@ def variables_from_tensors(
     Raises:
       InputError: as ``match_tensors``.
     """
-    matched = match_tensors(tensors, model, in_channels)
+    matched = match_tensors(tensors, model, in_channels, headless)
     shapes = _shapes(model, in_channels)
-    classes = matched['head/bias'].shape[0]
+    classes = matched['head/bias'].shape[0] if 'head/bias' in matched else 0
     fresh: Any = {}
     if classes != model.spec.num_classes:
         warnings.warn(

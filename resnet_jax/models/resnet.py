@@ -104,8 +104,8 @@ class ResNetSpec:
     def _check_options(self) -> None:
         if self.output_stride not in (None, 8, 16, 32):
             raise InputError(f'output_stride={self.output_stride} must be 8, 16 or 32')
-        if self.stem == 'cifar' and (self.stem_pool != 'max' or self.antialias != 'none'):
-            raise InputError(f"stem 'cifar' has no pool: stem_pool={self.stem_pool!r}, antialias={self.antialias!r}")
+        if self.stem == 'cifar' and self.stem_pool != 'max':
+            raise InputError(f"stem_pool={self.stem_pool!r}: stem 'cifar' has no pool")
         if self.channels and len(self.channels) != sum(self.stage_sizes):
             raise InputError(f'channels: {len(self.channels)} entries for {sum(self.stage_sizes)} blocks')
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
@@ -175,6 +175,8 @@ class ResNet(nn.Module):
       scan_blocks: compile the blocks 2, 3, … of a stage, which are alike, once, as the body of a loop, instead of one
         after the other: a deep network then compiles in the time of a shallow one. Their variables are stacked, at
         ``stage1_blocks/…`` with one more axis in front; ``stack_blocks`` and ``unstack_blocks`` convert.
+      frozen: None, or a regular expression: the stem and the blocks whose names it matches at their beginning compute
+        in training what they compute in evaluation.
     """
 
     spec: ResNetSpec
@@ -182,6 +184,7 @@ class ResNet(nn.Module):
     implementation: str = 'auto'
     statistics: str | int = 'global'
     scan_blocks: bool = False
+    frozen: str | None = None
 
     @nn.compact
     def __call__(
@@ -212,7 +215,7 @@ class ResNet(nn.Module):
         # The ImageNet stem of such a network is followed by the first block's normalization as well.
         pool = spec.stem_pool, spec.antialias
         stem = Stem(spec.stem, spec.stem_width, not spec.pre_activation, *pool, **how, name='stem')
-        x = stem(images.astype(self.dtype), **mode)
+        x = stem(images.astype(self.dtype), **self._mode('stem', mode))
         outputs = {'stem': x}
         for stage in range(1, len(spec.stage_sizes) + 1):
             x = outputs[f'stage{stage}'] = self._stage(x, stage, how, mode)
@@ -239,13 +242,13 @@ class ResNet(nn.Module):
         rates = [spec.drop_path_rate * index / last for index in range(before, before + size)]
         first: dict[str, Any] = {'first': True} if block.pre_activation and stage == 1 else {}
         first |= {'stride': stride, 'first_dilation': first_dilation}
-        x = make(**first, **pruned[0], name=f'stage{stage}_block1')(x, **mode, drop_rate=rates[0])
-        if self.scan_blocks and spec.channels:
-            raise InputError('scan_blocks: the blocks of a pruned network differ; it has no loop')
+        names = [f'stage{stage}_block{index}' for index in range(1, size + 1)]
+        x = make(**first, **pruned[0], name=names[0])(x, **self._mode(names[0], mode), drop_rate=rates[0])
+        if self.scan_blocks and (spec.channels or self.frozen):
+            raise InputError('scan_blocks=True: pruned or frozen blocks are not alike')
         if not self.scan_blocks or size < _FEWEST_BLOCKS:
-            for index in range(2, size + 1):
-                part = make(**pruned[index - 1], name=f'stage{stage}_block{index}')
-                x = part(x, **mode, drop_rate=rates[index - 1])
+            for name, channels, rate in zip(names[1:], pruned[1:], rates[1:], strict=True):
+                x = make(**channels, name=name)(x, **self._mode(name, mode), drop_rate=rate)
             return x
 
         def once(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
@@ -259,6 +262,11 @@ class ResNet(nn.Module):
         )
         scanned = jnp.asarray(rates[1:]) if spec.drop_path_rate else None
         return repeated(make(name=f'stage{stage}_blocks'), x, scanned)[0]
+
+    def _mode(self, name: str, mode: dict[str, Any]) -> dict[str, Any]:
+        """The mode of a part by its name."""
+        frozen = self.frozen is not None and re.match(self.frozen, name) is not None
+        return {'train': False, 'update_stats': None} if frozen else mode
 
     def features(self, images: jax.Array, *, train: bool, update_stats: bool | None = None) -> dict[str, jax.Array]:
         """Feature maps ``{'stem', 'stage1', …, 'pooled'}``: ``[N, H', W', C']`` each, ``pooled`` float32 ``[N, C']``.

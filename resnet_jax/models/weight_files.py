@@ -61,7 +61,7 @@ def read_tensors(path: str | os.PathLike, headers_only: Literal[False] = False) 
 
 
 @overload
-def read_tensors(path: str | os.PathLike, headers_only: Literal[True]) -> dict[str, TensorHeader]: ...
+def read_tensors(path: str | os.PathLike, headers_only: bool) -> dict[str, Any]: ...
 
 
 def read_tensors(path: str | os.PathLike, headers_only: bool = False) -> dict[str, Any]:

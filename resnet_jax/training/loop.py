@@ -30,12 +30,12 @@ from resnet_jax.training.workdir import (
     describe_devices,
     describe_run,
     finished_result,
-    read_record,
     write_json,
 )
+from resnet_jax.weights import Source, open_source, source_variables
 
 # Purposes of random numbers: each has its own key, folded from the run's root key.
-_INIT, _AUGMENT = 0, 1
+_INIT, _AUGMENT, _DROPOUT = 0, 1, 2
 _EVAL_BATCH = 512
 # Stages of so many blocks are compiled as a loop: resnet110 and deeper.
 _SCAN_FROM = 16
@@ -77,12 +77,12 @@ def train_and_evaluate(
     check_batch_size(config.batch_size, mesh)
     if dataset is None:
         dataset = load_dataset(config.dataset, data_dir=data_dir, image_size=config.image_size, seed=config.seed)
+    source = None if config.init_from is None else open_source(config.init_from)
+    dataset = _normalized_as(dataset, config, source)
     epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
     spec = dataclasses.replace(spec, num_classes=dataset.num_classes)
     run = _Run(spec, config, dataset, mesh, epoch_steps)  # raises what is wrong with the network
-    initial = None
-    if config.init_from is not None:
-        initial = load_variables(config.init_from, spec, image_shape=dataset.image_shape)
+    initial = None if source is None else run.load(source)
     devices = list(mesh.devices.flat)
     claim_workdir(workdir, describe_run(arch, dataclasses.asdict(spec), config, _describe_data(dataset), devices))
 
@@ -100,6 +100,19 @@ def train_and_evaluate(
         return _finish(run, test, log, workdir, arch)
     finally:
         log.close()
+
+
+def _normalized_as(dataset: Dataset, config: TrainConfig, source: Source | None) -> Dataset:
+    """The dataset with the mean and deviation that the configuration or the initial weights ask for."""
+    brought = source.preprocessing if source and dataset.image_shape[-1] == 3 else None
+    channels: dict[str, Any] = {}
+    for name in ('mean', 'std'):
+        asked = getattr(config, name)
+        values = tuple(asked or (getattr(brought, name) if brought else getattr(dataset, name)))
+        if len(values) != dataset.image_shape[-1]:
+            raise InputError(f'{name}={values} must be {dataset.image_shape[-1]} numbers, one a channel of the images')
+        channels[name] = values
+    return dataclasses.replace(dataset, **channels)
 
 
 def _describe_data(dataset: Dataset) -> dict[str, Any]:
@@ -125,10 +138,16 @@ class _Run:
         self.root_key = jax.random.key(config.seed)
         self.compile_seconds = 0.0
         variables = jax.eval_shape(self._init, self.root_key)
+        jax.eval_shape(self.optimizer.init, variables['params'])  # raises what is wrong with freeze
         self.num_parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
 
     def _init(self, key: jax.Array) -> dict[str, Any]:
         return init_variables(self.model, key, self.dataset.image_shape)
+
+    def load(self, source: Source) -> dict[str, Any]:
+        """Variables for this run's network from a source of weights."""
+        key = jax.random.fold_in(self.root_key, _INIT)
+        return source_variables(source, str(self.config.init_from), self.model, self.dataset.image_shape[-1], key)
 
     def initial_state(self, variables: dict[str, Any] | None) -> TrainState:
         """The state before the first step, on the devices, from given variables or fresh ones."""
@@ -168,14 +187,14 @@ class _Run:
     ) -> Callable[[TrainState, int], tuple[TrainState, dict[str, jax.Array]]]:
         """``(state, step) -> (state, sums)``; the state that goes in is given up."""
         config, train = self.config, self.dataset.train
-        images, labels, key = jax.device_put(
-            (train.images, train.labels, jax.random.fold_in(self.root_key, _AUGMENT)), replicated(self.mesh)
-        )
+        images, labels, key = jax.device_put((train.images, train.labels, self.root_key), replicated(self.mesh))
 
         def program(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array) -> Any:
-            step_key = jax.random.fold_in(key, state.step)
+            augment, dropout = (
+                jax.random.fold_in(jax.random.fold_in(key, purpose), state.step) for purpose in (_AUGMENT, _DROPOUT)
+            )
             image = training_images(
-                step_key,
+                augment,
                 images[indices],
                 self.dataset.mean,
                 self.dataset.std,
@@ -184,9 +203,8 @@ class _Run:
                 horizontal_flip=config.horizontal_flip,
             )
             batch = {'image': image, 'label': labels[indices]}
-            return train_step(
-                state, batch, model=self.model, optimizer=self.optimizer, label_smoothing=config.label_smoothing
-            )
+            options: dict[str, Any] = {'label_smoothing': config.label_smoothing, 'key': dropout}
+            return train_step(state, batch, model=self.model, optimizer=self.optimizer, **options)
 
         def indices_of(step: int) -> jax.Array:
             order = train_indices(config.seed, step, len(train), config.batch_size)
@@ -201,8 +219,13 @@ class _Run:
 
 def make_model(spec: ResNetSpec, config: TrainConfig) -> ResNet:
     """The network as a configuration has it computed."""
-    scan = max(spec.stage_sizes) >= _SCAN_FROM if config.scan_blocks is None else config.scan_blocks
-    return ResNet(spec, jnp.dtype(config.compute_dtype), config.implementation, scan_blocks=scan)
+    alike = not spec.channels and config.freeze is None
+    if config.scan_blocks and not alike:
+        raise InputError('scan_blocks=True: pruned or frozen blocks are not alike; leave it out')
+    deep = alike and max(spec.stage_sizes) >= _SCAN_FROM
+    scan = deep if config.scan_blocks is None else config.scan_blocks
+    options: dict[str, Any] = {'frozen': config.freeze, 'scan_blocks': scan}
+    return ResNet(spec, jnp.dtype(config.compute_dtype), config.implementation, **options)
 
 
 def make_evaluator(
@@ -425,58 +448,3 @@ def train_seeds(
     }
     write_json(workdir / 'result.json', result)
     return result
-
-
-def open_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], ResNetSpec, TrainConfig]:
-    """The record, specification and configuration of an earlier run.
-
-    Raises:
-      InputError: the folder is not a training run of this version.
-    """
-    record = read_record(workdir)
-    try:
-        return record, ResNetSpec(**record['spec']), TrainConfig(**record['config'])
-    except (TypeError, KeyError) as error:
-        raise InputError(f'{workdir} is not a run of this version: {error}') from error
-
-
-def load_variables(
-    workdir: str | pathlib.Path,
-    spec: ResNetSpec | None = None,
-    which: str | int = 'last',
-    image_shape: tuple[int, int, int] | None = None,
-) -> dict[str, Any]:
-    """Parameters and running statistics from the checkpoint of a run.
-
-    Args:
-      workdir: folder of the run.
-      spec: the network that is to take them; None is the run's own.
-      which: ``last``, ``best``, or a step.
-      image_shape: ``(H, W, C)`` of the images that the network is to take; None is the run's own.
-
-    Returns:
-      ``{'params': …, 'batch_stats': …}``, float32.
-
-    Raises:
-      InputError: no such run or checkpoint, a damaged one, or one of another network.
-    """
-    record, stored_spec, config = open_run(workdir)
-    folder = pathlib.Path(workdir) / CHECKPOINTS
-    steps = checkpoint.checkpoint_steps(folder)
-    step = {'last': steps[-1] if steps else None, 'best': checkpoint.best_step(folder)}.get(str(which), which)
-    if not isinstance(step, int):
-        raise InputError(f'{workdir} has no {which} checkpoint yet')
-    shape = tuple(record['dataset']['image_shape'])
-    for name, there, here in (
-        ('classes', stored_spec.num_classes, spec.num_classes if spec else stored_spec.num_classes),
-        ('image channels', shape[-1], image_shape[-1] if image_shape else shape[-1]),
-    ):
-        if there != here:
-            raise InputError(f'the network of {workdir} has {there} {name}, this one {here}')
-    model, optimizer = make_model(spec or stored_spec, config), make_optimizer(config, 1)
-
-    def create(key: jax.Array) -> TrainState:
-        return unstack_blocks(create_train_state(init_variables(model, key, shape), optimizer))
-
-    like = jax.eval_shape(create, jax.random.key(0))
-    return checkpoint.restore_checkpoint(folder, step, like).variables

@@ -1,11 +1,13 @@
 """Learning-rate schedules and optimizers, from optax."""
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from resnet_jax.errors import InputError
 from resnet_jax.training.recipes import TrainConfig
 
 
@@ -51,7 +53,7 @@ def weight_decay_mask(params: Any, decayed: str) -> Any:
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
         name = path[-1].key
-        if name not in ('kernel', 'scale', 'bias'):
+        if name not in ('kernel', 'scale', 'bias', 'v', 'tau'):
             raise ValueError(f'no weight-decay rule for the parameter {jax.tree_util.keystr(path)}')
         return decayed == 'all' or name == 'kernel'
 
@@ -62,9 +64,38 @@ def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientT
     """Stochastic gradient descent with momentum and L2 weight decay, as PyTorch's SGD computes it.
 
     ``v ← momentum v + (gradient + weight_decay w)``, ``w ← w - learning_rate v`` (Nesterov: ``gradient + momentum v``
-    in place of ``v``). The decay goes through the momentum and is scaled by the learning rate.
+    in place of ``v``). The decay goes through the momentum and is scaled by the learning rate. Frozen parameters have
+    neither momentum nor decay.
     """
-    return optax.chain(
+    optimizer = optax.chain(
         optax.add_decayed_weights(config.weight_decay, lambda params: weight_decay_mask(params, config.decayed)),
         optax.sgd(learning_rate_schedule(config, steps_per_epoch), config.momentum, config.nesterov),
     )
+    if config.freeze is None:
+        return optimizer
+    pattern = config.freeze
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(lambda frozen: 'frozen' if frozen else 'trained', frozen_parameters(params, pattern))
+
+    return optax.partition({'frozen': optax.set_to_zero(), 'trained': optimizer}, labels)
+
+
+def frozen_parameters(params: Any, pattern: str) -> Any:
+    """Which parameters stay as they are: a tree of bools like ``params``.
+
+    Args:
+      params: the network's parameters; only their paths are read.
+      pattern: a regular expression that matches the beginning of their paths, such as ``stem|stage[1-3]``.
+
+    Raises:
+      InputError: it matches no parameter, or all of them.
+    """
+    frozen = jax.tree_util.tree_map_with_path(
+        lambda path, _: re.match(pattern, jax.tree_util.keystr(path, simple=True, separator='/')) is not None, params
+    )
+    found = jax.tree.leaves(frozen)
+    if not any(found) or all(found):
+        which = 'all parameters' if any(found) else 'none of the parameters'
+        raise InputError(f'freeze={pattern!r} matches {which}; their paths begin with: {", ".join(sorted(params))}')
+    return frozen

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 from typing import Any
 
 from resnet_jax.errors import InputError
@@ -40,7 +41,13 @@ class TrainConfig:
       compute_dtype: ``float32`` or ``bfloat16``.
       implementation: ``auto`` or ``xla``, as in ``models.conv.convolution``.
       scan_blocks: compile alike blocks once, as in ``models.resnet.ResNet``; None does so in deep networks.
-      init_from: folder of a finished or unfinished run whose weights are the start; None starts fresh.
+      init_from: weights that are the start, as in ``weights.open_source``: a file, a run, or an id of the hub; None
+        starts fresh.
+      freeze: regular expression on the beginning of the paths of parameters that stay as they are, such as
+        ``stem|stage[1-3]``; stem and blocks that it matches normalize with their running statistics. None: none.
+      mean: of the pixels, subtracted, 1 being white, a number for each channel; None is that of the weights in
+        ``init_from``, if they say, or else the dataset's.
+      std: likewise, divided by.
       eval_every_epochs: test evaluation after every so many epochs, and after the last.
       checkpoint_every_epochs: checkpoint after every so many epochs, and after the last.
       log_every_steps: interval of the training metrics; each epoch starts a new one.
@@ -72,12 +79,17 @@ class TrainConfig:
     implementation: str = 'auto'
     scan_blocks: bool | None = None
     init_from: str | None = None
+    freeze: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     eval_every_epochs: int = 1
     checkpoint_every_epochs: int = 1
     log_every_steps: int = 50
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'decay_epochs', tuple(self.decay_epochs))  # JSON gives a list
+        for name in ('decay_epochs', 'mean', 'std'):  # JSON gives lists
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         choices = {'schedule': SCHEDULES, 'decayed': DECAYED, 'crop_fill': CROP_FILLS, 'compute_dtype': COMPUTE_DTYPES}
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -94,6 +106,13 @@ class TrainConfig:
         for name in ('momentum', 'label_smoothing'):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f'{name}={getattr(self, name)} must be in [0, 1)')
+        if self.std is not None and min(self.std) <= 0:
+            raise InputError(f'std={self.std} must be above 0')
+        if self.freeze is not None:
+            try:
+                re.compile(self.freeze)
+            except re.error as error:
+                raise InputError(f'freeze={self.freeze!r} is no regular expression: {error}') from error
         if self.seed >= 2**32:
             raise InputError(f'seed={self.seed} must be less than 2**32')
         if self.schedule == 'step' and not self.decay_epochs:

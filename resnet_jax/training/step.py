@@ -41,7 +41,13 @@ def create_train_state(variables: dict[str, Any], optimizer: optax.GradientTrans
 
 
 def loss_fn(
-    params: Any, batch_stats: Any, batch: dict[str, jax.Array], *, model: nn.Module, label_smoothing: float = 0.0
+    params: Any,
+    batch_stats: Any,
+    batch: dict[str, jax.Array],
+    *,
+    model: nn.Module,
+    label_smoothing: float = 0.0,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
     """Mean loss of a batch, as ``jax.value_and_grad(..., has_aux=True)`` takes it.
 
@@ -51,17 +57,18 @@ def loss_fn(
       batch: ``image`` float ``[N, H, W, C]``, normalized, and ``label`` int32 ``[N]``.
       model: the network.
       label_smoothing: in [0, 1).
+      key: of what the network drops at random; a network that drops nothing needs none.
 
     Returns:
       The loss, float32, and ``(sums for metrics, running statistics after the step)``. Weight decay is the
       optimizer's and not in the loss.
     """
-    logits, updates = model.apply(
-        {'params': params, 'batch_stats': batch_stats}, batch['image'], train=True, mutable=['batch_stats']
-    )
+    variables = {'params': params, 'batch_stats': batch_stats}
+    rngs = {} if key is None else {'dropout': key}
+    logits, updates = model.apply(variables, batch['image'], train=True, mutable=['batch_stats'], rngs=rngs)
     losses = softmax_cross_entropy(logits, batch['label'], label_smoothing)
     sums = classification_sums(losses, logits, batch['label'], jnp.ones(losses.shape, bool))
-    return losses.mean(), (sums, updates['batch_stats'])
+    return losses.mean(), (sums, updates.get('batch_stats', batch_stats))
 
 
 def train_step(
@@ -71,6 +78,7 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     label_smoothing: float = 0.0,
+    key: jax.Array | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update of parameters, statistics and optimizer.
 
@@ -80,13 +88,14 @@ def train_step(
       model: the network.
       optimizer: the one that made ``state.opt_state``.
       label_smoothing: in [0, 1).
+      key: as in ``loss_fn``.
 
     Returns:
       The state after the step, and sums over the batch as in ``metrics.classification_sums``.
     """
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (_, (sums, batch_stats)), gradients = gradient_fn(
-        state.params, state.batch_stats, batch, model=model, label_smoothing=label_smoothing
+        state.params, state.batch_stats, batch, model=model, label_smoothing=label_smoothing, key=key
     )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

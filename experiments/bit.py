@@ -1,0 +1,22 @@
+"""Big Transfer: Kolesnikov et al. 2020, "Big Transfer (BiT): General Visual Representation Learning", arXiv:1912.11370.
+
+python -m experiments.bit --image_size=32                                  # resnetv2_50x1_bit on handwritten digits
+python -m experiments.bit --init_from=BiT-M-R50x1.npz --dataset=arrays:DIR # fine-tuning of the published weights
+"""
+
+from absl import flags
+
+from experiments import common
+
+ARCHS = common.family('resnetv2_.*_bit')
+
+common.define_training_flags(arch='resnetv2_50x1_bit', archs=ARCHS)
+flags.DEFINE_float('standardize', None, 'Epsilon of weight standardization. Default: 1e-8.')
+
+
+def main() -> None:
+    common.train(common.spec_from_flags(ARCHS, ('standardize',)))
+
+
+if __name__ == '__main__':
+    common.run(main)

@@ -1,0 +1,25 @@
+"""Scales within a block: Gao et al. 2019, "Res2Net: A New Multi-scale Backbone Architecture", arXiv:1904.01169.
+
+python -m experiments.res2net --stem=cifar                                 # res2net50_48w_2s on handwritten digits
+python -m experiments.res2net --arch=res2net50_26w_4s --scale=6 --dataset=arrays:DIR
+"""
+
+from absl import flags
+
+from experiments import common
+
+ARCHS = common.family('res2ne.*')
+
+common.define_training_flags(arch='res2net50_48w_2s', archs=ARCHS)
+flags.DEFINE_integer('scale', None, "Shares of the channels. Default: the architecture's.", lower_bound=2)
+flags.DEFINE_integer(
+    'base_width', None, "Channels of a group in the first stage. Default: the architecture's.", lower_bound=1
+)
+
+
+def main() -> None:
+    common.train(common.spec_from_flags(ARCHS, ('scale', 'base_width')))
+
+
+if __name__ == '__main__':
+    common.run(main)

@@ -1,0 +1,22 @@
+"""ResNet-RS: Bello et al. 2021, "Revisiting ResNets: Improved Training and Scaling Strategies", arXiv:2103.07579.
+
+python -m experiments.resnet_rs --stem=cifar                               # resnetrs50 on handwritten digits
+python -m experiments.resnet_rs --drop_path_rate=0.1 --dropout_rate=0.25   # with the regularization of the paper
+"""
+
+from absl import flags
+
+from experiments import common
+
+ARCHS = common.family(r'resnetrs\d+')
+
+common.define_training_flags(arch='resnetrs50', archs=ARCHS)
+flags.DEFINE_float('se_ratio', None, "Share of the channels between the gate's layers. Default: the architecture's.")
+
+
+def main() -> None:
+    common.train(common.spec_from_flags(ARCHS, ('se_ratio',)))
+
+
+if __name__ == '__main__':
+    common.run(main)
