@@ -1,0 +1,73 @@
+"""Lists architectures: parameters, multiply-adds, and the published weights with their accuracy.
+
+python -m experiments.list_models --pattern='resnext*'
+python -m experiments.list_models --markdown=docs/models.md               # the table of the documentation
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import common
+from resnet_jax import InputError, ResNet, get_checkpoint, get_spec, list_checkpoints, list_models
+from resnet_jax.models.cost import count_parameters, multiply_adds
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string('pattern', '*', "Shell pattern of the names, such as 'resnext*'.")
+flags.DEFINE_string('markdown', None, 'File to write the table to. Default: the terminal.')
+
+_COLUMNS = ('name', 'parameters (M)', 'multiply-adds (G)', 'image', 'best published weights', 'top-1 (%)', 'at image')
+
+
+def row_of(name: str) -> tuple[str, ...]:
+    """One architecture; accuracy is that of its best published weights for ImageNet-1k."""
+    spec = get_spec(name)
+    size = 32 if spec.stem == 'cifar' else 224
+    weights = published(name)
+    if weights:
+        size = get_checkpoint(weights).preprocessing.size
+    model = ResNet(spec, scan_blocks=not spec.channels)  # the same cost, found sooner
+    cost = multiply_adds(model, (size, size, 3)) / 1e9
+    row = (f'`{name}`', f'{count_parameters(model) / 1e6:.2f}', f'{cost:.2f}', f'{size}²')
+    if not weights:
+        return (*row, '', '', '')
+    best = get_checkpoint(weights)
+    at_test_size = (best.top1_test or 0) > (best.top1 or 0)
+    used = best.test_preprocessing if at_test_size and best.test_preprocessing else best.preprocessing
+    return (*row, weights.partition('.')[2], f'{max(best.top1 or 0, best.top1_test or 0):.2f}', f'{used.size}²')
+
+
+def published(name: str) -> str | None:
+    """The most accurate published weights of an architecture, or None."""
+    known = [get_checkpoint(each) for each in list_checkpoints(f'{name}.*')]
+    known = [each for each in known if each.top1 is not None]
+    return max(known, key=lambda each: max(each.top1 or 0, each.top1_test or 0)).name if known else None
+
+
+def main() -> None:
+    names = list_models(FLAGS.pattern)
+    if not names:
+        raise InputError(f'pattern={FLAGS.pattern} matches none of the {len(list_models())} names')
+    rows = [row_of(name) for name in names]
+    if FLAGS.markdown is None:
+        widths = [max(len(row[column]) for row in (_COLUMNS, *rows)) for column in range(len(_COLUMNS))]
+        for row in (_COLUMNS, *rows):
+            print('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    lines = [f'| {" | ".join(row)} |' for row in (_COLUMNS, ('---',) * len(_COLUMNS), *rows)]
+    head = (
+        '# Architectures\n\nWritten by `python -m experiments.list_models --markdown=docs/models.md`. Multiply-adds are'
+        ' those of one\nimage of the size in the column behind. Accuracies are published ones (timm 1.0.31, results on'
+        ' ImageNet-1k), of the\nbest of the weights that `hf:timm/NAME.TAG` loads.\n\n'
+    )
+    path = pathlib.Path(FLAGS.markdown)
+    try:
+        path.write_text(head + '\n'.join(lines) + '\n')
+    except OSError as error:
+        raise InputError(f'markdown={path} cannot be written: {error.strerror}') from error
+    print(f'{len(rows)} architectures: {path}')
+
+
+if __name__ == '__main__':
+    common.run(main)
