@@ -1,10 +1,13 @@
 """ResNet-18 step by step in NumPy alone.
 
-python -m experiments.numpy_resnet18 --form=vector                        # three numbers and 21 weights, to the gradients
+python -m experiments.numpy_resnet18 --form=vector                        # three numbers, 21 weights, gradients
 python -m experiments.numpy_resnet18 --form=image --image_size=64         # the real network on a digit, beside Flax
 """
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -66,14 +69,14 @@ def image_form(seed: int, digit: int, image_size: int) -> None:
     dataset = load_dataset('digits', image_size=image_size)
     if digit >= len(dataset.test):
         raise InputError(f'digit={digit} must be less than {len(dataset.test)}')
-    image = dataset.test.images[digit : digit + 1]
+    image = jnp.asarray(dataset.test.images[digit : digit + 1])
     images = np.asarray(normalize(image, dataset.mean, dataset.std), np.float64)
     params, stats = reference.resnet18_init(np.random.default_rng(seed), num_classes=10, in_channels=1)
     outputs, _, _ = reference.resnet18(params, stats, images, train=False)
     model = create_model('resnet18', num_classes=10)
     variables = jax.tree.map(np.float32, {'params': params, 'batch_stats': stats})
-    theirs = model.apply(variables, np.float32(images), train=False, method=model.features)
-    theirs['logits'] = model.apply(variables, np.float32(images), train=False)
+    theirs: Any = model.apply(variables, np.float32(images), train=False, method=model.features)
+    theirs |= {'logits': model.apply(variables, np.float32(images), train=False)}
 
     print(f'a {dataset.class_names[dataset.test.labels[digit]]}, {image_size} x {image_size}, ResNet-18 as it starts\n')
     print(f'{"":>8}  {"shape":<18}{"mean":>9}{"deviation":>11}{"largest":>9}   difference to Flax')

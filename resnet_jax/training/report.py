@@ -40,7 +40,7 @@ def draw_report(
     _curve(rate, train, 'learning_rate', 'black', None)
     rate.set(xlabel='epoch', ylabel='learning rate')
     draw_confusion(matrix, confusion, class_names)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion_matrix(path: pathlib.Path, title: str, confusion: np.ndarray, class_names: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ def draw_confusion_matrix(path: pathlib.Path, title: str, confusion: np.ndarray,
     figure = Figure(figsize=(side + 0.8, side), layout='constrained')
     draw_confusion(figure.subplots(), confusion, class_names)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(axes: Axes, confusion: np.ndarray, class_names: Sequence[str]) -> None:
@@ -78,7 +78,8 @@ def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, colour: str
     )
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a figure as a picture, whole or not at all."""
     partial = path.with_name(path.stem + '.partial' + path.suffix)
     FigureCanvasAgg(figure)
     figure.savefig(partial, dpi=110)

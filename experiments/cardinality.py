@@ -1,0 +1,71 @@
+"""What cardinality does: 1x64d to 32x4d at equal cost (Xie et al. 2017, arXiv:1611.05431, section 5.1 and Table 3).
+
+python -m experiments.cardinality                                         # a 14-layer bottleneck network on digits
+python -m experiments.cardinality --dataset=arrays:DIR --stage_sizes=3,4,6,3 --epochs=5 --recipe=cifar_fast
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from experiments import common
+from resnet_jax import InputError, ResNet, ResNetSpec, get_config, train_seeds
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.models.cost import count_parameters, multiply_adds
+from resnet_jax.training.workdir import write_json
+
+FLAGS = flags.FLAGS
+
+common.define_data_flags(default='digits')
+flags.DEFINE_list('stage_sizes', ['1', '1', '1', '1'], 'Blocks in each stage.')
+flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
+flags.DEFINE_integer('epochs', None, "Passes over the training examples. Default: the recipe's.")
+flags.DEFINE_integer('num_seeds', 3, 'Seeds of each network.', lower_bound=1)
+flags.DEFINE_string('workdir', None, 'Folder for the runs and the table. Default: runs/cardinality-DATASET.')
+
+# Cardinality and base width of equal complexity, from the paper's Table 2.
+SETTINGS = ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4))
+_COLUMNS = ('cardinality x width', 'parameters (M)', 'multiply-adds (M)', 'test accuracy', 'seconds of training')
+
+
+def stage_sizes() -> tuple[int, ...]:
+    """The flag's numbers."""
+    try:
+        return tuple(int(size) for size in FLAGS.stage_sizes)
+    except ValueError as error:
+        raise InputError(f'stage_sizes={",".join(FLAGS.stage_sizes)} must be numbers separated by commas') from error
+
+
+def main() -> None:
+    name = FLAGS.dataset or 'digits'
+    recipe = FLAGS.recipe or ('digits_quick' if name == 'digits' else 'cifar_fast')
+    config = get_config(recipe, dataset=name, **common.set_flags(('image_size', 'epochs')))
+    dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.image_size)
+    options = {'stem': 'cifar', 'num_classes': dataset.num_classes}
+    base = ResNetSpec('bottleneck', stage_sizes(), **options)
+    out = pathlib.Path(FLAGS.workdir or f'runs/cardinality-{common.as_file_name(name)}')
+    rows = []
+    for cardinality, width in SETTINGS:
+        spec = dataclasses.replace(base, cardinality=cardinality, base_width=width)
+        arch = f'{cardinality}x{width}d'
+        result = train_seeds(spec, config, out / arch, FLAGS.num_seeds, arch=arch, dataset=dataset)
+        model = ResNet(spec)
+        rows.append(
+            (
+                arch,
+                f'{count_parameters(model, dataset.image_shape[-1]) / 1e6:.2f}',
+                f'{multiply_adds(model, dataset.image_shape) / 1e6:.1f}',
+                f'{result["test_accuracy_mean"]:.4f} ± {result["test_accuracy_std"]:.4f}',
+                f'{sum(run["train_seconds"] for run in result["runs"]) / FLAGS.num_seeds:.0f}',
+            )
+        )
+    lines = [f'| {" | ".join(row)} |' for row in (_COLUMNS, ('---',) * len(_COLUMNS), *rows)]
+    (out / 'table.md').write_text('\n'.join(lines) + '\n')
+    write_json(out / 'result.json', {'columns': _COLUMNS, 'rows': rows, 'dataset': name})
+    print('\n'.join(lines))
+    print(f'see {out}')
+
+
+if __name__ == '__main__':
+    common.run(main)

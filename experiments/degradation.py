@@ -1,0 +1,139 @@
+"""The degradation experiment: deeper plain networks train worse, residual ones do not (He et al. 2015, section 4.2).
+
+python -m experiments.degradation                                         # depths 20 and 56 on handwritten digits
+python -m experiments.degradation --dataset=arrays:DIR --train_examples=5000 --epochs=20 --recipe=cifar_fast
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import common
+from resnet_jax import InputError, TrainConfig, get_config, get_spec, list_models, train_and_evaluate
+from resnet_jax.data.datasets import Dataset, Split, load_dataset
+from resnet_jax.training.report import save_figure
+from resnet_jax.training.workdir import write_json
+
+FLAGS = flags.FLAGS
+
+common.define_data_flags(default='digits')
+flags.DEFINE_list('depths', ['20', '56'], 'Depths of the networks: 20, 32, 44, 56, 110.')
+flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
+flags.DEFINE_integer('epochs', None, "Passes over the training examples. Default: the recipe's.")
+flags.DEFINE_float('learning_rate', None, "Peak learning rate. Default: the recipe's.")
+flags.DEFINE_float('warmup_epochs', None, "Epochs of linear warmup. Default: the recipe's.")
+flags.DEFINE_integer('num_seeds', 3, 'Seeds of each network.', lower_bound=1)
+flags.DEFINE_integer(
+    'train_examples', None, 'Train on so many of the examples, the first. Default: all.', lower_bound=1
+)
+flags.DEFINE_string(
+    'workdir', None, 'Folder for the runs, the table and the picture. Default: runs/degradation-DATASET.'
+)
+
+KINDS = {'plain': '#c4372c', 'resnet': '#1f5f8b'}
+_COLUMNS = ('network', 'training error (%)', 'training loss', 'test error (%)')
+
+
+def curves_of(run: pathlib.Path, split: str, name: str) -> np.ndarray:
+    """A value of a split at the end of every epoch, from the log of a run."""
+    records = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    last: dict[int, float] = {}
+    for record in records:
+        if record['split'] == split and name in record:
+            last[int(np.ceil(record['epoch'] - 1e-9))] = record[name]
+    return np.array([last[epoch] for epoch in sorted(last)])
+
+
+def spread(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sample standard deviation over the first axis."""
+    array = np.stack([np.asarray(value) for value in values])
+    deviation = array.std(0, ddof=1) if len(array) > 1 else np.zeros(array.shape[1:])
+    return array.mean(0), deviation
+
+
+def shortened(dataset: Dataset, examples: int | None) -> Dataset:
+    """The dataset with the first of its training examples alone."""
+    if examples is None:
+        return dataset
+    if examples > len(dataset.train):
+        raise InputError(f'train_examples={examples} must be at most {len(dataset.train)}')
+    train = Split(dataset.train.images[:examples], dataset.train.labels[:examples])
+    return dataclasses.replace(dataset, train=train)
+
+
+def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) -> None:
+    """Writes training and test error over the epochs, mean and standard deviation over the seeds."""
+    figure = Figure(figsize=(11, 4.8), layout='constrained')
+    figure.suptitle(title)
+    panels = figure.subplots(1, 2, sharey=True)
+    deepest = max(int(depth) for depth in FLAGS.depths)
+    for axes, split in zip(panels, ('train', 'test'), strict=True):
+        for arch, folders in runs.items():
+            kind = next(kind for kind in KINDS if arch.startswith(kind))
+            mean, deviation = spread([100 * (1 - curves_of(folder, split, 'accuracy')) for folder in folders])
+            epochs = np.arange(1, len(mean) + 1)
+            style = '-' if arch == f'{kind}{deepest}' else '--'
+            axes.plot(epochs, mean, style, color=KINDS[kind], label=arch)
+            axes.fill_between(epochs, mean - deviation, mean + deviation, color=KINDS[kind], alpha=0.2, linewidth=0)
+        name = 'training' if split == 'train' else 'test'
+        axes.set(xlabel='epoch', ylabel=f'{name} error (%)', title=f'{name} error')
+        axes.tick_params(labelleft=True)
+        axes.legend()
+    save_figure(figure, path)
+
+
+def rows_of(runs: dict[str, list[pathlib.Path]]) -> list[tuple[str, ...]]:
+    """Errors and loss at the end of training, for each network."""
+    rows = []
+    for arch, folders in runs.items():
+        cells = []
+        for split, name, scale in (('train', 'accuracy', 100), ('train', 'loss', None), ('test', 'accuracy', 100)):
+            finals = [curves_of(folder, split, name)[-1] for folder in folders]
+            finals = [scale * (1 - value) if scale else value for value in finals]
+            mean, deviation = spread(finals)
+            cells.append(f'{mean:.2f} ± {deviation:.2f}')
+        rows.append((arch, *cells))
+    return rows
+
+
+def configured() -> tuple[TrainConfig, dict[str, Any]]:
+    """The configuration of every run, and the options of ``train_and_evaluate``."""
+    name = FLAGS.dataset or 'digits'
+    recipe = FLAGS.recipe or ('digits_quick' if name == 'digits' else 'cifar_fast')
+    chosen = common.set_flags(('image_size', 'epochs', 'learning_rate', 'warmup_epochs'))
+    shown = name if FLAGS.train_examples is None else f'{name}[:{FLAGS.train_examples}]'
+    config = get_config(recipe, dataset=shown, **chosen)
+    dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.image_size)
+    return config, {'dataset': shortened(dataset, FLAGS.train_examples)}
+
+
+def main() -> None:
+    archs = [f'{kind}{depth}' for kind in KINDS for depth in FLAGS.depths]
+    if unknown := [arch for arch in archs if arch not in list_models()]:
+        raise InputError(f'depths={",".join(FLAGS.depths)}: no network {unknown[0]}; known depths: 20, 32, 44, 56, 110')
+    config, options = configured()
+    out = pathlib.Path(FLAGS.workdir or f'runs/degradation-{common.as_file_name(config.dataset)}')
+    runs: dict[str, list[pathlib.Path]] = {arch: [] for arch in archs}
+    for seed in range(FLAGS.num_seeds):
+        for arch in archs:
+            folder = out / arch / f'seed{seed}'
+            train_and_evaluate(get_spec(arch), dataclasses.replace(config, seed=seed), folder, arch=arch, **options)
+            runs[arch].append(folder)
+    rows = rows_of(runs)
+    lines = [f'| {" | ".join(row)} |' for row in (_COLUMNS, ('---',) * len(_COLUMNS), *rows)]
+    (out / 'table.md').write_text('\n'.join(lines) + '\n')
+    write_json(out / 'result.json', {'columns': _COLUMNS, 'rows': rows, 'dataset': config.dataset})
+    title = f'{config.dataset}, recipe {config.recipe}, {FLAGS.num_seeds} seeds: mean ± standard deviation'
+    draw(out / 'degradation.png', title, runs)
+    print('\n'.join(lines))
+    print(f'see {out / "degradation.png"}')
+
+
+if __name__ == '__main__':
+    common.run(main)

@@ -1,0 +1,163 @@
+"""The residual block in experiments: shortcuts, the classic mistakes, and what the identity does to gradients.
+
+python -m experiments.residual_block                                      # tables, and a picture in runs/residual_block
+python -m experiments.residual_block --depth=20 --seed=1
+"""
+
+import pathlib
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import common
+from resnet_jax import BatchNorm, Conv, InputError, ResNet, Shortcut, get_spec, init_variables
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.models.layers import SHORTCUTS
+from resnet_jax.training.losses import softmax_cross_entropy
+from resnet_jax.training.report import save_figure
+from resnet_jax.training.workdir import make_folder
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum(
+    'depth', '56', ['20', '32', '44', '56', '110'], 'Depth of the two networks whose gradients are compared.'
+)
+flags.DEFINE_integer('seed', 0, 'Of the initial weights.', lower_bound=0)
+flags.DEFINE_string('workdir', 'runs/residual_block', 'Folder for the picture.')
+
+_BATCH = 128
+
+
+def print_shortcuts() -> None:
+    """What each shortcut makes of 64 channels of 56 x 56 pixels, and how many parameters it has."""
+    x = jnp.zeros((1, 56, 56, 64))
+    for features, stride in ((64, 1), (128, 2)):
+        print(f'\n64 to {features} channels at stride {stride}')
+        for kind in SHORTCUTS:
+            try:
+                y, variables = Shortcut(features, stride, kind).init_with_output(jax.random.key(0), x, train=False)
+            except InputError as error:
+                print(f'  {kind:>8}  error: {error}')
+                continue
+            count = sum(leaf.size for leaf in jax.tree.leaves(variables.get('params', {})))
+            print(f'  {kind:>8}  {x.shape[1:]} to {y.shape[1:]!s:<14} {count:6,} parameters  {SHORTCUTS[kind]}')
+
+
+class Branch(nn.Module):
+    """``y = relu(x + F(x))`` with two 3x3 convolutions, right or with one of the classic mistakes.
+
+    Attributes:
+      kind: ``right``; ``relu_in_branch``: the last ReLU is in front of the addition as well; ``no_normalization``.
+    """
+
+    kind: str = 'right'
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[N, H, W, C]`` to the same."""
+        h = Conv(x.shape[-1], name='conv1')(x)
+        h = h if self.kind == 'no_normalization' else BatchNorm(name='norm1')(h, train=True)
+        h = Conv(x.shape[-1], name='conv2')(nn.relu(h))
+        h = h if self.kind == 'no_normalization' else BatchNorm(name='norm2')(h, train=True)
+        return nn.relu(x + (nn.relu(h) if self.kind == 'relu_in_branch' else h))
+
+
+def print_mistakes(seed: int, blocks: int = 20) -> None:
+    """How large the numbers become behind a stack of blocks, as they start."""
+    shown = (1, 5, 10, blocks)
+    key = jax.random.key(seed)
+    start = nn.relu(jax.random.normal(jax.random.fold_in(key, blocks), (8, 16, 16, 32)))
+    print(f'\nroot mean square and mean behind block {", ".join(map(str, shown))} of {blocks}, at initialization')
+    labels = {
+        'right': 'ReLU after the addition',
+        'relu_in_branch': 'ReLU before the addition as well: a block can only add, the mean grows with every one',
+        'no_normalization': 'no normalization: every block doubles the variance or more',
+    }
+    for kind, label in labels.items():
+        x, cells = start, []
+        for block in range(1, blocks + 1):
+            x = Branch(kind).init_with_output(jax.random.fold_in(key, block), x)[0]
+            if block in shown:
+                cells.append(f'{float(jnp.sqrt(jnp.square(x).mean())):9.3g} {float(x.mean()):9.3g}')
+        print(f'  {"  ".join(cells)}   {label}')
+
+
+def print_derivative(seed: int) -> None:
+    """Checks dy/dx = dF/dx + I on a block without the last ReLU."""
+    key = jax.random.key(seed)
+    x, conv = jax.random.normal(key, (3, 3, 4)), Conv(4, implementation='xla')
+
+    def branch(x: jax.Array, params: Any) -> jax.Array:
+        h: Any = conv.apply({'params': params[0]}, x[None])
+        h = conv.apply({'params': params[1]}, nn.relu(h))
+        return h[0]
+
+    params = [conv.init(jax.random.fold_in(key, index), x[None])['params'] for index in range(2)]
+    of_branch = jax.jacobian(branch)(x, params).reshape(36, 36)
+    of_block = jax.jacobian(lambda x: branch(x, params) + x)(x).reshape(36, 36)
+    difference = np.abs(of_block - of_branch - np.eye(36)).max()
+    print(f'\ny = F(x) + x: the largest entry of dy/dx - dF/dx - I is {difference:.1e}')
+
+
+def gradient_norms(arch: str, seed: int) -> np.ndarray:
+    """Norm of the loss's gradient by each 3x3 kernel, from stem to head, on digits, as the network starts."""
+    dataset = load_dataset('digits')
+    images = normalize(jnp.asarray(dataset.train.images[:_BATCH]), dataset.mean, dataset.std)
+    labels = jnp.asarray(dataset.train.labels[:_BATCH])
+    model = ResNet(get_spec(arch))
+    variables = init_variables(model, jax.random.key(seed), dataset.image_shape)
+
+    @jax.jit
+    def gradient(params: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits: Any = model.apply(variables | {'params': params}, images, train=True, update_stats=False)
+            return softmax_cross_entropy(logits, labels).mean()
+
+        return jax.grad(loss)(params)
+
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator='/'): float(jnp.linalg.norm(leaf))
+        for path, leaf in jax.tree_util.tree_flatten_with_path(gradient(variables['params']))[0]
+        if path[-1].key == 'kernel' and leaf.ndim == 4
+    }
+    stem = named.pop('stem/conv/kernel')
+    blocks = sorted(named, key=lambda name: [int(number) for number in re.findall(r'\d+', name)])
+    return np.array([stem, *(named[name] for name in blocks)])
+
+
+def draw(path: pathlib.Path, norms: dict[str, np.ndarray]) -> None:
+    """Writes the gradient norms of several networks over their layers."""
+    figure = Figure(figsize=(9, 4.5), layout='constrained')
+    axes = figure.subplots()
+    for (label, values), colour in zip(norms.items(), ('#c4372c', '#1f5f8b'), strict=True):
+        axes.plot(range(1, len(values) + 1), values, label=label, color=colour, marker='.', markersize=4)
+    axes.set(xlabel='convolution, from the images to the logits', ylabel='norm of its gradient', yscale='log')
+    axes.set_title('gradients at the first step, 128 digits')
+    axes.legend()
+    save_figure(figure, path)
+
+
+def main() -> None:
+    names = {'plain': f'plain{FLAGS.depth}', 'residual': f'resnet{FLAGS.depth}'}
+    out = pathlib.Path(FLAGS.workdir)
+    make_folder(out)
+    print_shortcuts()
+    print_mistakes(FLAGS.seed)
+    print_derivative(FLAGS.seed)
+    norms = {arch: gradient_norms(arch, FLAGS.seed) for arch in names.values()}
+    print('\nnorm of the gradient by the kernels of the first, the middle and the last block')
+    for arch, values in norms.items():
+        print(f'  {arch:>10}  {values[1]:9.3g}  {values[len(values) // 2]:9.3g}  {values[-1]:9.3g}')
+    draw(out / 'gradients.png', norms)
+    print(f'\nsee {out / "gradients.png"}')
+
+
+if __name__ == '__main__':
+    common.run(main)
