@@ -42,8 +42,7 @@ def main() -> None:
     recipe = FLAGS.recipe or ('digits_quick' if name == 'digits' else 'cifar_fast')
     config = get_config(recipe, dataset=name, **common.set_flags(('image_size', 'epochs')))
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.image_size)
-    options = {'stem': 'cifar', 'num_classes': dataset.num_classes}
-    base = ResNetSpec('bottleneck', stage_sizes(), **options)
+    base = ResNetSpec('bottleneck', stage_sizes(), stem='cifar', num_classes=dataset.num_classes)
     out = pathlib.Path(FLAGS.workdir or f'runs/cardinality-{common.as_file_name(name)}')
     rows = []
     for cardinality, width in SETTINGS:
