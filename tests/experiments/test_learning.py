@@ -1,0 +1,182 @@
+"""The scripts that show what residual networks are: NumPy, blocks, degradation, cardinality, the list of names."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import degradation
+from resnet_jax import BottleneckBlock, InputError
+from resnet_jax.data.datasets import load_dataset
+
+
+def run(root, script, *flags, status=0):
+    """Output and errors of a script."""
+    command = [sys.executable, '-m', f'experiments.{script}', *flags]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_the_vector_form_shows_every_stage(root):
+    out, _ = run(root, 'numpy_resnet18', '--form=vector')
+    for name in (
+        'input  [ 1.0000 -0.5000  2.0000]',
+        'block1_h1',
+        'block4_z',
+        'gap',
+        'output',
+        'probability',
+        'by the biases',
+    ):
+        assert name in out
+    accuracy, majority = (float(part.split()[-1]) for part in out.splitlines()[-1].split(';'))
+    assert accuracy > majority + 0.1
+
+
+def test_the_image_form_agrees_with_flax(root):
+    out, _ = run(root, 'numpy_resnet18', '--form=image', '--image_size=32')
+    differences = [
+        float(line.split()[-1])
+        for line in out.splitlines()
+        if line.strip().startswith(('stem', 'stage', 'pooled', 'logits'))
+    ]
+    assert len(differences) == 7
+    assert max(differences) < 1e-5
+    _, err = run(root, 'numpy_resnet18', '--form=image', '--digit=360', status=2)
+    assert err == 'error: digit=360 must be less than 360\n'
+
+
+@pytest.mark.slow
+def test_the_residual_block_in_experiments(root, tmp_path):
+    out, _ = run(root, 'residual_block', '--depth=20', f'--workdir={tmp_path}')
+    assert '(56, 56, 64) to (28, 28, 128)   8,448 parameters' in out
+    assert 'an identity shortcut cannot take 64 channels to 128 at stride 2' in out
+    assert float(out.split('dF/dx - I is ')[1].split()[0]) < 1e-5
+    plain, residual = (
+        [float(value) for value in line.split()[1:]]
+        for line in out.splitlines()
+        if line.strip().startswith(('plain20', 'resnet20'))
+    )
+    assert plain[0] / plain[-1] > 3 * residual[0] / residual[-1]
+    assert (tmp_path / 'gradients.png').stat().st_size > 10_000
+
+
+def write_run(folder: pathlib.Path, accuracies):
+    folder.mkdir(parents=True)
+    lines = []
+    for epoch, accuracy in enumerate(accuracies, 1):
+        lines += [
+            {'split': 'train', 'epoch': epoch - 0.5, 'accuracy': 0.0, 'loss': 9.0},
+            {'split': 'train', 'epoch': float(epoch), 'accuracy': accuracy, 'loss': 1 - accuracy},
+            {'split': 'test', 'epoch': float(epoch), 'accuracy': accuracy / 2, 'loss': 2.0},
+        ]
+    (folder / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    return folder
+
+
+def test_degradation_reads_the_end_of_every_epoch(tmp_path):
+    runs = {'plain20': [write_run(tmp_path / str(seed), [0.2, 0.5 + seed / 10]) for seed in range(2)]}
+    np.testing.assert_allclose(degradation.curves_of(runs['plain20'][0], 'train', 'accuracy'), [0.2, 0.5])
+    # errors 50 and 40 %, losses 0.5 and 0.4, test errors 75 and 70 %; sample deviations over two seeds
+    assert degradation.rows_of(runs) == [('plain20', '45.00 ± 7.07', '0.45 ± 0.07', '72.50 ± 3.54')]
+
+
+def test_degradation_on_a_part_of_the_examples():
+    digits = load_dataset('digits')
+    part = degradation.shortened(digits, 100)
+    assert len(part.train) == 100
+    assert part.test is digits.test
+    with pytest.raises(InputError, match='train_examples=1438 must be at most 1437'):
+        degradation.shortened(digits, 1438)
+
+
+@pytest.mark.slow
+def test_degradation_and_cardinality_run(root, tmp_path):
+    flags = ('--epochs=1', '--num_seeds=1')
+    out, _ = run(root, 'degradation', '--depths=20', '--warmup_epochs=0', *flags, f'--workdir={tmp_path}/d')
+    assert out.count('| plain20 |') == out.count('| resnet20 |') == 1
+    assert (tmp_path / 'd' / 'degradation.png').stat().st_size > 10_000
+    again, _ = run(root, 'degradation', '--depths=20', '--warmup_epochs=0', *flags, f'--workdir={tmp_path}/d')
+    assert again.count('is finished: nothing to do') == 2
+    out, _ = run(root, 'cardinality', '--epochs=5', '--num_seeds=1', f'--workdir={tmp_path}/c')
+    assert '| 32x4d |' in out
+
+
+def test_wrong_values_of_the_experiments_are_one_line(root, tmp_path):
+    _, err = run(root, 'degradation', '--depths=20,21', f'--workdir={tmp_path}/d', status=2)
+    assert err.count('\n') == 1
+    assert 'no network plain21' in err
+    _, err = run(root, 'cardinality', '--stage_sizes=1,x', f'--workdir={tmp_path}/c', status=2)
+    assert err == 'error: stage_sizes=1,x must be numbers separated by commas\n'
+    _, err = run(root, 'list_models', '--pattern=vgg*', status=2)
+    assert 'pattern=vgg* matches none' in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_are_listed_with_their_published_accuracy(root):
+    out, _ = run(root, 'list_models', '--pattern=resnet18')
+    assert out.splitlines()[1].split() == [
+        '`resnet18`',
+        '11.69',
+        '1.81',
+        '224²',
+        'fb_swsl_ig1b_ft_in1k',
+        '73.29',
+        '224²',
+    ]
+
+
+@pytest.mark.parametrize('cardinality', [1, 4])
+def test_three_forms_of_the_resnext_block_are_one(cardinality, rng):
+    """Xie et al. 2017, Figure 3: summed paths, concatenated paths, and a grouped convolution; values and gradients."""
+    width, features = 4, 8
+    block = BottleneckBlock(features, cardinality=cardinality, base_width=width * 8)
+    x = jnp.asarray(rng.normal(size=(2, 5, 6, 4 * features)), jnp.float32)
+    variables = block.init(jax.random.key(0), x, train=False)
+    paths = cardinality * width
+    assert variables['params']['conv2']['kernel'].shape == (3, 3, width, paths)
+
+    def scaled(x, part, index):
+        """A normalization in evaluation, on the channels of one path or on all."""
+        params, stats = variables['params'][part], variables['batch_stats'][part]
+        y = (x - stats['mean'][index]) / jnp.sqrt(stats['var'][index] + 1e-5)
+        return y * params['scale'][index] + params['bias'][index]
+
+    def conv(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+    def path(params, x, index):
+        h = nn.relu(scaled(conv(x, params['conv1']['kernel'][..., index]), 'norm1', index))
+        return nn.relu(scaled(conv(h, params['conv2']['kernel'][..., index]), 'norm2', index))
+
+    def indices():
+        return (slice(width * group, width * (group + 1)) for group in range(cardinality))
+
+    def summed(params, x):  # Figure 3a: each path ends in its own 1x1 convolution
+        total = sum(conv(path(params, x, index), params['conv3']['kernel'][:, :, index]) for index in indices())
+        return nn.relu(scaled(total, 'norm3', slice(None)) + x)
+
+    def concatenated(params, x):  # Figure 3b: one 1x1 convolution behind all paths
+        h = jnp.concatenate([path(params, x, index) for index in indices()], -1)
+        return nn.relu(scaled(conv(h, params['conv3']['kernel']), 'norm3', slice(None)) + x)
+
+    def grouped(params, x):  # Figure 3c: the module
+        return block.apply(variables | {'params': params}, x, train=False)
+
+    cotangent = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+
+    def run(form):
+        y, pullback = jax.vjp(form, variables['params'], x)
+        return y, {name: each['kernel'] for name, each in pullback(cotangent)[0].items() if name.startswith('conv')}
+
+    with jax.numpy_rank_promotion('allow'):
+        results = [run(form) for form in (grouped, summed, concatenated)]
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), results[0], other)
