@@ -117,9 +117,18 @@ def by_hand():
 
 
 @pytest.fixture
-def randomized(rng):
-    """A function: variables away from 0 and 1, so that nothing cancels."""
-    return lambda variables: jax.tree.map(lambda v: np.float32(v + rng.uniform(0.1, 0.5, v.shape)), variables)
+def variables_of(rng):
+    """A function: variables of a module for an input of this shape, away from 0 and 1, so that nothing cancels."""
+
+    def draw(leaf):
+        value = rng.normal(size=leaf.shape) * 0.4 if len(leaf.shape) > 1 else rng.uniform(0.2, 1.2, leaf.shape)
+        return np.float32(value)
+
+    def variables_of(module, shape, **options):
+        x = jax.ShapeDtypeStruct(shape, np.float32)
+        return jax.tree.map(draw, jax.eval_shape(lambda key, x: module.init(key, x, **options), jax.random.key(0), x))
+
+    return variables_of
 
 
 @pytest.fixture(scope='session')

@@ -32,10 +32,10 @@ def test_make_divisible_takes_the_nearest_multiple(value, divisor, least, expect
     assert make_divisible(value, divisor, least) == expected
 
 
-def check_gate(module, theirs, rng, randomized, numeric_gradient):
+def check_gate(module, theirs, rng, variables_of, numeric_gradient):
     """A module without normalization: values, and the gradient of its input by differences of the oracle."""
     x = rng.normal(size=(2, 3, 2, 8)).astype(np.float32)
-    variables = randomized(module.init(jax.random.key(0), jnp.zeros(x.shape)))
+    variables = variables_of(module, x.shape)
     y, pullback = jax.vjp(lambda x: module.apply(variables, x), x)
     params = jax.tree.map(np.float64, variables['params'])
     np.testing.assert_allclose(y, theirs(np.float64(x), params), rtol=1e-4, atol=1e-5)
@@ -44,15 +44,15 @@ def check_gate(module, theirs, rng, randomized, numeric_gradient):
     np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], slope, rtol=1e-3, atol=1e-5)
 
 
-def test_squeeze_excite_equals_its_formula(rng, randomized, numeric_gradient, by_hand):
-    check_gate(SqueezeExcite(3), by_hand.squeeze_excite, rng, randomized, numeric_gradient)
+def test_squeeze_excite_equals_its_formula(rng, variables_of, numeric_gradient, by_hand):
+    check_gate(SqueezeExcite(3), by_hand.squeeze_excite, rng, variables_of, numeric_gradient)
 
 
 @pytest.mark.parametrize('channels', [8, 512])
-def test_efficient_channel_attention_equals_its_formula(channels, rng, randomized, numeric_gradient, by_hand):
+def test_efficient_channel_attention_equals_its_formula(channels, rng, variables_of, numeric_gradient, by_hand):
     """The width of the convolution is that of ``channels``, whatever the map has: pruned networks need it."""
     module = EfficientChannelAttention(channels)
-    check_gate(module, lambda x, p: by_hand.channel_attention(x, p['kernel']), rng, randomized, numeric_gradient)
+    check_gate(module, lambda x, p: by_hand.channel_attention(x, p['kernel']), rng, variables_of, numeric_gradient)
 
 
 @pytest.mark.parametrize(('channels', 'taps'), [(2, 3), (16, 3), (64, 3), (128, 5), (256, 5), (512, 5), (2048, 7)])
@@ -71,9 +71,9 @@ def test_gates_keep_half_precision_and_float32_parameters(module):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
 
 
-def check_branches(module, theirs, train, rng, randomized, by_hand):
+def check_branches(module, theirs, train, rng, variables_of, by_hand):
     x = rng.normal(size=SHAPE).astype(np.float32)
-    variables = randomized(module.init(jax.random.key(0), jnp.zeros(x.shape), train=False))
+    variables = variables_of(module, x.shape, train=False)
     run = jax.jit(lambda v, x: module.apply(v, x, train=train, mutable=['batch_stats']))
     y, updates = run(variables, x)
     layers = by_hand(variables, train=train)
@@ -115,9 +115,9 @@ def split_attention(module, layers, x):
     ],
     ids=str,
 )
-def test_split_attention_equals_its_formula(options, train, rng, randomized, by_hand):
+def test_split_attention_equals_its_formula(options, train, rng, variables_of, by_hand):
     module = SplitAttention(8, **options, implementation='xla')
-    check_branches(module, lambda layers, x: split_attention(module, layers, x), train, rng, randomized, by_hand)
+    check_branches(module, lambda layers, x: split_attention(module, layers, x), train, rng, variables_of, by_hand)
 
 
 def selective_kernel(module, layers, x):
@@ -150,9 +150,9 @@ def selective_kernel(module, layers, x):
     ],
     ids=str,
 )
-def test_selective_kernel_equals_its_formula(options, train, rng, randomized, by_hand):
+def test_selective_kernel_equals_its_formula(options, train, rng, variables_of, by_hand):
     module = SelectiveKernel(6, **options, divisor=4, implementation='xla')
-    check_branches(module, lambda layers, x: selective_kernel(module, layers, x), train, rng, randomized, by_hand)
+    check_branches(module, lambda layers, x: selective_kernel(module, layers, x), train, rng, variables_of, by_hand)
 
 
 def test_mistakes_are_named():

@@ -10,13 +10,7 @@ import pytest
 from resnet_jax import ResNet
 from resnet_jax.models.imagenet import IMAGENET
 
-CONVOLUTIONS = {
-    'bottleneck': 3,
-    'preact_bottleneck': 3,
-    'split_attention': 3,
-    'selective_kernel_bottleneck': 3,
-    'scale': 3,
-}
+THREE_CONVOLUTIONS = {'bottleneck', 'preact_bottleneck', 'split_attention', 'selective_kernel_bottleneck', 'scale'}
 DEPTH = re.compile(r'(?:net|next|nest|rs|v2_|aa|blur|plain)(\d+)')
 # Their names have no depth, or count otherwise: 201 for 200, and ResNet-RS from 270 on.
 OTHER_DEPTHS = {'test_resnet', 'ecaresnetlight', 'seresnextaa201d_32x8d', 'resnetrs270', 'resnetrs350', 'resnetrs420'}
@@ -27,7 +21,7 @@ def test_the_depth_in_a_name_is_that_of_the_network(name):
     """The convolutions of the blocks on the longest path, one for the stem and one for the head."""
     spec = IMAGENET[name]
     blocks = zip(spec.stage_sizes, spec.blocks, strict=True)
-    depth = 2 + sum(size * CONVOLUTIONS.get(block, 2) for size, block in blocks)
+    depth = 2 + sum(size * (3 if block in THREE_CONVOLUTIONS else 2) for size, block in blocks)
     depth += 2 if 'senet154' in name else 0  # the only name that counts all of a deep stem
     assert int(DEPTH.search(name)[1]) == depth
 
