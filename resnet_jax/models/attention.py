@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.errors import InputError
 from resnet_jax.models.conv import he_normal_fan_out
 from resnet_jax.models.layers import Layer
 
@@ -130,6 +131,8 @@ class SelectiveKernel(Layer):
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         """``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``."""
         mode = {'train': train, 'update_stats': update_stats}
+        if self.split_input and x.shape[-1] % 2:
+            raise InputError(f'split_input=True: {x.shape[-1]} channels have no two halves')
         paths = []
         for index, part in enumerate(jnp.split(x, 2, -1) if self.split_input else (x, x)):
             options: dict[str, Any] = {

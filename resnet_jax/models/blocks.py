@@ -66,7 +66,7 @@ class Block(Layer):
 
 def _drops(mode: dict[str, Any], drop_rate: float | jax.Array) -> bool:
     """Whether stochastic depth is on; a traced rate is."""
-    return mode['train'] and not (isinstance(drop_rate, float) and drop_rate == 0)
+    return mode['train'] and not (isinstance(drop_rate, int | float) and drop_rate == 0)
 
 
 class PlainBlock(Block):
@@ -106,7 +106,6 @@ class PostActivation(ResidualBlock):
       shortcut_kernel_size: of a projection where the block has a stride: 3 in SENet-154.
       attention: a key of ``attention.ATTENTIONS``, on the branch before the addition.
       se_ratio: the share of channels between the two layers of squeeze and excitation.
-      antialias: a key of ``pooling.ANTIALIAS``, in the place of the stride.
       drop_block: None, or rate, size and scale of ``layers.drop_block`` after the strided 3x3 convolution.
       zero_init_last: the branch's last normalization starts with scale zero, and so the block as relu(shortcut).
     """
@@ -114,21 +113,8 @@ class PostActivation(ResidualBlock):
     shortcut_kernel_size: int = 1
     attention: str = 'none'
     se_ratio: float = 1 / 16
-    antialias: str = 'none'
     drop_block: tuple[float, int, float] | None = None
     zero_init_last: bool = False
-
-    def _strided(self, name: str, norm: str, x: jax.Array, features: int, groups: int, mode: Any) -> jax.Array:
-        """The 3x3 convolution that has the block's stride, with normalization, ReLU, DropBlock and anti-aliasing."""
-        check_choice('antialias', self.antialias, ANTIALIAS)
-        dilation = self._first_dilation
-        filtered = self.antialias != 'none' and (self.stride > 1 or dilation != self.dilation)
-        stride = 1 if filtered else self.stride
-        h = self.normalization(norm, mode, relu=True)(
-            self.conv(name, features, 3, stride, dilation=dilation, groups=groups)(x)
-        )
-        h = self._with_blocks_dropped(h, mode)
-        return antialias(h, self.antialias, self.stride) if filtered else h
 
     def _with_blocks_dropped(self, h: jax.Array, mode: dict[str, Any]) -> jax.Array:
         if self.drop_block is None or not self.drop_block[0] or not mode['train']:
@@ -155,7 +141,32 @@ class PostActivation(ResidualBlock):
         return h
 
 
-class BasicBlock(PostActivation):
+class Antialiased(PostActivation):
+    """A block whose 3x3 convolution has the stride, or leaves it to a filter.
+
+    Attributes:
+      antialias: a key of ``pooling.ANTIALIAS``.
+    """
+
+    antialias: str = 'none'
+
+    def _strided(self, name: str, norm: str, x: jax.Array, features: int, groups: int, mode: Any) -> jax.Array:
+        """The 3x3 convolution that has the block's stride, with normalization, ReLU, DropBlock and anti-aliasing."""
+        check_choice('antialias', self.antialias, ANTIALIAS)
+        dilation = self._first_dilation
+        filtered = self.antialias != 'none' and (self.stride > 1 or dilation != self.dilation)
+        if filtered and self.antialias == 'average' and any(size % self.stride for size in x.shape[1:3]):
+            size = 'x'.join(map(str, x.shape[1:3]))  # averages would leave fewer pixels than the shortcut has
+            raise InputError(f"antialias='average': a map of {size} pixels does not divide by the stride {self.stride}")
+        stride = 1 if filtered else self.stride
+        h = self.normalization(norm, mode, relu=True)(
+            self.conv(name, features, 3, stride, dilation=dilation, groups=groups)(x)
+        )
+        h = self._with_blocks_dropped(h, mode)
+        return antialias(h, self.antialias, self.stride) if filtered else h
+
+
+class BasicBlock(Antialiased):
     """Two 3x3 convolutions (He et al. 2015, arXiv:1512.03385, Figure 5 left): ``y = relu(F(x) + shortcut(x))``."""
 
     def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
@@ -164,17 +175,18 @@ class BasicBlock(PostActivation):
         return self._add_shortcut('norm2', h, x, mode, drop_rate)
 
 
-class LegacySEBasicBlock(PostActivation):
+class LegacySEBasicBlock(ResidualBlock):
     """The basic block of legacy_seresnet18 and 34: a ReLU more, in front of the gate, which has C / 16 channels.
 
     Their published weights depend on both, which the paper (arXiv:1709.01507) does not have.
     """
 
     def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
-        h = self._strided('conv1', 'norm1', x, self.features, 1, mode)
+        h = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)(x)
+        h = self.normalization('norm1', mode, relu=True)(h)
         h = self.conv('conv2', self.features, 3, dilation=self.dilation)(h)
         h = self.normalization('norm2', mode, relu=True)(h)
-        h = SqueezeExcite(self.features // 16, self.dtype, name='attention')(h)
+        h = SqueezeExcite(max(self.features // 16, 1), self.dtype, name='attention')(h)
         return nn.relu(self._dropped(h, mode, drop_rate) + self._shortcut(x, mode))
 
 
@@ -199,7 +211,7 @@ class Cardinality(ResidualBlock):
         return width
 
 
-class BottleneckBlock(Cardinality, PostActivation):
+class BottleneckBlock(Cardinality, Antialiased):
     """1x1, 3x3 and 1x1 convolutions (He et al. 2015, Figure 5 right): ``y = relu(F(x) + shortcut(x))``.
 
     With ``cardinality=32, base_width=4`` it is the block of ResNeXt-50 32x4d, with ``base_width=128`` that of
@@ -218,6 +230,10 @@ class BottleneckBlock(Cardinality, PostActivation):
 
     def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
         inner = self.inner_width
+        if not 1 <= self.reduce_first <= inner:
+            raise InputError(f'reduce_first={self.reduce_first} must be from 1 to the inner width, {inner}')
+        if self.stride_in_1x1 and self.antialias != 'none':
+            raise InputError(f'antialias={self.antialias!r} filters behind the 3x3 convolution: not with stride_in_1x1')
         first, second, last = self.channels or (inner // self.reduce_first, inner, self.out_features)
         h = self.conv('conv1', first, 1, self.stride if self.stride_in_1x1 else 1)(x)
         h = self.normalization('norm1', mode, relu=True)(h)

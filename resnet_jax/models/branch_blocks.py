@@ -36,6 +36,8 @@ class SplitAttentionBlock(Cardinality, PostActivation):
     pool_first: bool = False
 
     def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+        if self.radix < 1:
+            raise InputError(f'radix={self.radix} must be at least 1')
         h = self.normalization('norm1', mode, relu=True)(self.conv('conv1', self.inner_width, 1)(x))
         if self.stride > 1 and self.pool_first:
             h = avg_pool_3x3(h, self.stride)

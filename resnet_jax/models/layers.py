@@ -1,5 +1,6 @@
 """What stands around the blocks' convolutions: stems, shortcuts, and what training drops at random."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -233,9 +234,9 @@ def drop_block(x: jax.Array, rate: float, size: int, scale: float, key: jax.Arra
 
     Args:
       x: ``[N, H, W, C]``.
-      rate: share of pixels to drop, in [0, 1), before ``scale``.
+      rate: about the share of pixels to drop, in [0, 1), before ``scale``; squares that overlap make it less.
       size: side of a square, in pixels; at most the map's.
-      scale: factor on the probability that a square starts somewhere, as ResNet-RS and timm have it.
+      scale: factor on the probability that a square starts somewhere, as timm has it.
       key: a typed key.
 
     Returns:
@@ -243,9 +244,9 @@ def drop_block(x: jax.Array, rate: float, size: int, scale: float, key: jax.Arra
     """
     height, width = x.shape[1:3]
     rows, columns = min(size, height), min(size, width)
-    starts = (height - rows + 1) * (width - columns + 1)
-    gamma = scale * rate * height * width / (rows * columns * starts)
-    seeds = jax.random.bernoulli(key, gamma, (x.shape[0], height, width, 1)).astype(jnp.float32)
-    padding = tuple((side // 2, (side - 1) // 2) for side in (rows, columns))
+    starts = height - rows + 1, width - columns + 1  # where a whole square fits, as in the paper's Algorithm 1
+    gamma = scale * rate * height * width / (rows * columns * math.prod(starts))
+    seeds = jax.random.bernoulli(key, gamma, (x.shape[0], *starts, 1)).astype(jnp.float32)
+    padding = [(side - 1, side - 1) for side in (rows, columns)]
     keep = 1 - nn.max_pool(seeds, (rows, columns), (1, 1), padding)
     return x * (keep / jnp.maximum(keep.mean(), 1e-7)).astype(x.dtype)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax.errors import InputError
+
 STEM_POOLS = {
     'max': '3x3 maximum with stride 2, padded with -inf on all sides',
     'max_of_zeros': 'the same, padded with zeros, which take part in the maximum (BiT)',
@@ -95,9 +97,10 @@ def max_pool_of_zeros(x: jax.Array) -> jax.Array:
 
 
 def max_pool_to_the_right(x: jax.Array) -> jax.Array:
-    """3x3 maximum with stride 2 whose first window is at the first pixel: to ``[N, ceil((H-1)/2), ceil((W-1)/2), C]``.
+    """3x3 maximum with stride 2 whose first window is at the first pixel: to ``[N, H', W', C]``.
 
-    The last window may reach over the right or lower edge (PyTorch: ``MaxPool2d(3, 2, ceil_mode=True)``).
+    H' is H // 2, and 1 where H is 1. The last window may reach over the right or lower edge
+    (PyTorch: ``MaxPool2d(3, 2, ceil_mode=True)``).
     """
     padding = [(0, 2 * max(math.ceil((size - 3) / 2), 0) + 3 - size) for size in x.shape[1:3]]
     return nn.max_pool(x, (3, 3), (2, 2), padding)
@@ -127,7 +130,17 @@ def blur(x: jax.Array, stride: int = 2) -> jax.Array:
 
 
 def antialias(x: jax.Array, kind: str, stride: int) -> jax.Array:
-    """Takes a map to a lower resolution by a key of ``ANTIALIAS`` other than ``none``."""
+    """Takes a map to a lower resolution by a key of ``ANTIALIAS`` other than ``none``.
+
+    ``blur`` gives ``[N, ceil(H / stride), ceil(W / stride), C]``; ``average`` leaves out the windows that reach over an
+    edge, and so gives the floor.
+
+    Raises:
+      InputError: no window of the average is within the map.
+    """
     if kind == 'blur':
         return blur(x, stride)
+    if min(x.shape[1:3]) < stride:
+        size = 'x'.join(map(str, x.shape[1:3]))
+        raise InputError(f'antialias={kind!r}: a map of {size} pixels has no window of {stride}x{stride}')
     return nn.avg_pool(x, (stride, stride), (stride, stride))

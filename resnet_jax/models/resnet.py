@@ -106,17 +106,28 @@ class ResNetSpec:
             raise InputError(f'output_stride={self.output_stride} must be 8, 16 or 32')
         if self.stem == 'cifar' and self.stem_pool != 'max':
             raise InputError(f"stem_pool={self.stem_pool!r}: stem 'cifar' has no pool")
+        if self.antialias != 'none' and self.stem_pool not in ('max', 'conv'):
+            raise InputError(f'stem_pool={self.stem_pool!r} has no anti-aliasing: antialias needs max or conv')
         if self.channels and len(self.channels) != sum(self.stage_sizes):
             raise InputError(f'channels: {len(self.channels)} entries for {sum(self.stage_sizes)} blocks')
+        for entry in self.channels:
+            if not isinstance(entry, tuple) or len(entry) != 3 or min(entry) < 1:
+                raise InputError(f'channels: {entry} must be three positive numbers, one a convolution')
+        if self.drop_path_rate and 'plain' in self.blocks:
+            raise InputError(f"drop_path_rate={self.drop_path_rate}: block 'plain' has no shortcut that would remain")
+        if len({BLOCKS[block].pre_activation for block in self.blocks}) > 1:
+            raise InputError(f'block={self.block}: blocks with pre-activation do not go with blocks without')
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         chosen = {name for name in _BLOCK_FIELDS if getattr(self, name) != defaults[name]} | set(dict(self.options))
         chosen |= {'channels'} if self.channels else set()
         chosen |= {'drop_block'} if self.drop_block_rate else set()
+        known = set().union(*(set(BLOCKS[block].__dataclass_fields__) for block in self.blocks))
         for name in sorted(chosen):
-            known = set().union(*(set(BLOCKS[block].__dataclass_fields__) for block in self.blocks))
             if name not in known or (name in _OURS and name in dict(self.options)):
-                value = getattr(self, name, dict(self.options).get(name))
-                raise InputError(f'{name}={value!r}: block {self.block!r} has no such option')
+                field = {'drop_block': 'drop_block_rate'}.get(name, name)
+                value = dict(self.options).get(name, getattr(self, field, None))
+                whose = '' if field in defaults else f'ResNetSpec has no field {field!r}, and '
+                raise InputError(f'{field}={value!r}: {whose}block {self.block!r} has no such option')
 
     @property
     def blocks(self) -> tuple[str, ...]:

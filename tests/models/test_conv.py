@@ -136,3 +136,35 @@ def test_xla_differentiates_forward(rng):
     np.testing.assert_allclose(tangent, convolution(x, kernel), rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="implementation='fast' must be one of auto, xla"):
         convolution(x, kernel, implementation='fast')
+
+
+def test_a_standardized_kernel_has_mean_0_and_variance_1_in_each_output_channel(rng, numeric_gradient):
+    """Qiao et al. 2019, Eq. 3 to 5, channel by channel; the gradient goes through the standardization."""
+    x = rng.normal(size=(2, 4, 3, 4)).astype(np.float32)
+    kernel = (3 + rng.normal(size=(3, 3, 2, 4))).astype(np.float32)
+    bias, epsilon = rng.normal(size=4).astype(np.float32), 0.1
+
+    def ours(kernel):
+        module = Conv(4, 3, stride=2, groups=2, use_bias=True, standardize=epsilon)
+        return module.apply({'params': {'kernel': kernel, 'bias': bias}}, x)
+
+    def theirs(kernel):
+        each = [kernel[..., k] for k in range(4)]
+        each = [(part - part.mean()) / np.sqrt(part.var() + epsilon) for part in each]
+        return reference.convolution(np.float64(x), np.stack(each, -1), stride=2, groups=2)[0] + bias
+
+    y, pullback = jax.vjp(ours, kernel)
+    np.testing.assert_allclose(y, theirs(np.float64(kernel)), rtol=1e-4, atol=1e-5)
+    dy = rng.normal(size=y.shape).astype(np.float32)
+    slope = numeric_gradient(theirs, np.float64(kernel), dy)
+    np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], slope, rtol=1e-3, atol=1e-4)
+
+
+def test_a_bias_starts_at_zero_and_is_added(rng):
+    module, x = Conv(3, 1, use_bias=True), rng.normal(size=(1, 2, 2, 2)).astype(np.float32)
+    params = module.init(jax.random.key(0), x)['params']
+    np.testing.assert_array_equal(params['bias'], np.zeros(3))
+    shifted = module.apply({'params': params | {'bias': jnp.array([1.0, 2.0, 3.0])}}, x)
+    expected = module.apply({'params': params}, x) + np.array([1.0, 2.0, 3.0])[None, None, None]
+    np.testing.assert_allclose(shifted, expected, rtol=1e-6)
+    assert set(Conv(3, 1).init(jax.random.key(0), x)['params']) == {'kernel'}

@@ -1,4 +1,4 @@
-"""Pooling, stems and shortcuts against the NumPy reference."""
+"""Stems and shortcuts against NumPy, and what stochastic depth and DropBlock drop."""
 
 import jax
 import jax.numpy as jnp
@@ -7,32 +7,7 @@ import pytest
 
 from resnet_jax import InputError, Shortcut
 from resnet_jax import numpy_reference as reference
-from resnet_jax.models.pooling import avg_pool, global_avg_pool, max_pool
-
-
-@pytest.mark.parametrize(
-    ('ours', 'theirs'),
-    [
-        (max_pool, reference.max_pool),
-        (avg_pool, reference.avg_pool),
-        (lambda x: avg_pool(x, 3), lambda x: reference.avg_pool(x, stride=3)),
-        (global_avg_pool, reference.global_avg_pool),
-    ],
-    ids=['max', 'average', 'average stride 3', 'global'],
-)
-@pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 7, 9, 2), (2, 1, 5, 1)])
-def test_pooling_values_and_gradients(ours, theirs, shape, rng):
-    # Few distinct values: the maximum has ties, and its gradient must go to the first.
-    x = rng.integers(0, 4, shape).astype(np.float32) - 2
-    y, pullback = jax.vjp(ours, x)
-    expected, backward = theirs(np.float64(x))
-    np.testing.assert_allclose(y, expected, rtol=1e-6)
-    dy = rng.normal(size=y.shape).astype(np.float32)
-    np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], backward(np.float64(dy)), rtol=1e-5, atol=1e-6)
-
-
-def test_max_pool_ignores_its_padding():
-    np.testing.assert_array_equal(max_pool(jnp.full((1, 2, 2, 1), -5.0)), np.full((1, 1, 1, 1), -5.0))
+from resnet_jax.models.layers import Stem, drop_block, drop_path
 
 
 def test_option_a_puts_the_zeros_on_both_sides():
@@ -63,3 +38,192 @@ def test_mistakes_name_the_way_out():
         shortcut(4, 1, 'A')
     with pytest.raises(InputError, match=r"unknown shortcut 'Z'; known: identity, A, B, C, D"):
         shortcut(16, 2, 'Z')
+
+
+def normalized(layers, name, h, relu=True):
+    return np.maximum(layers.norm(name, h), 0) if relu else h
+
+
+def stem_by_hand(stem, layers, x):
+    if stem.kind in ('imagenet', 'cifar'):
+        h = layers.conv('conv', x, stride=2 if stem.kind == 'imagenet' else 1)
+        h = normalized(layers, 'norm', h, stem.activate)
+    else:
+        h = layers.conv_norm_relu('conv1', 'norm1', x, stride=2)
+        h = layers.conv_norm_relu('conv2', 'norm2', h)
+        h = normalized(layers, 'norm3', layers.conv('conv3', h), stem.activate)
+    if stem.kind == 'cifar':
+        return h
+    if stem.pool == 'conv':
+        h = layers.conv('pool_conv', h, stride=2 if stem.antialias == 'none' else 1)
+        h = layers.binomial_3x3(h, 2) if stem.antialias == 'blur' else h
+        return normalized(layers, 'pool_norm', h)
+    if stem.antialias == 'blur':
+        return layers.binomial_3x3(reference.max_pool(h, stride=1)[0], 2)
+    if stem.antialias == 'average':
+        return reference.avg_pool(h)[0][:, : h.shape[1] // 2, : h.shape[2] // 2]  # without a window over the edge
+    if stem.pool == 'max_of_zeros':
+        return reference.max_pool(np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)[0]
+    if stem.pool == 'max_to_the_right':
+        below, right = (1 - size % 2 for size in h.shape[1:3])  # where the last window of three lacks a pixel
+        padded = np.pad(h, ((0, 0), (0, below), (0, right), (0, 0)), constant_values=-np.inf)
+        return reference.max_pool(padded, padding=0)[0]
+    return reference.max_pool(h)[0]
+
+
+STEMS_TO_TEST = [
+    (Stem('imagenet', 8), True),
+    (Stem('deep', 8), True),
+    (Stem('deep', 8, pool='conv'), True),
+    (Stem('tiered', 16, activate=False), False),
+    (Stem('imagenet', 4, activate=False, pool='max_of_zeros'), False),
+    (Stem('imagenet', 4, pool='max_to_the_right'), False),
+    (Stem('imagenet', 4, antialias='blur'), False),
+    (Stem('imagenet', 4, antialias='average'), False),
+    (Stem('imagenet', 4, pool='conv', antialias='blur'), False),
+    (Stem('cifar', 4), False),
+]
+
+
+@pytest.mark.parametrize(
+    ('stem', 'train'),
+    STEMS_TO_TEST,
+    ids=[f'{s.kind}-{s.pool}-{s.antialias}-{s.activate}-{t}' for s, t in STEMS_TO_TEST],
+)
+def test_a_stem_equals_its_layers_one_by_one(stem, train, rng, variables_of, by_hand):
+    """Maps of 8x7 pixels behind the convolution: an even side and an odd one."""
+    stem = stem.clone(implementation='xla')
+    x = rng.normal(size=(2, 16, 13, 3)).astype(np.float32)
+    variables = variables_of(stem, x.shape, train=False)
+    y, updates = jax.jit(lambda v, x: stem.apply(v, x, train=train, mutable=['batch_stats']))(variables, x)
+    layers = by_hand(variables, train=train)
+    expected = stem_by_hand(stem, layers, np.float64(x))
+    assert y.shape == expected.shape
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    for name, stats in layers.new_stats.items():
+        for key, value in stats.items():
+            np.testing.assert_allclose(updates['batch_stats'][name][key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'kind': 'wide'}, "unknown stem 'wide'; known: imagenet, deep, tiered, cifar"),
+        ({'pool': 'mean'}, "unknown stem_pool 'mean'; known: max, max_of_zeros, max_to_the_right, conv"),
+        ({'antialias': 'sinc'}, "unknown antialias 'sinc'; known: none, blur, average"),
+    ],
+)
+def test_a_stem_names_what_it_knows(options, message):
+    stem = Stem(**{'kind': 'imagenet', 'features': 4} | options)
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(lambda: stem.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))
+
+
+def average_in_place(x):
+    padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    return (padded[:, :-1, :-1] + padded[:, 1:, :-1] + padded[:, :-1, 1:] + padded[:, 1:, 1:]) / 4
+
+
+# options of a shortcut, and what comes before its normalization
+PROJECTIONS = {
+    'D with a dilation keeps its pool at stride 1': (
+        {'kind': 'D', 'dilation': 2},
+        lambda layers, x: layers.conv('conv', average_in_place(x)),
+    ),
+    'D at stride 2': ({'kind': 'D', 'stride': 2}, lambda layers, x: layers.conv('conv', reference.avg_pool(x)[0])),
+    'D without either': ({'kind': 'D'}, lambda layers, x: layers.conv('conv', x)),
+    '3x3 pixels at stride 2': (
+        {'kind': 'B', 'kernel_size': 3, 'stride': 2},
+        lambda layers, x: layers.conv('conv', x, stride=2),
+    ),
+    '3x3 pixels, dilated as the first convolution': (
+        {'kind': 'B', 'kernel_size': 3, 'dilation': 4, 'first_dilation': 2},
+        lambda layers, x: layers.conv('conv', x, dilation=2),
+    ),
+    '1x1 pixels where the block has neither': (
+        {'kind': 'C', 'kernel_size': 3},
+        lambda layers, x: layers.conv('conv', x),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', PROJECTIONS)
+@pytest.mark.parametrize('train', [False, True])
+def test_a_projection_equals_its_layers_one_by_one(name, train, rng, variables_of, by_hand):
+    options, before = PROJECTIONS[name]
+    module = Shortcut(6, **options, implementation='xla')
+    x = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
+    variables = variables_of(module, x.shape, train=False)
+    layers = by_hand(variables, train=train)
+    y, updates = module.apply(variables, x, train=train, mutable=['batch_stats'])
+    expected = layers.norm('norm', before(layers, np.float64(x)))
+    assert y.shape == expected.shape
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
+    for key, value in layers.new_stats['norm'].items():
+        np.testing.assert_allclose(updates['batch_stats']['norm'][key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+    """An example is zero, or 1 / (1 - rate) times itself in all pixels and channels; on average it is itself."""
+    y = np.asarray(jax.jit(drop_path)(jnp.ones((4000, 2, 3, 2)), 0.25, jax.random.key(0)))
+    each = y.reshape(len(y), -1)
+    np.testing.assert_array_equal(each.min(1), each.max(1))
+    np.testing.assert_allclose(np.unique(each), [0, 1 / 0.75], rtol=1e-6)
+    kept = each[:, 0] > 0
+    assert abs(kept.mean() - 0.75) < 0.03  # four standard deviations
+    assert abs(np.corrcoef(kept[:-1], kept[1:])[0, 1]) < 0.07  # neighbours are independent
+
+
+def test_drop_path_follows_its_key_and_its_rate():
+    x = jnp.ones((64, 1, 1, 1))
+    first, again, other = (drop_path(x, 0.5, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(drop_path(x, 0.0, jax.random.key(0)), x)
+    assert drop_path(x.astype(jnp.bfloat16), 0.5, jax.random.key(0)).dtype == jnp.bfloat16
+
+
+def test_the_gradient_of_drop_path_is_its_mask():
+    x = jnp.ones((32, 1, 2, 1))
+    y, pullback = jax.vjp(lambda x: drop_path(x, 0.5, jax.random.key(0)), x)
+    np.testing.assert_array_equal(pullback(jnp.ones_like(y))[0], y)
+
+
+def covered_by_squares(dropped, rows, columns):
+    """Whether each dropped pixel belongs to a rectangle of this size that is dropped as a whole."""
+    covered = np.zeros_like(dropped)
+    for i in range(dropped.shape[0] - rows + 1):
+        for j in range(dropped.shape[1] - columns + 1):
+            if dropped[i : i + rows, j : j + columns].all():
+                covered[i : i + rows, j : j + columns] = True
+    return np.array_equal(covered, dropped)
+
+
+@pytest.mark.parametrize(('shape', 'size'), [((8, 9), 3), ((8, 9), 2), ((6, 5), 1), ((2, 7), 3), ((2, 2), 5)], ids=str)
+def test_drop_block_drops_whole_squares(shape, size):
+    """All channels at once, squares within the map (smaller ones where the map is), scaled to keep the mean."""
+    y = np.asarray(drop_block(jnp.ones((256, *shape, 2)), 0.1, size, 1.0, jax.random.key(0)))
+    np.testing.assert_array_equal(y[..., 0], y[..., 1])
+    dropped = y[..., 0] == 0
+    rows, columns = min(size, shape[0]), min(size, shape[1])
+    assert all(covered_by_squares(each, rows, columns) for each in dropped)
+    np.testing.assert_allclose(y[~dropped], 1 / (1 - dropped.mean()), rtol=1e-5)
+    np.testing.assert_allclose(y.mean(), 1, rtol=1e-4)
+    assert 0 < dropped.any((1, 2)).mean() < 1  # some examples have a square, some have none
+
+
+@pytest.mark.parametrize(('rate', 'scale'), [(0.1, 1.0), (0.4, 0.25)])
+def test_drop_block_drops_about_its_share(rate, scale):
+    """Ghiasi et al. 2018, Eq. 1: a bit less than the rate, since squares overlap."""
+    y = np.asarray(drop_block(jnp.ones((2000, 14, 14, 1)), rate, 5, scale, jax.random.key(1)))
+    assert 0.85 * rate * scale < (y == 0).mean() < rate * scale
+
+
+def test_drop_block_follows_its_key_and_its_rate():
+    x = jnp.ones((8, 6, 6, 1))
+    first, again, other = (drop_block(x, 0.3, 3, 1.0, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert len(np.unique(np.asarray(first).reshape(8, -1), axis=0)) > 4  # examples differ
+    np.testing.assert_array_equal(drop_block(x, 0.0, 3, 1.0, jax.random.key(0)), x)
+    assert np.isfinite(drop_block(x, 0.99, 6, 1.0, jax.random.key(0))).all()

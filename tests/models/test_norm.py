@@ -138,3 +138,105 @@ def test_a_variance_of_one_pass_is_never_negative():
     x = jnp.full((2, 3, 3, 4), 1e4 + 1 / 3, jnp.float32)
     _, var = norm._moments_in_one_pass(x, jnp.zeros(4))
     assert float(var.min()) >= 0
+
+
+def group_norm(x, p, groups, relu, shortcut, epsilon=1e-5):
+    """Wu and He 2018, Eq. 1 and 7, example by example and group by group."""
+    y, size = np.empty_like(x), x.shape[-1] // groups
+    for n, g in np.ndindex(x.shape[0], groups):
+        at = (n, slice(None), slice(None), slice(g * size, (g + 1) * size))
+        y[at] = (x[at] - x[at].mean()) / np.sqrt(x[at].var() + epsilon)
+    y = y * p['scale'] + p['bias'] + shortcut
+    return np.maximum(y, 0) if relu else y
+
+
+def evo_norm(x, p, groups, relu, shortcut, epsilon=1e-5):
+    """Liu et al. 2020, EvoNorm-S0; scale and bias alone where no activation is wanted, or only behind a shortcut."""
+    if not relu or np.any(shortcut):
+        y = x * p['scale'] + p['bias'] + shortcut
+        return np.maximum(y, 0) if relu else y
+    y, size = np.empty_like(x), x.shape[-1] // groups
+    swish = x / (1 + np.exp(-p['v'] * x))
+    for n, g in np.ndindex(x.shape[0], groups):
+        at = (n, slice(None), slice(None), slice(g * size, (g + 1) * size))
+        y[at] = swish[at] / np.sqrt(x[at].var() + epsilon)
+    return y * p['scale'] + p['bias']
+
+
+def filter_response_norm(x, p, groups, relu, shortcut, epsilon=1e-5):
+    """Singh and Krishnan 2019, Eq. 1 to 3: by the mean square of each example's map, with a learned threshold."""
+    y = np.empty_like(x)
+    for n, c in np.ndindex(x.shape[0], x.shape[3]):
+        y[n, :, :, c] = x[n, :, :, c] / np.sqrt(np.square(x[n, :, :, c]).mean() + epsilon)
+    y = y * p['scale'] + p['bias']
+    if np.any(shortcut):
+        y = y + shortcut
+        return np.maximum(y, 0) if relu else y
+    return np.maximum(y, p['tau']) if relu else y
+
+
+EXAMPLE_NORMS = {
+    'group': (norm.GroupNorm, {'groups': 3}, group_norm),
+    'evo': (norm.EvoNormS0, {'groups': 2}, evo_norm),
+    'filter response': (norm.FilterResponseNorm, {}, filter_response_norm),
+}
+
+
+@pytest.mark.parametrize('name', EXAMPLE_NORMS)
+@pytest.mark.parametrize(('relu', 'has_shortcut'), [(True, False), (False, False), (True, True), (False, True)])
+def test_norms_of_each_example_equal_their_formulas(name, relu, has_shortcut, rng, numeric_gradient, variables_of):
+    """Values and the gradient of the input: training and evaluation are the same."""
+    kind, options, theirs = EXAMPLE_NORMS[name]
+    layer = kind(relu=relu, **options)
+    x = (1 + 2 * rng.normal(size=(2, 3, 4, 6))).astype(np.float32)
+    shortcut = rng.normal(size=x.shape).astype(np.float32) if has_shortcut else None
+    variables = variables_of(layer.clone(relu=relu and not has_shortcut), x.shape, train=False)
+    params = jax.tree.map(np.float64, variables['params'])
+
+    def by_loops(x):
+        return theirs(x, params, options.get('groups'), relu, np.float64(shortcut) if has_shortcut else 0.0)
+
+    y, pullback = jax.vjp(lambda x: layer.apply(variables, x, shortcut, train=True), x)
+    np.testing.assert_allclose(y, by_loops(np.float64(x)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(y, layer.apply(variables, x, shortcut, train=False), rtol=1e-5, atol=1e-6)
+    dy = rng.normal(size=x.shape).astype(np.float32)
+    slope = numeric_gradient(by_loops, np.float64(x), dy)
+    np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], slope, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'relu', 'names'),
+    [
+        (norm.GroupNorm, True, {'scale', 'bias'}),
+        (norm.EvoNormS0, True, {'scale', 'bias', 'v'}),
+        (norm.EvoNormS0, False, {'scale', 'bias'}),
+        (norm.FilterResponseNorm, True, {'scale', 'bias', 'tau'}),
+        (norm.FilterResponseNorm, False, {'scale', 'bias'}),
+    ],
+)
+def test_norms_of_each_example_have_no_running_statistics(kind, relu, names):
+    x = jax.ShapeDtypeStruct((1, 1, 1, 32), jnp.bfloat16)
+    layer = kind(relu=relu, dtype=jnp.bfloat16)
+    y, variables = jax.eval_shape(lambda key, x: layer.init_with_output(key, x, train=True), jax.random.key(0), x)
+    assert set(variables) == {'params'}
+    assert set(variables['params']) == names
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize('kind', [norm.GroupNorm, norm.EvoNormS0, norm.FilterResponseNorm])
+def test_norms_of_each_example_are_finite_on_a_constant_map(kind):
+    """A single pixel has no variance; epsilon keeps values and gradients finite, zero included."""
+    layer = kind(relu=True)
+    for value in (0.0, 5.0):
+        x = jnp.full((2, 1, 1, 32), value)
+        variables = layer.init(jax.random.key(0), x, train=True)
+        y, gradient = jax.value_and_grad(lambda x, v=variables: layer.apply(v, x, train=True).sum())(x)
+        assert np.isfinite(y)
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize('kind', [norm.GroupNorm, norm.EvoNormS0])
+def test_groups_of_a_norm_must_divide_the_channels(kind):
+    with pytest.raises(InputError, match='32 groups of a normalization do not divide 48 channels'):
+        kind(relu=True).init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)), train=False)

@@ -1,0 +1,135 @@
+"""Pools and anti-aliasing against the NumPy reference, and against loops over windows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import InputError
+from resnet_jax import numpy_reference as reference
+from resnet_jax.models.pooling import (
+    antialias,
+    avg_pool,
+    avg_pool_3x3,
+    avg_pool_in_place,
+    blur,
+    global_avg_pool,
+    max_pool,
+    max_pool_of_zeros,
+    max_pool_to_the_right,
+)
+
+SHAPES = [(2, 8, 8, 3), (1, 7, 9, 2), (2, 1, 5, 1)]
+
+
+@pytest.mark.parametrize(
+    ('ours', 'theirs'),
+    [
+        (max_pool, reference.max_pool),
+        (avg_pool, reference.avg_pool),
+        (lambda x: avg_pool(x, 3), lambda x: reference.avg_pool(x, stride=3)),
+        (global_avg_pool, reference.global_avg_pool),
+    ],
+    ids=['max', 'average', 'average stride 3', 'global'],
+)
+@pytest.mark.parametrize('shape', SHAPES)
+def test_values_and_gradients(ours, theirs, shape, rng):
+    # Few distinct values: the maximum has ties, and its gradient must go to the first.
+    x = rng.integers(0, 4, shape).astype(np.float32) - 2
+    y, pullback = jax.vjp(ours, x)
+    expected, backward = theirs(np.float64(x))
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    dy = rng.normal(size=y.shape).astype(np.float32)
+    np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], backward(np.float64(dy)), rtol=1e-5, atol=1e-6)
+
+
+def test_max_pool_ignores_its_padding():
+    np.testing.assert_array_equal(max_pool(jnp.full((1, 2, 2, 1), -5.0)), np.full((1, 1, 1, 1), -5.0))
+
+
+def over_windows(reduce, x, size, stride, before, counts, outside):
+    """``reduce`` of each window; ``counts`` are the windows along H and W, the first ``before`` pixels outside."""
+    n, height, width, channels = x.shape
+    y = np.empty((n, *counts, channels))
+    for i, j in np.ndindex(*counts):
+        pixels = []
+        for r in range(i * stride - before, i * stride - before + size):
+            for c in range(j * stride - before, j * stride - before + size):
+                inside = 0 <= r < height and 0 <= c < width
+                pixels.append(x[:, r, c] if inside else np.full((n, channels), outside))
+        y[:, i, j] = reduce(np.stack(pixels), axis=0)
+    return y
+
+
+def halves_up(x):
+    return [-(-size // 2) for size in x.shape[1:3]]
+
+
+# ours, and the same by loops
+POOLS = {
+    'max of zeros': (max_pool_of_zeros, lambda x: over_windows(np.max, x, 3, 2, 1, halves_up(x), 0.0)),
+    'max to the right': (
+        max_pool_to_the_right,
+        lambda x: over_windows(np.max, x, 3, 2, 0, [max(size // 2, 1) for size in x.shape[1:3]], -np.inf),
+    ),
+    'average 3x3': (lambda x: avg_pool_3x3(x, 1), lambda x: over_windows(np.mean, x, 3, 1, 1, x.shape[1:3], 0.0)),
+    'average 3x3 stride 2': (
+        lambda x: avg_pool_3x3(x, 2),
+        lambda x: over_windows(np.mean, x, 3, 2, 1, halves_up(x), 0.0),
+    ),
+    'average in place': (avg_pool_in_place, lambda x: over_windows(np.mean, x, 2, 1, 0, x.shape[1:3], 0.0)),
+}
+
+
+@pytest.mark.parametrize('name', POOLS)
+@pytest.mark.parametrize('shape', [(2, 6, 4, 2), (1, 5, 7, 2), (1, 3, 2, 1), (2, 1, 5, 1)])
+def test_pools_equal_loops_over_windows(name, shape, rng, numeric_gradient):
+    """Values around -1, mostly below zero: padding by zeros, by -inf and by nothing differ."""
+    ours, theirs = POOLS[name]
+    x = (rng.normal(size=shape) - 1).astype(np.float32)
+    y, pullback = jax.vjp(ours, x)
+    expected = theirs(np.float64(x))
+    assert y.shape == expected.shape
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    dy = rng.normal(size=y.shape).astype(np.float32)
+    slope = numeric_gradient(theirs, np.float64(x), dy)
+    np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], slope, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('shape', [(2, 6, 4, 2), (1, 5, 7, 3), (1, 1, 3, 1), (1, 1, 1, 2)])
+def test_blur_is_a_binomial_filter_on_mirrored_edges(stride, shape, rng, by_hand, numeric_gradient):
+    def theirs(x):
+        return by_hand.binomial_3x3(x, stride)
+
+    x = rng.normal(size=shape).astype(np.float32)
+    y, pullback = jax.vjp(lambda x: blur(x, stride), x)
+    np.testing.assert_allclose(y, theirs(np.float64(x)), rtol=1e-5, atol=1e-6)
+    dy = rng.normal(size=y.shape).astype(np.float32)
+    slope = numeric_gradient(theirs, np.float64(x), dy)
+    np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], slope, rtol=1e-4, atol=1e-6)
+
+
+def test_blur_removes_what_aliases(rng):
+    """The point of the filter: the highest frequency is gone, a constant stays."""
+    stripes = jnp.asarray(np.indices((1, 6, 6, 1)).sum(0) % 2, jnp.float32)
+    np.testing.assert_allclose(blur(stripes), np.full((1, 3, 3, 1), 0.5), rtol=1e-6)
+    np.testing.assert_allclose(blur(jnp.full((1, 6, 5, 1), 3.0)), np.full((1, 3, 3, 1), 3.0), rtol=1e-6)
+
+
+def test_antialias_by_averages_leaves_out_what_reaches_over_the_edge(rng):
+    x = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
+    expected = over_windows(np.mean, np.float64(x), 2, 2, 0, (2, 3), np.nan)
+    np.testing.assert_allclose(antialias(x, 'average', 2), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(antialias(x, 'average', 1), x)
+    np.testing.assert_array_equal(antialias(x, 'blur', 2), blur(x, 2))
+
+
+def test_a_map_without_a_single_window_is_named():
+    with pytest.raises(InputError, match="antialias='average': a map of 1x4 pixels has no window of 2x2"):
+        antialias(jnp.zeros((1, 1, 4, 2)), 'average', 2)
+
+
+@pytest.mark.parametrize('pool', [max_pool_of_zeros, max_pool_to_the_right, avg_pool_in_place, blur])
+def test_pools_keep_half_precision(pool):
+    assert pool(jnp.zeros((1, 4, 4, 2), jnp.bfloat16)).dtype == jnp.bfloat16
