@@ -113,7 +113,9 @@ def main() -> None:
     class_names = [*dataset.class_names, *map(str, range(dataset.num_classes, spec.num_classes))]
     # The images are normalized as in training, whatever their own mean is.
     asked = TrainConfig(mean=common.numbers_of('mean'), std=common.numbers_of('std'))
-    known = dataclasses.replace(dataset, mean=subject.mean or dataset.mean, std=subject.std or dataset.std)
+    known = dataclasses.replace(
+        dataset, mean=tuple(subject.mean or dataset.mean), std=tuple(subject.std or dataset.std)
+    )
     normalized = normalized_as(known, asked)
     make_folder(out)
 

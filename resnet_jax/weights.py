@@ -157,8 +157,8 @@ def load_weights(
     Args:
       path_or_id: as in ``open_source``.
       model: the network; another number of classes than the weights' gets a new head, with a warning.
-      in_channels: C of its images; another number than the weights' adapts the first kernel, as timm does it. None keeps
-        the weights'.
+      in_channels: C of its images; another number than the weights' adapts the first kernel, as timm does it. None
+        keeps the weights'.
       key: of a new head.
 
     Returns:

@@ -342,7 +342,7 @@ def test_saving_where_and_how_it_cannot_be(tmp_path):
     variables = random_variables(ResNet(SPEC))
     with pytest.raises(InputError, match="layout='keras' must be torch or flax"):
         save_weights(tmp_path / 'weights', ResNet(SPEC), variables, layout='keras')
-    with pytest.raises(InputError, match='cannot write .*nowhere/weights'):
+    with pytest.raises(InputError, match=r'cannot write .*nowhere/weights'):
         save_weights(tmp_path / 'nowhere' / 'weights', ResNet(SPEC), variables)
     assert list(tmp_path.iterdir()) == []
 
