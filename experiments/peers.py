@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from resnet_jax import InputError, ResNetSpec, get_spec
 from resnet_jax.models.branch_blocks import BLOCKS
 
-# What ``residual_network`` reads of a specification, and the values that it knows; any other field must have its default.
+# What ``residual_network`` reads of a specification, and the values that it knows; any other must have its default.
 _KNOWN: dict[str, Any] = {
     'block': ('plain', 'basic', 'bottleneck', 'preact_basic', 'preact_bottleneck'),
     'stem': ('imagenet', 'cifar'),

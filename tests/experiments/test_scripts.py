@@ -224,6 +224,7 @@ def test_benchmark_measures_both(tmp_path):
     assert 0 < result['flax']['ratio'] < 100
 
 
+FILE = ['--init_from=WEIGHTS', '--arch=test_resnet']
 MISTAKES = [
     ('benchmark', ['--arch=resnet21'], "unknown architecture 'resnet21'; nearest known: resnet"),
     ('benchmark', ['--against=flax,caffe'], 'against=caffe: known are flax, torch'),
@@ -246,64 +247,38 @@ MISTAKES = [
     ('plain', ['--zero_init_last'], "block 'plain' has no such option"),
     ('wide_resnet', ['--arch=wide_resnet50_2', '--widen_factor=2'], 'widen_factor=2: only for wrn'),
     ('resnext', ['--cardinality=0'], '--cardinality=0'),
+    ('resnet', ['--std='], 'std=() must be 3 numbers'),
+    ('resnet_rs', ['--arch=resnet50'], 'arch=resnet50 belongs to another script; this one takes: resnetrs'),
+    ('benchmark', ['--arch=resnet18,seresnet18', '--against=flax'], "arch=seresnet18 has attention='se', which the"),
+    ('evaluate', [], '--init_from or --workdir must name the weights'),
+    ('evaluate', ['--workdir=/no/run'], '/no/run is not the folder of a training run'),
+    ('evaluate', ['--init_from=WEIGHTS'], 'does not say which network its tensors belong to; arch must'),
+    ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--std=0,1,1'], 'std=(0.0, 1.0, 1.0) must be above 0'),
+    ('convert', ['--init_from=README.md', '--out=OUT.safetensors', '--arch=resnet20'], 'README.md'),
+]
+# More of the kinds above, slow for their number alone.
+RARER_MISTAKES = [
     ('resnet', ['--init_from=/no/file.pth'], '/no/file.pth does not exist'),
     ('resnet', ['--freeze=layer1'], "freeze='layer1' matches none of the parameters"),
     ('resnet', ['--freeze=stage['], 'is no regular expression'),
     ('resnet', ['--mean=0.5,0.5'], 'must be 3 numbers, one a channel'),
     ('resnet', ['--mean=grey'], 'mean=grey must be numbers separated by commas'),
-    ('resnet', ['--std='], 'std=() must be 3 numbers'),
     ('resnet', ['--drop_path_rate=1'], 'drop_path_rate=1.0 must be at least 0 and less than 1'),
     ('resnet_d', ['--stem=patch'], '--stem=patch'),
     ('resnet_d', ['--norm=layer'], '--norm=layer'),
-    ('resnet_rs', ['--arch=resnet50'], 'arch=resnet50 belongs to another script; this one takes: resnetrs'),
     ('antialiased_resnet', ['--antialias=fuzzy'], '--antialias=fuzzy'),
     ('bit', ['--standardize=0'], 'standardize=0.0 must be above 0'),
     ('resnest', ['--radix=0'], '--radix=0'),
-    ('benchmark', ['--arch=resnet18,seresnet18', '--against=flax'], "arch=seresnet18 has attention='se', which the"),
-    ('evaluate', [], '--init_from or --workdir must name the weights'),
-    ('evaluate', ['--workdir=/no/run'], '/no/run is not the folder of a training run'),
-    ('evaluate', ['--init_from=WEIGHTS'], 'does not say which network its tensors belong to; arch must'),
-    ('evaluate', ['--init_from=WEIGHTS', '--arch=test_resnet'], 'does not say what it was trained on: --dataset must'),
-    (
-        'evaluate',
-        ['--init_from=WEIGHTS', '--arch=test_resnet', '--dataset=digits'],
-        '--workdir must name a folder for the result',
-    ),
-    (
-        'evaluate',
-        ['--init_from=WEIGHTS', '--arch=test_resnet', '--dataset=digits', '--workdir=OUT'],
-        'the images have 1 channels, the network of',
-    ),
-    (
-        'evaluate',
-        ['--init_from=WEIGHTS', '--arch=test_resnet', '--dataset=synthetic', '--workdir=OUT', '--std=0,1,1'],
-        'std=(0.0, 1.0, 1.0) must be above 0',
-    ),
-    (
-        'evaluate',
-        ['--init_from=WEIGHTS', '--arch=test_resnet', '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'],
-        'mean=(0.5,) must be 3 numbers',
-    ),
+    ('evaluate', FILE, 'does not say what it was trained on: --dataset must'),
+    ('evaluate', [*FILE, '--dataset=digits'], '--workdir must name a folder for the result'),
+    ('evaluate', [*FILE, '--dataset=digits', '--workdir=OUT'], 'the images have 1 channels, the network of'),
+    ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'], 'mean=(0.5,) must be 3 numbers'),
     ('convert', ['--out=OUT.safetensors'], '--init_from must be given'),
-    ('convert', ['--init_from=WEIGHTS'], '--out must be given'),
-    ('convert', ['--init_from=WEIGHTS', '--out=OUT.pth'], 'must end in .safetensors'),
-    ('convert', ['--init_from=README.md', '--out=OUT.safetensors', '--arch=resnet20'], 'README.md'),
+    ('convert', FILE, '--out must be given'),
+    ('convert', [*FILE, '--out=OUT.pth'], 'must end in .safetensors'),
     ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'arch must'),
-    (
-        'convert',
-        ['--init_from=WEIGHTS', '--out=OUT/x.safetensors', '--arch=test_resnet'],
-        'cannot write',
-    ),
+    ('convert', [*FILE, '--out=OUT/x.safetensors'], 'cannot write'),
 ]
-# For their number alone; what they check is checked without a process of its own elsewhere.
-SLOW_MISTAKES = (
-    '--drop_path_rate=1',
-    '--norm=layer',
-    '--antialias=fuzzy',
-    '--radix=0',
-    '--mean=grey',
-    '--freeze=stage[',
-)
 
 
 def described(value):
@@ -322,8 +297,8 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize(
     ('name', 'args', 'message'),
     [
-        pytest.param(*mistake, marks=[pytest.mark.slow] if set(SLOW_MISTAKES) & set(mistake[1]) else [])
-        for mistake in MISTAKES
+        *MISTAKES,
+        *(pytest.param(*mistake, marks=pytest.mark.slow) for mistake in RARER_MISTAKES),
     ],
     ids=described,
 )
