@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from resnet_jax.errors import InputError
-from resnet_jax.models.architectures import create_model
+from resnet_jax.models.architectures import create_model, with_changes
 from resnet_jax.models.preprocessing import Preprocessing, from_timm_config
 from resnet_jax.models.pretrained import tensors_from_variables, variables_from_tensors
 from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, unstack_blocks
@@ -216,7 +216,7 @@ def model_of(
     if classes is None:
         raise InputError(f'{name} has no head; num_classes must say how many classes its network is to have')
     if arch is None and source.spec is not None:
-        return ResNet(dataclasses.replace(source.spec, num_classes=classes, **overrides)), str(source.arch)
+        return ResNet(with_changes(source.spec, num_classes=classes, **overrides)), str(source.arch)
     arch = arch or source.arch
     if arch is None:
         raise InputError(f'{name} does not say which network its tensors belong to; arch must')
