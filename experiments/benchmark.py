@@ -45,7 +45,12 @@ flags.DEFINE_enum(
 flags.DEFINE_integer('cardinality', None, "Groups of a bottleneck's 3x3 convolution. Default: the architecture's.")
 flags.DEFINE_integer('base_width', None, "Channels of a group in the first stage. Default: the architecture's.")
 flags.DEFINE_bool('scan_blocks', False, 'Compile the alike blocks of a stage once.')
-flags.DEFINE_list('against', [], 'Contenders, separated by commas: flax (nn.Conv and nn.BatchNorm), torch.')
+flags.DEFINE_list(
+    'against',
+    [],
+    'Contenders, separated by commas: flax (nn.Conv and nn.BatchNorm), torch. They know plain, basic and bottleneck'
+    ' blocks, with or without pre-activation, and neither attention nor what came later.',
+)
 flags.DEFINE_integer('rounds', 7, 'Turns of each contender.', lower_bound=1)
 flags.DEFINE_integer('steps', 2, 'Counted steps in a turn.', lower_bound=1)
 flags.DEFINE_string(
@@ -361,6 +366,11 @@ def main() -> None:
     cases = [case_of(arch) for arch in FLAGS.arch]
     if not cases:
         raise InputError('arch= names no architecture; list_models() has them')
+    if FLAGS.against:
+        from experiments.peers import check_is_plain
+
+        for case in cases:
+            check_is_plain(case.arch, case.spec)
     for case in cases:
         if FLAGS.topology is not None:
             result = estimate_on(FLAGS.topology, case, FLAGS.against)

@@ -17,7 +17,7 @@ from experiments import common
 from resnet_jax import InputError, ResNet, TrainConfig, from_pretrained, load_variables
 from resnet_jax.data.datasets import Dataset, load_dataset
 from resnet_jax.training import metrics
-from resnet_jax.training.loop import make_evaluator, make_model
+from resnet_jax.training.loop import make_evaluator, make_model, normalized_as
 from resnet_jax.training.report import draw_confusion_matrix
 from resnet_jax.training.workdir import CHECKPOINTS, make_folder, write_json
 from resnet_jax.weights import HUB, open_run
@@ -111,12 +111,15 @@ def main() -> None:
         )
     check_channels(subject, dataset, source)
     class_names = [*dataset.class_names, *map(str, range(dataset.num_classes, spec.num_classes))]
+    # The images are normalized as in training, whatever their own mean is.
+    asked = TrainConfig(mean=common.numbers_of('mean'), std=common.numbers_of('std'))
+    known = dataclasses.replace(
+        dataset, mean=tuple(subject.mean or dataset.mean), std=tuple(subject.std or dataset.std)
+    )
+    normalized = normalized_as(known, asked)
     make_folder(out)
 
-    split = getattr(dataset, FLAGS.split)
-    # The images are normalized as in training, whatever their own mean is.
-    mean = common.numbers_of('mean') or subject.mean or dataset.mean
-    std = common.numbers_of('std') or subject.std or dataset.std
+    split, mean, std = getattr(dataset, FLAGS.split), normalized.mean, normalized.std
     total = make_evaluator(model, split, mean, std)(subject.variables)
     summary = metrics.summarize(total)
     shares = metrics.per_class_accuracy(total['confusion'])

@@ -1,5 +1,6 @@
 """The networks that ours are timed against: the same specification in plain Flax, and in PyTorch."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -7,12 +8,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax import ResNetSpec, get_spec
+from resnet_jax import InputError, ResNetSpec, get_spec
 from resnet_jax.models.branch_blocks import BLOCKS
+
+# What ``residual_network`` reads of a specification, and the values that it knows; any other must have its default.
+_KNOWN: dict[str, Any] = {
+    'block': ('plain', 'basic', 'bottleneck', 'preact_basic', 'preact_bottleneck'),
+    'stem': ('imagenet', 'cifar'),
+    'options': ((), (('stride_in_1x1', False),), (('stride_in_1x1', True),)),
+}
+_READ = ('stage_sizes', 'widths', 'strides', 'stem_width', 'shortcut', 'cardinality', 'base_width', 'num_classes')
+_NOT_TIMED = ('zero_init_last',)  # it changes the first values alone
+
+
+def check_is_plain(name: str, spec: ResNetSpec) -> None:
+    """Raises InputError for a network that has more than ``residual_network`` builds."""
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if field.name not in (*_READ, *_NOT_TIMED) and value not in _KNOWN.get(field.name, (field.default,)):
+            raise InputError(
+                f'arch={name} has {field.name}={value!r}, which the contenders do not know; without --against it can be'
+                ' timed alone'
+            )
 
 
 def residual_network(spec: ResNetSpec, layers: Any, images: Any) -> Any:
-    """A forward pass from a specification, in the words of any library.
+    """A forward pass from a specification that ``check_is_plain`` accepts, in the words of any library.
 
     Args:
       spec: the architecture.

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from resnet_jax.errors import InputError
-from resnet_jax.models.architectures import create_model
+from resnet_jax.models.architectures import create_model, with_changes
 from resnet_jax.models.preprocessing import Preprocessing, from_timm_config
 from resnet_jax.models.pretrained import tensors_from_variables, variables_from_tensors
 from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, unstack_blocks
@@ -89,10 +89,9 @@ def open_source(path_or_id: str | os.PathLike, headers_only: bool = False) -> So
     path = pathlib.Path(path_or_id)
     if path.is_dir():
         return _open_run_source(path)
-    config = path.with_name('config.json')
-    if config.is_file():  # a folder that came from the hub
-        return _with_config(read_tensors(path, headers_only), config)
-    return Source(read_tensors(path, headers_only))
+    config, tensors = path.with_name('config.json'), read_tensors(path, headers_only)
+    # Beside a file that came from the hub lies timm's; anything may be called so beside another one.
+    return _with_config(tensors, config) if _is_of_timm(config) else Source(tensors)
 
 
 def _open_run_source(path: pathlib.Path) -> Source:
@@ -107,7 +106,7 @@ def _open_run_source(path: pathlib.Path) -> Source:
 def _open_hub(repository: str, headers_only: bool) -> Source:
     try:
         import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+        from huggingface_hub.errors import EntryNotFoundError
     except ImportError as error:
         raise InputError(f'{HUB}{repository} needs the package huggingface_hub: pip install huggingface_hub') from error
     name, _, revision = repository.partition('@')
@@ -121,10 +120,17 @@ def _open_hub(repository: str, headers_only: bool) -> Source:
             weights = download('model.safetensors')
         except (EntryNotFoundError, FileNotFoundError):
             weights = download('pytorch_model.bin')
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except Exception as error:  # of whichever HTTP client it has: they share no class
         message = ' '.join(str(error).split())
         raise InputError(f'{HUB}{repository} cannot be had: {message[:200]}') from error
     return _with_config(read_tensors(weights, headers_only), pathlib.Path(config))
+
+
+def _is_of_timm(path: pathlib.Path) -> bool:
+    try:
+        return 'architecture' in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _with_config(tensors: dict[str, Any], path: pathlib.Path) -> Source:
@@ -134,19 +140,25 @@ def _with_config(tensors: dict[str, Any], path: pathlib.Path) -> Source:
         arch, details = config['architecture'], config.get('pretrained_cfg', config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f'{path} is no config.json of timm: it must be JSON with an architecture') from error
-    preprocessing = from_timm_config(details)
+    if not isinstance(arch, str):
+        raise InputError(f'{path} is no config.json of timm: its architecture must be a name')
+    try:
+        preprocessing = from_timm_config(details)
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from error
     return Source(tensors, arch, None, preprocessing, headless=config.get('num_classes') == 0)
 
 
 def load_weights(
-    path_or_id: str | os.PathLike, model: ResNet, *, in_channels: int = 3, key: jax.Array | None = None
+    path_or_id: str | os.PathLike, model: ResNet, *, in_channels: int | None = None, key: jax.Array | None = None
 ) -> dict[str, Any]:
     """Variables for a model from a file, a run or the hub.
 
     Args:
       path_or_id: as in ``open_source``.
       model: the network; another number of classes than the weights' gets a new head, with a warning.
-      in_channels: C of its images; another number than the weights' adapts the first kernel, as timm does it.
+      in_channels: C of its images; another number than the weights' adapts the first kernel, as timm does it. None
+        keeps the weights'.
       key: of a new head.
 
     Returns:
@@ -159,7 +171,7 @@ def load_weights(
 
 
 def source_variables(
-    source: Source, name: str, model: ResNet, in_channels: int = 3, key: jax.Array | None = None
+    source: Source, name: str, model: ResNet, in_channels: int | None = None, key: jax.Array | None = None
 ) -> dict[str, Any]:
     """As ``load_weights``, from a source that is open already; ``name`` is what errors call it."""
     try:
@@ -173,7 +185,7 @@ def from_pretrained(
     arch: str | None = None,
     num_classes: int | None = None,
     *,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     key: jax.Array | None = None,
     **overrides: Any,
 ) -> Pretrained:
@@ -183,7 +195,7 @@ def from_pretrained(
       path_or_id: as in ``open_source``.
       arch: one of ``list_models()``; None where the source says it, which a plain file does not.
       num_classes: K; None keeps the weights'.
-      in_channels: C of the images.
+      in_channels: C of the images; None keeps the weights'.
       key: of a new head.
       **overrides: for ``create_model``.
 
@@ -200,11 +212,11 @@ def model_of(
     source: Source, name: str, arch: str | None = None, num_classes: int | None = None, **overrides: Any
 ) -> tuple[ResNet, str]:
     """The network that a source's tensors belong to, and its name; arguments as in ``from_pretrained``."""
-    classes = num_classes or source.num_classes
+    classes = source.num_classes if num_classes is None else num_classes
     if classes is None:
         raise InputError(f'{name} has no head; num_classes must say how many classes its network is to have')
     if arch is None and source.spec is not None:
-        return ResNet(dataclasses.replace(source.spec, num_classes=classes, **overrides)), str(source.arch)
+        return ResNet(with_changes(source.spec, num_classes=classes, **overrides)), str(source.arch)
     arch = arch or source.arch
     if arch is None:
         raise InputError(f'{name} does not say which network its tensors belong to; arch must')

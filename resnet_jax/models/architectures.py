@@ -91,7 +91,15 @@ def get_spec(name: str, **overrides: Any) -> ResNetSpec:
     if name not in ARCHITECTURES:
         near = difflib.get_close_matches(name, ARCHITECTURES, n=5, cutoff=0.4) or list_models()
         raise InputError(f'unknown architecture {name!r}; nearest known: {", ".join(near)}; list_models() has all')
-    spec = ARCHITECTURES[name]
+    return with_changes(ARCHITECTURES[name], **overrides)
+
+
+def with_changes(spec: ResNetSpec, **overrides: Any) -> ResNetSpec:
+    """A specification with some fields, or some of its block's own options, replaced.
+
+    Raises:
+      InputError: as ``get_spec``.
+    """
     fields = [field.name for field in dataclasses.fields(ResNetSpec)]
     own = {key: overrides.pop(key) for key in set(overrides) - set(fields)}
     options = dict(spec.options) | dict(overrides.pop('options', ())) | own

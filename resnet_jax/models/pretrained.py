@@ -7,6 +7,7 @@ layout is a short list of rewritings from them. Tensors differ in their axes alo
     kernel of a linear layer  ours [C, K]                 PyTorch [K, C], or [K, C, 1, 1] where it is a convolution
 """
 
+import functools
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -135,9 +136,11 @@ class _Transposed:
         return self.tensor.transpose(3, 2, 0, 1) if self.tensor.ndim == 4 else self.tensor.transpose()
 
 
+@functools.lru_cache(maxsize=8)
 def _shapes(model: ResNet, in_channels: int) -> dict[str, Any]:
     """Shapes and dtypes of a model's variables."""
     size = (64, 64, in_channels)  # large enough for every stem and stride
+    model = model.clone(scan_blocks=not model.spec.channels, frozen=None)  # the same shapes, traced in less time
     return jax.eval_shape(lambda key: unstack_blocks(init_variables(model, key, size)), jax.random.key(0))
 
 
@@ -225,7 +228,7 @@ def torch_shape(path: str, shape: tuple[int, ...], spec: ResNetSpec) -> tuple[in
 def variables_from_tensors(
     tensors: Mapping[str, Any],
     model: ResNet,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     key: jax.Array | None = None,
     headless: bool = False,
 ) -> dict[str, Any]:
@@ -235,6 +238,7 @@ def variables_from_tensors(
       tensors: as in ``match_tensors``, with arrays of any float dtype for values.
       model: the network; where its number of classes differs from the tensors', its head is a new one, with a warning.
       in_channels: C of its images; where it differs from the tensors', the first kernel is adapted as timm does it.
+        None keeps the tensors'.
       key: of the new head; default ``jax.random.key(0)``.
       headless: as in ``match_tensors``; a missing head is a new one, too.
 
@@ -244,8 +248,9 @@ def variables_from_tensors(
     Raises:
       InputError: as ``match_tensors``.
     """
-    matched = match_tensors(tensors, model, in_channels, headless)
-    shapes = _shapes(model, in_channels)
+    matched = match_tensors(tensors, model, in_channels or 3, headless)
+    channels = in_channels or next(int(matched[path].shape[1]) for path in _FIRST_KERNELS if path in matched)
+    shapes = _shapes(model, channels)
     classes = matched['head/bias'].shape[0] if 'head/bias' in matched else 0
     fresh: Any = {}
     if classes != model.spec.num_classes:
@@ -263,8 +268,8 @@ def variables_from_tensors(
         if fresh and name.startswith('head/'):
             return fresh[name.removeprefix('head/')]
         value = _our_value(matched[name], like.ndim)
-        if name in _FIRST_KERNELS and value.shape[2] != in_channels:
-            value = _adapt_input(value, in_channels)
+        if name in _FIRST_KERNELS and value.shape[2] != channels:
+            value = _adapt_input(value, channels)
         return jnp.asarray(value, jnp.float32)
 
     variables = jax.tree_util.tree_map_with_path(convert, shapes)

@@ -102,6 +102,8 @@ class ResNetSpec:
         self._check_options()
 
     def _check_options(self) -> None:
+        if self.standardize is not None and not 0 < self.standardize < float('inf'):
+            raise InputError(f'standardize={self.standardize} must be above 0')
         if self.output_stride not in (None, 8, 16, 32):
             raise InputError(f'output_stride={self.output_stride} must be 8, 16 or 32')
         if self.stem == 'cifar' and self.stem_pool != 'max':
@@ -186,8 +188,8 @@ class ResNet(nn.Module):
       scan_blocks: compile the blocks 2, 3, … of a stage, which are alike, once, as the body of a loop, instead of one
         after the other: a deep network then compiles in the time of a shallow one. Their variables are stacked, at
         ``stage1_blocks/…`` with one more axis in front; ``stack_blocks`` and ``unstack_blocks`` convert.
-      frozen: None, or a regular expression: the stem and the blocks whose names it matches at their beginning compute
-        in training what they compute in evaluation.
+      frozen: None, or a regular expression: the stem, the blocks and the last normalization whose names it matches at
+        their beginning compute in training what they compute in evaluation.
     """
 
     spec: ResNetSpec
@@ -231,7 +233,7 @@ class ResNet(nn.Module):
         for stage in range(1, len(spec.stage_sizes) + 1):
             x = outputs[f'stage{stage}'] = self._stage(x, stage, how, mode)
         if spec.pre_activation:
-            x = make_normalization(how, 'norm', mode, relu=True)(x)
+            x = make_normalization(how, 'norm', self._mode('norm', mode), relu=True)(x)
         outputs['pooled'] = global_avg_pool(x)
         if features_only:
             return outputs

@@ -78,7 +78,7 @@ def train_and_evaluate(
     if dataset is None:
         dataset = load_dataset(config.dataset, data_dir=data_dir, image_size=config.image_size, seed=config.seed)
     source = None if config.init_from is None else open_source(config.init_from)
-    dataset = _normalized_as(dataset, config, source)
+    dataset = normalized_as(dataset, config, source)
     epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
     spec = dataclasses.replace(spec, num_classes=dataset.num_classes)
     run = _Run(spec, config, dataset, mesh, epoch_steps)  # raises what is wrong with the network
@@ -102,13 +102,17 @@ def train_and_evaluate(
         log.close()
 
 
-def _normalized_as(dataset: Dataset, config: TrainConfig, source: Source | None) -> Dataset:
-    """The dataset with the mean and deviation that the configuration or the initial weights ask for."""
+def normalized_as(dataset: Dataset, config: TrainConfig, source: Source | None = None) -> Dataset:
+    """The dataset with the mean and deviation that the configuration, or else the source of the weights, asks for.
+
+    Raises:
+      InputError: not one number for each channel of the images.
+    """
     brought = source.preprocessing if source and dataset.image_shape[-1] == 3 else None
     channels: dict[str, Any] = {}
     for name in ('mean', 'std'):
         asked = getattr(config, name)
-        values = tuple(asked or (getattr(brought, name) if brought else getattr(dataset, name)))
+        values = tuple((getattr(brought, name) if brought else getattr(dataset, name)) if asked is None else asked)
         if len(values) != dataset.image_shape[-1]:
             raise InputError(f'{name}={values} must be {dataset.image_shape[-1]} numbers, one a channel of the images')
         channels[name] = values

@@ -106,7 +106,7 @@ class TrainConfig:
         for name in ('momentum', 'label_smoothing'):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f'{name}={getattr(self, name)} must be in [0, 1)')
-        if self.std is not None and min(self.std) <= 0:
+        if self.std is not None and not all(value > 0 for value in self.std):
             raise InputError(f'std={self.std} must be above 0')
         if self.freeze is not None:
             try:

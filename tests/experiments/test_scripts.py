@@ -1,12 +1,20 @@
 """Every script as a user starts it: help, a short run, mistakes."""
 
+import ast
+import collections
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+
+from experiments import common
+from resnet_jax import create_model, init_variables, list_models, load_variables, save_weights
+from resnet_jax.models.weight_files import read_tensors
 
 TRAINING = {
     'resnet': 'resnet20',
@@ -14,18 +22,34 @@ TRAINING = {
     'preact_resnet': 'preact_resnet20',
     'wide_resnet': 'wrn16_8',
     'resnext': 'resnext50_32x4d_cifar',
+    'resnet_d': 'resnet18d',
+    'resnet_rs': 'resnetrs50',
+    'se_resnet': 'seresnet18',
+    'eca_resnet': 'ecaresnet26t',
+    'antialiased_resnet': 'resnetblur18',
+    'bit': 'resnetv2_50x1_bit',
+    'resnest': 'resnest14d',
+    'sknet': 'skresnet18',
+    'res2net': 'res2net50_48w_2s',
 }
+# The stem that suits images of 8x8, where a script's own networks have it for large ones.
+SMALL_IMAGES = {name: ['--stem=cifar'] for name in list(TRAINING)[5:] if name != 'antialiased_resnet'}
 SHARED = [
     *('arch', 'recipe', 'dataset', 'data_dir', 'workdir', 'epochs', 'batch_size', 'learning_rate', 'weight_decay'),
     *('seed', 'num_seeds', 'compute_dtype', 'implementation', 'scan_blocks', 'image_size', 'init_from'),
     *('compilation_cache', 'eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps'),
+    *('freeze', 'mean', 'std', 'drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last'),
 ]
 
 BENCHMARK = [
     *('arch', 'batch_size', 'image_size', 'mode', 'compute_dtype', 'implementation', 'against', 'json', 'topology'),
     *('scan_blocks', 'rounds', 'steps', 'cardinality', 'base_width', 'compilation_cache'),
 ]
-EVALUATION = ['init_from', 'workdir', 'dataset', 'data_dir', 'image_size', 'compilation_cache']
+EVALUATION = [
+    *('init_from', 'arch', 'workdir', 'dataset', 'data_dir', 'image_size', 'mean', 'std', 'checkpoint', 'split'),
+    'compilation_cache',
+]
+CONVERSION = ['init_from', 'arch', 'out', 'layout', 'compilation_cache']
 
 
 def start(name, *args, cwd=pathlib.Path(__file__).parent.parent.parent):
@@ -59,15 +83,36 @@ def test_there_is_no_script_without_a_test(root):
         'environment',
         'peers',
     }
-    assert scripts == {*TRAINING, 'evaluate', 'benchmark'}
+    assert scripts == {*TRAINING, 'evaluate', 'benchmark', 'convert'}
 
 
-@pytest.mark.parametrize('name', [*TRAINING, 'evaluate', 'benchmark'])
+def test_every_architecture_belongs_to_one_script(root):
+    owners = collections.Counter()
+    for name, default in TRAINING.items():
+        text = (root / 'experiments' / f'{name}.py').read_text()
+        (patterns,) = re.findall(r'^ARCHS = common.family\((.*)\)$', text, re.MULTILINE)
+        archs = common.family(*ast.literal_eval(f'({patterns},)'))
+        assert default in archs
+        assert f"arch='{default}'" in text
+        owners.update(archs)
+    assert owners == dict.fromkeys(list_models(), 1)
+
+
+# One script of each kind, and the flags that all training scripts share; the others are slow for their number alone.
+EXPLAINED = [
+    name
+    if name in ('resnet', 'bit', 'evaluate', 'benchmark', 'convert')
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*TRAINING, 'evaluate', 'benchmark', 'convert')
+]
+
+
+@pytest.mark.parametrize('name', EXPLAINED)
 def test_help_explains_every_flag(name):
     done = start(name, '--help')
     assert done.returncode == 0
     text = done.stdout
-    shared = {'evaluate': EVALUATION, 'benchmark': BENCHMARK}.get(name, SHARED)
+    shared = {'evaluate': EVALUATION, 'benchmark': BENCHMARK, 'convert': CONVERSION}.get(name, SHARED)
     for flag in shared:
         assert f'--{flag}:' in text or f'--[no]{flag}:' in text, flag
     assert '(no help available)' not in text
@@ -126,9 +171,39 @@ def test_evaluate_finds_what_training_found(trained, tmp_path, arrays):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in TRAINING if name != 'resnet'])
 def test_every_family_trains(name, arrays, tmp_path):
-    done = start(name, f'--dataset=arrays:{arrays}', f'--workdir={tmp_path / "run"}', '--epochs=1', '--batch_size=8')
+    args = [f'--dataset=arrays:{arrays}', f'--workdir={tmp_path / "run"}', '--epochs=1', '--batch_size=8']
+    args += SMALL_IMAGES.get(name, ['--image_size=32'] if name == 'antialiased_resnet' else [])
+    done = start(name, *args)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / 'run' / 'result.json').read_text())['arch'] == TRAINING[name]
+
+
+def test_conversion_there_and_back(trained, tmp_path):
+    """A run's weights, under PyTorch's names, under ours, and back: the same arrays, of the run's channels."""
+    torch, flax, again = (tmp_path / f'{name}.safetensors' for name in ('torch', 'flax', 'again'))
+    done = start('convert', f'--init_from={trained[0]}', f'--out={torch}')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f'resnet20, 3 classes, in the torch layout: {torch}\n'
+    assert start('convert', f'--init_from={torch}', '--arch=resnet20', f'--out={flax}', '--layout=flax').returncode == 0
+    assert start('convert', f'--init_from={flax}', '--arch=resnet20', f'--out={again}').returncode == 0
+    assert again.read_bytes() == torch.read_bytes()
+    assert 'params/stage3_block3/conv2/kernel' in read_tensors(flax)
+    expected = load_variables(trained[0])['params']
+    np.testing.assert_array_equal(read_tensors(torch)['fc.weight'], expected['head']['kernel'].T)
+
+
+def test_evaluate_scores_a_file(trained, arrays, tmp_path):
+    """Its accuracy is the run's where its images are normalized as the run's were."""
+    workdir = trained[0]
+    result, record = (json.loads((workdir / name).read_text()) for name in ('result.json', 'config.json'))
+    save_weights(tmp_path / 'weights', create_model('resnet20', 3), load_variables(workdir))
+    args = [f'--init_from={tmp_path / "weights"}', '--arch=resnet20', f'--dataset=arrays:{arrays}']
+    args += [f'--{name}={",".join(map(str, record["dataset"][name]))}' for name in ('mean', 'std')]
+    done = start('evaluate', *args, f'--workdir={tmp_path / "out"}')
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / 'out' / 'result.json').read_text())
+    assert found['test_loss'] == pytest.approx(result['test_loss'], rel=1e-5)
+    assert (found['arch'], found['checkpoint']) == ('resnet20', None)
 
 
 def test_benchmark_measures_both(tmp_path):
@@ -149,6 +224,7 @@ def test_benchmark_measures_both(tmp_path):
     assert 0 < result['flax']['ratio'] < 100
 
 
+FILE = ['--init_from=WEIGHTS', '--arch=test_resnet']
 MISTAKES = [
     ('benchmark', ['--arch=resnet21'], "unknown architecture 'resnet21'; nearest known: resnet"),
     ('benchmark', ['--against=flax,caffe'], 'against=caffe: known are flax, torch'),
@@ -171,15 +247,63 @@ MISTAKES = [
     ('plain', ['--zero_init_last'], "block 'plain' has no such option"),
     ('wide_resnet', ['--arch=wide_resnet50_2', '--widen_factor=2'], 'widen_factor=2: only for wrn'),
     ('resnext', ['--cardinality=0'], '--cardinality=0'),
-    ('evaluate', [], '--init_from or --workdir must name the folder'),
+    ('resnet', ['--std='], 'std=() must be 3 numbers'),
+    ('resnet_rs', ['--arch=resnet50'], 'arch=resnet50 belongs to another script; this one takes: resnetrs'),
+    ('benchmark', ['--arch=resnet18,seresnet18', '--against=flax'], "arch=seresnet18 has attention='se', which the"),
+    ('evaluate', [], '--init_from or --workdir must name the weights'),
     ('evaluate', ['--workdir=/no/run'], '/no/run is not the folder of a training run'),
+    ('evaluate', ['--init_from=WEIGHTS'], 'does not say which network its tensors belong to; arch must'),
+    ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--std=0,1,1'], 'std=(0.0, 1.0, 1.0) must be above 0'),
+    ('convert', ['--init_from=README.md', '--out=OUT.safetensors', '--arch=resnet20'], 'README.md'),
+]
+# More of the kinds above, slow for their number alone.
+RARER_MISTAKES = [
+    ('resnet', ['--init_from=/no/file.pth'], '/no/file.pth does not exist'),
+    ('resnet', ['--freeze=layer1'], "freeze='layer1' matches none of the parameters"),
+    ('resnet', ['--freeze=stage['], 'is no regular expression'),
+    ('resnet', ['--mean=0.5,0.5'], 'must be 3 numbers, one a channel'),
+    ('resnet', ['--mean=grey'], 'mean=grey must be numbers separated by commas'),
+    ('resnet', ['--drop_path_rate=1'], 'drop_path_rate=1.0 must be at least 0 and less than 1'),
+    ('resnet_d', ['--stem=patch'], '--stem=patch'),
+    ('resnet_d', ['--norm=layer'], '--norm=layer'),
+    ('antialiased_resnet', ['--antialias=fuzzy'], '--antialias=fuzzy'),
+    ('bit', ['--standardize=0'], 'standardize=0.0 must be above 0'),
+    ('resnest', ['--radix=0'], '--radix=0'),
+    ('evaluate', FILE, 'does not say what it was trained on: --dataset must'),
+    ('evaluate', [*FILE, '--dataset=digits'], '--workdir must name a folder for the result'),
+    ('evaluate', [*FILE, '--dataset=digits', '--workdir=OUT'], 'the images have 1 channels, the network of'),
+    ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'], 'mean=(0.5,) must be 3 numbers'),
+    ('convert', ['--out=OUT.safetensors'], '--init_from must be given'),
+    ('convert', FILE, '--out must be given'),
+    ('convert', [*FILE, '--out=OUT.pth'], 'must end in .safetensors'),
+    ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'arch must'),
+    ('convert', [*FILE, '--out=OUT/x.safetensors'], 'cannot write'),
 ]
 
 
+def described(value):
+    return ' '.join(value) if isinstance(value, list) else None
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """A file of the smallest network's weights, all of them zero."""
+    model, path = create_model('test_resnet'), tmp_path_factory.mktemp('weights') / 'weights.safetensors'
+    shapes = jax.eval_shape(lambda key: init_variables(model, key, (64, 64, 3)), jax.random.key(0))
+    save_weights(path, model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+    return path
+
+
 @pytest.mark.parametrize(
-    ('name', 'args', 'message'), MISTAKES, ids=lambda value: ' '.join(value) if isinstance(value, list) else None
+    ('name', 'args', 'message'),
+    [
+        *MISTAKES,
+        *(pytest.param(*mistake, marks=pytest.mark.slow) for mistake in RARER_MISTAKES),
+    ],
+    ids=described,
 )
-def test_a_mistake_is_one_line_and_status_2(name, args, message, tmp_path):
+def test_a_mistake_is_one_line_and_status_2(name, args, message, weights, tmp_path):
+    args = [arg.replace('WEIGHTS', str(weights)).replace('OUT', str(tmp_path / 'out')) for arg in args]
     if name in TRAINING and not any(arg.startswith('--dataset') for arg in args):
         args = ['--dataset=synthetic', *args]
     if name in TRAINING and not any(arg.startswith('--workdir') for arg in args):

@@ -24,8 +24,11 @@ from resnet_jax import (
     train_seeds,
 )
 from resnet_jax.data.datasets import Dataset, Split
+from resnet_jax.models.preprocessing import Preprocessing
+from resnet_jax.models.weight_files import write_safetensors
 from resnet_jax.training import checkpoint, loop
 from resnet_jax.training.loop import is_due
+from resnet_jax.weights import Source
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
 CONFIG = TrainConfig(dataset='shades', epochs=4, batch_size=8, learning_rate=0.05, crop_padding=1, log_every_steps=2)
@@ -149,8 +152,25 @@ def test_bad_values_write_nothing(shades, tmp_path):
     identity = dataclasses.replace(SPEC, shortcut='identity')
     with pytest.raises(InputError, match='an identity shortcut cannot take 8 channels to 16'):
         train_and_evaluate(identity, CONFIG, workdir, dataset=shades)
-    with pytest.raises(InputError, match='is not the folder of a training run'):
-        train_and_evaluate(SPEC, dataclasses.replace(CONFIG, init_from=str(tmp_path)), workdir, dataset=shades)
+    for path, message in (
+        (tmp_path, 'is not the folder of a training run'),
+        (tmp_path / 'none', 'none does not exist'),
+    ):
+        with pytest.raises(InputError, match=message):
+            train_and_evaluate(SPEC, dataclasses.replace(CONFIG, init_from=str(path)), workdir, dataset=shades)
+    for fields, message in (
+        ({'freeze': 'layer1'}, "freeze='layer1' matches none of the parameters; their paths begin with: head, stage1"),
+        ({'freeze': ''}, "freeze='' matches all parameters"),
+        ({'freeze': 'stem', 'scan_blocks': True}, 'scan_blocks=True: pruned or frozen blocks are not alike'),
+        ({'mean': (0.5, 0.5)}, r'mean=\(0.5, 0.5\) must be 1 numbers, one a channel'),
+        ({'std': ()}, r'std=\(\) must be 1 numbers, one a channel'),
+    ):
+        with pytest.raises(InputError, match=message):
+            train_and_evaluate(SPEC, dataclasses.replace(CONFIG, **fields), workdir, dataset=shades)
+    weights = tmp_path / 'weights.safetensors'
+    write_safetensors(weights, {'conv1.weight': np.zeros((8, 1, 3, 3), np.float32)})
+    with pytest.raises(InputError, match=r'weights.safetensors: the tensors do not fit the network; \d+ missing'):
+        train_and_evaluate(SPEC, dataclasses.replace(CONFIG, init_from=str(weights)), workdir, dataset=shades)
     assert not workdir.exists()
 
 
@@ -236,12 +256,104 @@ def test_weights_of_a_run_can_start_another(finished, shades, tmp_path):
         *(jax.tree.leaves(load_variables(folder)['params']) for folder in (tmp_path / 'run', finished[0])), strict=True
     ):
         np.testing.assert_array_equal(first, second)
-    with pytest.raises(InputError, match='has 3 classes, this one 5'):
-        load_variables(finished[0], dataclasses.replace(SPEC, num_classes=5))
-    with pytest.raises(InputError, match='has 1 image channels, this one 3'):
-        load_variables(finished[0], SPEC, image_shape=(6, 6, 3))
-    with pytest.raises(InputError, match='of another network'):
-        load_variables(finished[0], dataclasses.replace(SPEC, widths=(8, 32)))
+
+
+def test_weights_start_a_run_on_other_classes_and_channels(finished, shades, tmp_path):
+    """The head is new; the first kernel is shared by the channels, as timm does it; everything else is as it was."""
+
+    def in_colour(split):
+        return Split(np.repeat(split.images, 3, -1), split.labels % 2)
+
+    colours = Dataset('colours', in_colour(shades.train), in_colour(shades.test), ('a', 'b'), (0.3,) * 3, (0.3,) * 3)
+    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=0.0, init_from=str(finished[0]))
+    with pytest.warns(UserWarning, match='a new head for 2 classes in the place of one for 3'):
+        result = train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=colours)
+    assert result['num_test_examples'] == 21
+    found, expected = (load_variables(folder)['params'] for folder in (tmp_path / 'run', finished[0]))
+    kernel = np.repeat(expected['stem']['conv'].pop('kernel'), 3, 2) / 3
+    np.testing.assert_allclose(found['stem']['conv'].pop('kernel'), kernel, rtol=1e-6)
+    assert found.pop('head')['kernel'].shape == (16, 2)
+    del expected['head']
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+BROUGHT = Source({}, preprocessing=Preprocessing(32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+SILENT = Source({})
+
+
+@pytest.mark.parametrize(
+    ('fields', 'source', 'mean', 'std'),
+    [
+        ({}, None, (0.7, 0.8, 0.9), (0.2, 0.2, 0.2)),
+        ({}, SILENT, (0.7, 0.8, 0.9), (0.2, 0.2, 0.2)),
+        ({}, BROUGHT, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        ({'mean': (0, 0, 0)}, BROUGHT, (0, 0, 0), (0.4, 0.5, 0.6)),
+        ({'mean': [0.5, 0.5, 0.5], 'std': [1, 1, 1]}, BROUGHT, (0.5, 0.5, 0.5), (1, 1, 1)),
+    ],
+    ids=['dataset', 'silent weights', 'weights', 'mean', 'both'],
+)
+def test_whose_mean_and_deviation_count(fields, source, mean, std):
+    """What is asked for, else what the weights bring, else the dataset's own."""
+    nothing = Split(np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int32))
+    dataset = Dataset('none', nothing, nothing, ('a',), (0.7, 0.8, 0.9), (0.2, 0.2, 0.2))
+    found = loop.normalized_as(dataset, TrainConfig(**fields), source)
+    assert (found.mean, found.std) == (mean, std)
+
+
+def test_grey_images_keep_their_mean_under_weights_for_colour(shades):
+    found = loop.normalized_as(shades, CONFIG, BROUGHT)
+    assert (found.mean, found.std) == (shades.mean, shades.std)
+
+
+DROPPING = dataclasses.replace(SPEC, drop_path_rate=0.5, dropout_rate=0.3)
+PREFIX = 'stem|stage1'
+
+
+@pytest.fixture(scope='module')
+def tuning(finished):
+    """Settings of a fine-tuning of four steps an epoch in which a part is frozen and the rest drops at random."""
+    return dataclasses.replace(CONFIG, epochs=2, weight_decay=0.1, init_from=str(finished[0]), freeze=PREFIX)
+
+
+@pytest.fixture(scope='module')
+def tuned(tuning, shades, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('runs') / 'tuned'
+    return workdir, train_and_evaluate(DROPPING, tuning, workdir, dataset=shades)
+
+
+def test_what_is_frozen_stays_and_the_rest_moves(finished, tuned):
+    before, after = (load_variables(folder) for folder in (finished[0], tuned[0]))
+    for collection in ('params', 'batch_stats'):
+        for name in before[collection]:
+            pairs = zip(*(jax.tree.leaves(tree[collection][name]) for tree in (before, after)), strict=True)
+            same = [np.array_equal(*pair) for pair in pairs]
+            assert all(same) if name in ('stem', 'stage1_block1') else not any(same), (collection, name)
+    slots = [path for path in last_state(tuned[0])[1] if 'opt_state' in path]
+    assert any('stage2_block1' in path for path in slots)
+    assert not any('stem' in path or 'stage1' in path for path in slots)
+
+
+def test_a_run_that_freezes_and_drops_resumes_bit_for_bit(tuning, tuned, shades, tmp_path, monkeypatch):
+    def stop_late(folder, step, *args):
+        if step > 4:
+            raise KeyboardInterrupt
+        return save(folder, step, *args)
+
+    save = checkpoint.save_checkpoint
+    monkeypatch.setattr(loop.checkpoint, 'save_checkpoint', stop_late)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades)
+    monkeypatch.undo()
+    result = train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades)
+    assert last_state(tmp_path) == last_state(tuned[0])
+    assert result['test_loss'] == tuned[1]['test_loss']
+
+
+def test_one_device_drops_what_two_do(tuning, tuned, shades, tmp_path):
+    one = train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades, devices=jax.devices()[:1])
+    np.testing.assert_allclose(one['test_loss'], tuned[1]['test_loss'], rtol=1e-3)
+    for first, second in zip(*(jax.tree.leaves(load_variables(path)) for path in (tmp_path, tuned[0])), strict=True):
+        np.testing.assert_allclose(first, second, rtol=5e-3, atol=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shades, tmp_path):

@@ -1,11 +1,17 @@
 """Schedules and optimizer steps by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import TrainConfig
-from resnet_jax.training.optim import learning_rate_schedule, make_optimizer, weight_decay_mask
+from resnet_jax import InputError, TrainConfig
+from resnet_jax.training.optim import (
+    frozen_parameters,
+    learning_rate_schedule,
+    make_optimizer,
+    weight_decay_mask,
+)
 
 PARAMS = {'conv1': {'kernel': jnp.array([2.0])}, 'norm1': {'scale': jnp.array([1.0]), 'bias': jnp.array([0.5])}}
 
@@ -68,3 +74,30 @@ def test_two_steps_of_sgd_by_hand(nesterov):
     np.testing.assert_allclose(params['conv1']['kernel'], [expected['kernel']], rtol=1e-6)
     np.testing.assert_allclose(params['norm1']['scale'], [expected['scale']], rtol=1e-6)
     np.testing.assert_allclose(params['norm1']['bias'], [0.5])
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'expected'),
+    [('conv1', [True, False, False]), ('norm1/(scale|bias)', [False, True, True]), ('.*bias', [False, False, True])],
+)
+def test_patterns_match_paths_from_their_beginning(pattern, expected):
+    frozen = frozen_parameters(PARAMS, pattern)
+    assert [frozen['conv1']['kernel'], frozen['norm1']['scale'], frozen['norm1']['bias']] == expected
+
+
+@pytest.mark.parametrize(('pattern', 'which'), [('kernel', 'none of the parameters'), ('', 'all parameters')])
+def test_freezing_nothing_or_everything_is_an_error(pattern, which):
+    with pytest.raises(InputError, match=f'matches {which}; their paths begin with: conv1, norm1') as error:
+        make_optimizer(TrainConfig(freeze=pattern), 10).init(PARAMS)
+    assert '\n' not in str(error.value)
+
+
+def test_frozen_parameters_have_neither_decay_nor_slots():
+    optimizer = make_optimizer(TrainConfig(weight_decay=0.5, momentum=0.9, freeze='conv1'), 10)
+    state = optimizer.init(PARAMS)
+    slots = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+    assert any('norm1' in slot for slot in slots)
+    assert not any('conv1' in slot for slot in slots)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
+    np.testing.assert_array_equal(updates['conv1']['kernel'], 0)
+    np.testing.assert_allclose(updates['norm1']['scale'], -0.1 * 1.5)

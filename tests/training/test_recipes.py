@@ -46,6 +46,10 @@ def test_published_settings():
         ({'seed': 2**32}, 'seed=4294967296 must be less'),
         ({'epochs': 3, 'warmup_epochs': 3}, 'must lie before the end of epochs=3'),
         ({'crop_fill': 'white'}, "crop_fill='white' must be one of black, mean, reflect"),
+        ({'std': (0.2, 0.0, 0.2)}, r'std=\(0.2, 0.0, 0.2\) must be above 0'),
+        ({'std': (-0.2,)}, r'std=\(-0.2,\) must be above 0'),
+        ({'mean': (float('nan'),)}, r'mean=\(nan,\) must be finite'),
+        ({'freeze': 'stage['}, r"freeze='stage\[' is no regular expression: unterminated character set"),
     ],
 )
 def test_a_value_out_of_range_is_named(fields, message):

@@ -1,5 +1,7 @@
 """Steps: golden values, what they touch, and that they compile once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +100,30 @@ def test_padded_evaluation_equals_unpadded(state, batch):
     assert int(whole['count']) == 8
     for name in first:
         np.testing.assert_allclose(masked[name], first[name], rtol=1e-6)
+
+
+def test_what_is_dropped_at_random_changes_with_the_key_and_compiles_once(batch):
+    model = ResNet(dataclasses.replace(SPEC, drop_path_rate=0.5, dropout_rate=0.3))
+    step = jax.jit(lambda state, batch, key: train_step(state, batch, model=model, optimizer=OPTIMIZER, key=key))
+    state = create_train_state(init_variables(model, jax.random.key(1), (6, 6, 3)), OPTIMIZER)
+    losses = []
+    for seed in (0, 0, 1, 2):
+        after, sums = step(state, batch, jax.random.key(seed))
+        losses.append(float(sums['loss']))
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+    step(after, batch, jax.random.key(3))
+    assert step._cache_size() == 1
+
+
+def test_everything_but_the_head_can_be_frozen(batch):
+    """Also the normalization behind a pre-activation network's last block: its statistics stay, too."""
+    pattern = '(?!head)'
+    model = ResNet(dataclasses.replace(SPEC, block='preact_basic'), frozen=pattern)
+    optimizer = make_optimizer(dataclasses.replace(CONFIG, freeze=pattern), 10)
+    state = create_train_state(init_variables(model, jax.random.key(1), (6, 6, 3)), optimizer)
+    after, _ = jax.jit(lambda state: train_step(state, batch, model=model, optimizer=optimizer))(state)
+    jax.tree.map(np.testing.assert_array_equal, after.batch_stats, state.batch_stats)
+    assert not np.array_equal(after.params.pop('head')['kernel'], state.params['head']['kernel'])
+    rest = {name: value for name, value in state.params.items() if name != 'head'}
+    jax.tree.map(np.testing.assert_array_equal, after.params, rest)
