@@ -1,0 +1,85 @@
+"""Makes the files in goldens/ from timm's networks: ``python tests/models/make_goldens.py``. Needs timm and PyTorch."""
+
+import json
+import lzma
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from parity import (
+    DILATED,
+    DILATED_SIZE,
+    EVERY,
+    GOLDENS,
+    NAMES,
+    OUTPUTS,
+    SHAPES,
+    dilated_key,
+    images,
+    statistics,
+    tensor,
+)
+from timm.models.resnet import Bottleneck, ResNet
+
+
+def build(name: str, **options: Any) -> torch.nn.Module:
+    """timm's network with the generator's weights, for evaluation."""
+    if name == 'resnext101_32x48d':  # whose weights timm knows, but not its name
+        network = ResNet(Bottleneck, (3, 4, 23, 3), cardinality=32, base_width=48)
+    else:
+        network = timm.create_model(name, **options)
+    with torch.no_grad():
+        for key, value in state_of(network):
+            value.copy_(torch.from_numpy(tensor(key, tuple(value.shape))))
+    return network.eval()
+
+
+def state_of(network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The state dict without the counters, which do not count here."""
+    for key, value in network.state_dict().items():
+        if not key.endswith('num_batches_tracked'):
+            yield key, value
+
+
+@torch.no_grad()
+def run(network: torch.nn.Module, batch: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits and the stages' outputs of a batch ``[N, H, W, 3]``."""
+    children = dict(network.named_children())
+    stages = children['stages'] if 'stages' in children else [children[f'layer{index}'] for index in range(1, 5)]
+    outputs: list[np.ndarray] = []
+    hooks = [stage.register_forward_hook(lambda _, __, y: outputs.append(y.clone().numpy())) for stage in stages]
+    logits = network(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())).numpy()
+    for hook in hooks:
+        hook.remove()
+    return logits, outputs
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # sums in one order
+    shapes, outputs = {}, {}
+
+    def keep(key: str, network: torch.nn.Module, size: int) -> None:
+        logits, stages = run(network, images(size))
+        outputs[f'{key}/logits'], outputs[f'{key}/statistics'] = logits[:, ::EVERY], statistics(stages)
+        largest = np.abs(logits).max()
+        told = '  '.join(f'{mean:.2g} {std:.2g} {most:.2g}' for mean, std, most in outputs[f'{key}/statistics'])
+        print(f'{key:32s} logits {largest:.2g}, apart {np.ptp(logits, 0).max() / largest:.2g}; {told}', flush=True)
+
+    for name in NAMES:
+        network = build(name)
+        shapes[name] = {key: list(value.shape) for key, value in state_of(network)}
+        keep(name, network, 64)
+        del network
+    for name, stride in DILATED.items():
+        keep(dilated_key(name), build(name, output_stride=stride), DILATED_SIZE)
+
+    GOLDENS.mkdir(exist_ok=True)
+    with lzma.open(SHAPES, 'wt', preset=9) as file:
+        json.dump(shapes, file, separators=(',', ':'))
+    np.savez_compressed(OUTPUTS, **outputs)
+
+
+if __name__ == '__main__':
+    main()
