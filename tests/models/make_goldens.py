@@ -24,15 +24,14 @@ from parity import (
 from timm.models.resnet import Bottleneck, ResNet
 
 
-def build(name: str, **options: Any) -> torch.nn.Module:
-    """timm's network with the generator's weights, for evaluation."""
+def build(name: str, filled: bool = True, **options: Any) -> torch.nn.Module:
+    """timm's network with the generator's weights, or with its own fresh ones, for evaluation."""
     if name == 'resnext101_32x48d':  # whose weights timm knows, but not its name
         network = ResNet(Bottleneck, (3, 4, 23, 3), cardinality=32, base_width=48)
     else:
         network = timm.create_model(name, **options)
-    with torch.no_grad():
-        for key, value in state_of(network):
-            value.copy_(torch.from_numpy(tensor(key, tuple(value.shape))))
+    for key, value in state_of(network) if filled else ():
+        value.copy_(torch.from_numpy(tensor(key, tuple(value.shape))))
     return network.eval()
 
 

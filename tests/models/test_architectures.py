@@ -199,7 +199,7 @@ COUNTS = {
 @functools.cache
 def variables_of(name: str):
     spec = get_spec(name)
-    model = ResNet(spec, scan_blocks=not spec.channels)  # traced in a fraction of the time
+    model = ResNet(spec, implementation='xla', scan_blocks=not spec.channels)  # traced in a fraction of the time
     shapes = jax.eval_shape(lambda key: unstack_blocks(init_variables(model, key, (32, 32, 3))), jax.random.key(0))
     return jax.tree.map(lambda x: x.shape, shapes, is_leaf=lambda x: hasattr(x, 'shape'))
 

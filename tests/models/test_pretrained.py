@@ -95,7 +95,8 @@ def test_exported_tensors_are_the_loaded_ones_bit_by_bit(loaded):
 def test_names_and_shapes_are_those_of_pytorch(name):
     """By shapes alone, each of ours has one of theirs, and each of theirs one of ours."""
     spec = IMAGENET[name]
-    model = ResNet(spec, scan_blocks=not spec.channels)  # traced in less time; names and shapes are the same
+    # Traced in less time; names and shapes are the same.
+    model = ResNet(spec, implementation='xla', scan_blocks=not spec.channels)
     headers = {key: TensorHeader(shape, np.dtype(np.float32)) for key, shape in golden_shapes(name).items()}
     matched = match_tensors(headers, model)
     assert len(matched) == len(headers)
@@ -131,7 +132,7 @@ def test_all_faults_are_told_at_once(small, tmp_path):
         load_weights(path, model)
     message = str(caught.value)
     assert message.startswith(f'{path}: ')
-    assert '2 missing: bn1.bias, layer3.0.conv2.weight;' in message
+    assert '2 missing: layer3.0.conv2.weight, bn1.bias;' in message
     assert '2 not of this network: bn1.running_median, layer9.0.conv1.weight;' in message
     assert '2 of another shape: ' in message
     assert 'layer1.0.bn2.weight (7,) instead of (32,)' in message
@@ -168,14 +169,18 @@ def test_other_input_channels_adapt_the_first_kernel_alone(name, channels):
 
 
 @pytest.mark.parametrize(
-    ('name', 'renamed'),
+    ('name', 'stage_sizes', 'renamed'),
     [
-        ('resnet20', {r'^fc\.': 'linear.', r'^': 'module.'}),  # akamaster/pytorch_resnet_cifar10
-        ('resnet18_cifar', {r'^fc\.': 'linear.', r'\.downsample\.': '.shortcut.'}),  # kuangliu/pytorch-cifar
+        ('resnet20', (1, 1, 1), {r'^fc\.': 'linear.', r'^': 'module.'}),  # akamaster/pytorch_resnet_cifar10
+        (
+            'resnet18_cifar',
+            (1, 1, 1, 1),
+            {r'^fc\.': 'linear.', r'\.downsample\.': '.shortcut.'},
+        ),  # kuangliu/pytorch-cifar
     ],
 )
-def test_names_of_other_code_bases_are_known(name, renamed, tmp_path, rng):
-    model = create_model(name)
+def test_names_of_other_code_bases_are_known(name, stage_sizes, renamed, tmp_path, rng):
+    model = create_model(name, stage_sizes=stage_sizes)
     shapes = jax.eval_shape(lambda key: init_variables(model, key, (32, 32, 3)), jax.random.key(0))
     variables = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), shapes)
     tensors = tensors_from_variables(variables, model)
