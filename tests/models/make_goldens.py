@@ -9,14 +9,12 @@ import numpy as np
 import timm
 import torch
 from parity import (
-    DILATED,
-    DILATED_SIZE,
     EVERY,
     GOLDENS,
     NAMES,
     OUTPUTS,
     SHAPES,
-    dilated_key,
+    VARIANTS,
     images,
     statistics,
     tensor,
@@ -59,20 +57,17 @@ def main() -> None:
     torch.set_num_threads(1)  # sums in one order
     shapes, outputs = {}, {}
 
-    def keep(key: str, network: torch.nn.Module, size: int) -> None:
+    def keep(key: str, network: torch.nn.Module, size: int = 64) -> None:
+        shapes[key] = {name: list(value.shape) for name, value in state_of(network)}
         logits, stages = run(network, images(size))
         outputs[f'{key}/logits'], outputs[f'{key}/statistics'] = logits[:, ::EVERY], statistics(stages)
-        largest = np.abs(logits).max()
-        told = '  '.join(f'{mean:.2g} {std:.2g} {most:.2g}' for mean, std, most in outputs[f'{key}/statistics'])
-        print(f'{key:32s} logits {largest:.2g}, apart {np.ptp(logits, 0).max() / largest:.2g}; {told}', flush=True)
+        largest, apart = np.abs(logits).max(), np.ptp(logits, 0).max()
+        print(f'{key}: logits up to {largest:.3g}, up to {apart:.3g} from image to image', flush=True)
 
     for name in NAMES:
-        network = build(name)
-        shapes[name] = {key: list(value.shape) for key, value in state_of(network)}
-        keep(name, network, 64)
-        del network
-    for name, stride in DILATED.items():
-        keep(dilated_key(name), build(name, output_stride=stride), DILATED_SIZE)
+        keep(name, build(name))
+    for key, variant in VARIANTS.items():
+        keep(key, build(variant.name, **variant.timms), variant.size)
 
     GOLDENS.mkdir(exist_ok=True)
     with lzma.open(SHAPES, 'wt', preset=9) as file:

@@ -5,6 +5,7 @@ The goldens are files of ``make_goldens.py``: ``shapes.json.xz`` has the names a
 ``images``. Nothing here needs PyTorch.
 """
 
+import dataclasses
 import functools
 import json
 import lzma
@@ -29,11 +30,33 @@ NAMES = sorted(set(IMAGENET) - {'plain18', 'plain34'})
 # Of those, one for each kind of block, stem, normalization and attention, that compile quickly.
 SAMPLE = (
     *('test_resnet', 'resnet10t', 'seresnet18', 'resnetblur18', 'ecaresnet26t', 'resnetaa34d', 'resnetv2_18d'),
-    *('legacy_seresnet18', 'skresnet18', 'resnest14d', 'res2net50_48w_2s'),
+    *('resnetv2_50x1_bit', 'legacy_seresnet18', 'skresnet18', 'resnest14d', 'res2net50_48w_2s'),
 )
-DILATED = {'resnet34': 8, 'resnet50': 8}  # the output strides of goldens with dilation
-DILATED_SIZE = 65
 EVERY = 4  # of the classes, one in so many is stored
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A network that differs from its name's, in our words and in timm's, and the size of its images."""
+
+    name: str
+    ours: dict[str, Any]
+    timms: dict[str, Any]
+    size: int = 64
+
+
+_ONE_EACH = {'stage_sizes': (1, 1, 1, 1)}, {'layers': (1, 1, 1, 1)}
+# With one block in each stage, what no network of the sample has compiles quickly, too.
+VARIANTS = {
+    **{
+        f'{name}, output stride 8': Variant(name, {'output_stride': 8}, {'output_stride': 8}, 65)
+        for name in ('resnet34', 'resnet50')
+    },
+    **{
+        f'{name}, one block a stage': Variant(name, *_ONE_EACH)
+        for name in ('resnetv2_50d_evos', 'resnetv2_50d_frn', 'resnetrs50', 'senet154')
+    },
+}
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -151,9 +174,9 @@ def difference(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())
 
 
-def golden_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of a network's state dict by name, without the counters of batches."""
-    return {key: tuple(shape) for key, shape in _shapes()[name].items()}
+def golden_shapes(key: str) -> dict[str, tuple[int, ...]]:
+    """The shapes by name of a state dict, without the counters of batches; of a name, or of a key of ``VARIANTS``."""
+    return {name: tuple(shape) for name, shape in _shapes()[key].items()}
 
 
 @functools.cache
@@ -162,17 +185,12 @@ def _shapes() -> dict[str, dict[str, list[int]]]:
         return json.load(file)
 
 
-def golden_tensors(name: str) -> dict[str, Generated]:
-    """A network's whole state dict."""
-    return {key: Generated(key, shape) for key, shape in golden_shapes(name).items()}
+def golden_tensors(key: str) -> dict[str, Generated]:
+    """The whole state dict; the key as in ``golden_shapes``."""
+    return {name: Generated(name, shape) for name, shape in golden_shapes(key).items()}
 
 
 def golden_outputs(key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits ``[2, K / EVERY]`` and statistics of the stages; the key is a name or ``dilated_key``."""
+    """Logits ``[2, K / EVERY]`` and statistics of the stages; the key as in ``golden_shapes``."""
     with np.load(OUTPUTS) as file:
         return file[f'{key}/logits'], file[f'{key}/statistics']
-
-
-def dilated_key(name: str) -> str:
-    """The key of a network's goldens with the output stride of ``DILATED``."""
-    return f'{name}/output_stride{DILATED[name]}'

@@ -11,13 +11,11 @@ timm = pytest.importorskip('timm')
 import safetensors.torch  # noqa: E402, for it needs PyTorch
 from make_goldens import build, run, state_of  # noqa: E402
 from parity import (  # noqa: E402
-    DILATED,
-    DILATED_SIZE,
     EVERY,
     NAMES,
+    VARIANTS,
     bit_arrays,
     difference,
-    dilated_key,
     golden_outputs,
     golden_shapes,
     golden_tensors,
@@ -58,10 +56,12 @@ def test_goldens_are_those_of_timm(name):
     assert_equals_golden(name, *run(network, images()))
 
 
-@pytest.mark.parametrize('name', DILATED)
-def test_dilated_goldens_are_those_of_timm(name):
-    network = build(name, output_stride=DILATED[name])
-    assert_equals_golden(dilated_key(name), *run(network, images(DILATED_SIZE)))
+@pytest.mark.parametrize('key', VARIANTS)
+def test_goldens_of_variants_are_those_of_timm(key):
+    variant = VARIANTS[key]
+    network = build(variant.name, **variant.timms)
+    assert {name: tuple(value.shape) for name, value in state_of(network)} == golden_shapes(key)
+    assert_equals_golden(key, *run(network, images(variant.size)))
 
 
 @pytest.mark.parametrize('name', sampled(NAMES))

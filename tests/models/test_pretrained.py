@@ -6,13 +6,11 @@ import jax
 import numpy as np
 import pytest
 from parity import (
-    DILATED,
-    DILATED_SIZE,
     EVERY,
     NAMES,
+    VARIANTS,
     bit_arrays,
     difference,
-    dilated_key,
     golden_outputs,
     golden_shapes,
     golden_tensors,
@@ -106,11 +104,12 @@ def test_names_and_shapes_are_those_of_pytorch(name):
         assert torch_shape(ours, leaf.shape, spec) == matched[ours].shape, ours
 
 
-@pytest.mark.parametrize('name', DILATED)
-def test_dilated_outputs_are_those_of_pytorch(name):
-    model = create_model(name, output_stride=DILATED[name])
-    variables = variables_from_tensors(golden_tensors(name), model)
-    assert_close_to_golden(dilated_key(name), model, variables, images(DILATED_SIZE))
+@pytest.mark.parametrize('key', VARIANTS)
+def test_outputs_of_variants_are_those_of_pytorch(key):
+    variant = VARIANTS[key]
+    model = create_model(variant.name, **variant.ours)
+    variables = variables_from_tensors(golden_tensors(key), model)
+    assert_close_to_golden(key, model, variables, images(variant.size))
 
 
 def test_the_comparison_notices_two_kernels_in_each_others_place(small):
