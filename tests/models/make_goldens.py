@@ -1,0 +1,79 @@
+"""Makes the files in goldens/ from timm's networks: ``python tests/models/make_goldens.py``. Needs timm and PyTorch."""
+
+import json
+import lzma
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from parity import (
+    EVERY,
+    GOLDENS,
+    NAMES,
+    OUTPUTS,
+    SHAPES,
+    VARIANTS,
+    images,
+    statistics,
+    tensor,
+)
+from timm.models.resnet import Bottleneck, ResNet
+
+
+def build(name: str, filled: bool = True, **options: Any) -> torch.nn.Module:
+    """timm's network with the generator's weights, or with its own fresh ones, for evaluation."""
+    if name == 'resnext101_32x48d':  # whose weights timm knows, but not its name
+        network = ResNet(Bottleneck, (3, 4, 23, 3), cardinality=32, base_width=48)
+    else:
+        network = timm.create_model(name, **options)
+    for key, value in state_of(network) if filled else ():
+        value.copy_(torch.from_numpy(tensor(key, tuple(value.shape))))
+    return network.eval()
+
+
+def state_of(network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The state dict without the counters, which do not count here."""
+    for key, value in network.state_dict().items():
+        if not key.endswith('num_batches_tracked'):
+            yield key, value
+
+
+@torch.no_grad()
+def run(network: torch.nn.Module, batch: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Logits and the stages' outputs of a batch ``[N, H, W, 3]``."""
+    children = dict(network.named_children())
+    stages = children['stages'] if 'stages' in children else [children[f'layer{index}'] for index in range(1, 5)]
+    outputs: list[np.ndarray] = []
+    hooks = [stage.register_forward_hook(lambda _, __, y: outputs.append(y.clone().numpy())) for stage in stages]
+    logits = network(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())).numpy()
+    for hook in hooks:
+        hook.remove()
+    return logits, outputs
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # sums in one order
+    shapes, outputs = {}, {}
+
+    def keep(key: str, network: torch.nn.Module, size: int = 64) -> None:
+        shapes[key] = {name: list(value.shape) for name, value in state_of(network)}
+        logits, stages = run(network, images(size))
+        outputs[f'{key}/logits'], outputs[f'{key}/statistics'] = logits[:, ::EVERY], statistics(stages)
+        largest, apart = np.abs(logits).max(), np.ptp(logits, 0).max()
+        print(f'{key}: logits up to {largest:.3g}, up to {apart:.3g} from image to image', flush=True)
+
+    for name in NAMES:
+        keep(name, build(name))
+    for key, variant in VARIANTS.items():
+        keep(key, build(variant.name, **variant.timms), variant.size)
+
+    GOLDENS.mkdir(exist_ok=True)
+    with lzma.open(SHAPES, 'wt', preset=9) as file:
+        json.dump(shapes, file, separators=(',', ':'))
+    np.savez_compressed(OUTPUTS, **outputs)
+
+
+if __name__ == '__main__':
+    main()
