@@ -10,7 +10,7 @@ import pytest
 
 from resnet_jax import BasicBlock, BottleneckBlock, InputError, PlainBlock, PreActBasicBlock, PreActBottleneckBlock
 from resnet_jax import numpy_reference as reference
-from resnet_jax.models.blocks import LegacySEBasicBlock
+from resnet_jax.models.blocks import Block, LegacySEBasicBlock
 
 IN = 8
 # block, its reference, options of both, input height and width
@@ -141,6 +141,10 @@ def legacy_block(block, layers, x):
     return np.maximum(h + layers.norm('shortcut/norm', layers.conv('shortcut/conv', x, stride=block.stride)), 0)
 
 
+def short(value):
+    return type(value).__name__ if isinstance(value, Block) else str(value)
+
+
 OPTIONS = [
     (BasicBlock(16, 2, attention='se', se_ratio=0.5), True),
     (BasicBlock(8, attention='eca', dilation=2, first_dilation=1), False),
@@ -187,6 +191,30 @@ def test_an_option_equals_its_layers_one_by_one(block, train, rng, variables_of,
             ours = ours[part]
         for key, value in stats.items():
             np.testing.assert_allclose(ours[key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('block', 'path', 'shape'),
+    [
+        (BottleneckBlock(8, 2, shortcut_kernel_size=3), 'shortcut/conv', (3, 3, 8, 32)),
+        (BottleneckBlock(8, 1, shortcut_kernel_size=3), 'shortcut/conv', (1, 1, 8, 32)),
+        (BottleneckBlock(8, reduce_first=2), 'conv1', (1, 1, 8, 4)),
+        (BottleneckBlock(8, channels=(3, 5, 7)), 'conv3', (1, 1, 5, 7)),
+        (BottleneckBlock(8, channels=(3, 5, 7)), 'shortcut/conv', (1, 1, 8, 7)),
+        (BasicBlock(64, attention='se', se_ratio=0.25), 'attention/fc1', (64, 16)),
+        (BasicBlock(64, attention='se'), 'attention/fc1', (64, 8)),  # at least eight
+        (BottleneckBlock(64, attention='eca'), 'attention', (5, 1, 1)),
+        (BottleneckBlock(64, attention='eca', channels=(3, 5, 7)), 'attention', (5, 1, 1)),  # as without pruning
+        (LegacySEBasicBlock(64), 'attention/fc1', (64, 4)),
+        (LegacySEBasicBlock(12), 'attention/fc1', (12, 1)),
+    ],
+    ids=short,
+)
+def test_sizes_of_the_kernels_of_options(block, path, shape, variables_of):
+    node = variables_of(block, (1, 4, 4, IN), train=False)['params']
+    for part in path.split('/'):
+        node = node[part]
+    assert node['kernel'].shape == shape
 
 
 DROPPING = [
@@ -251,7 +279,7 @@ def test_drop_block_zeroes_squares_behind_the_strided_convolution(rng, variables
         (BottleneckBlock(8, base_width=4), 'base_width=4 leaves no channels at a stage width of 8'),
         (BottleneckBlock(8, channels=(6, 6, 8), cardinality=4), r'groups=4 must divide the input channels \(6\)'),
     ],
-    ids=str,
+    ids=short,
 )
 def test_mistakes_are_named(block, message):
     x = jax.ShapeDtypeStruct((1, 5, 4, 8), jnp.float32)

@@ -495,7 +495,7 @@ def test_an_image_too_small_for_averages_is_refused():
 @pytest.mark.parametrize(
     'options', [{'antialias': 'blur'}, {'norm': 'evo'}, {'stem_pool': 'max_to_the_right'}], ids=str
 )
-def test_an_image_of_one_pixel_is_enough_for_the_others(options):
+def test_an_image_of_one_pixel_is_enough_for_the_others(options, variables_of):
     kind = 'preact_basic' if 'norm' in options else 'basic'
     model = ResNet(ResNetSpec(kind, (1, 1), (32, 32), (1, 2), stem_width=32, **options), implementation='xla')
     variables = variables_of(model, (2, 1, 1, 3), train=False)
