@@ -1,5 +1,8 @@
 """Every block with every shortcut against the NumPy reference: values, statistics and gradients."""
 
+import functools
+
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 from resnet_jax import BasicBlock, BottleneckBlock, InputError, PlainBlock, PreActBasicBlock, PreActBottleneckBlock
 from resnet_jax import numpy_reference as reference
+from resnet_jax.models.blocks import Block, LegacySEBasicBlock
 
 IN = 8
 # block, its reference, options of both, input height and width
@@ -98,3 +102,192 @@ def test_groups_see_only_their_own_channels(rng):
 def test_an_identity_over_a_change_of_shape_is_explained():
     with pytest.raises(InputError, match='use shortcut A'):
         BasicBlock(16, 2, shortcut='identity').init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)), train=False)
+
+
+def attended(block, layers, h):
+    if block.attention == 'se':
+        return layers.squeeze_excite(h, layers.at('attention'))
+    return layers.channel_attention(h, layers.at('attention')['kernel']) if block.attention == 'eca' else h
+
+
+def filtered(block, layers, h):
+    """What stands in the place of the stride."""
+    if block.antialias == 'blur':
+        return layers.binomial_3x3(h, block.stride)
+    return reference.avg_pool(h)[0] if block.antialias == 'average' and block.stride == 2 else h
+
+
+def post_activation_block(block, layers, x):
+    """The options of the blocks of 2015, layer by layer."""
+    plain = block.antialias == 'none'
+    dilation = block.dilation if block.first_dilation is None else block.first_dilation
+    strided = {'stride': block.stride if plain else 1, 'dilation': dilation}
+    if isinstance(block, BottleneckBlock):
+        h = layers.conv_norm_relu('conv1', 'norm1', x)
+        h = filtered(block, layers, layers.conv_norm_relu('conv2', 'norm2', h, groups=block.cardinality, **strided))
+        h = layers.norm('norm3', layers.conv('conv3', h))
+    else:
+        h = filtered(block, layers, layers.conv_norm_relu('conv1', 'norm1', x, **strided))
+        h = layers.norm('norm2', layers.conv('conv2', h, dilation=block.dilation))
+    h = attended(block, layers, h)
+    if 'shortcut' in layers.params:
+        x = layers.norm('shortcut/norm', layers.conv('shortcut/conv', x, stride=block.stride))
+    return np.maximum(h + x, 0)
+
+
+def legacy_block(block, layers, x):
+    h = layers.conv_norm_relu('conv1', 'norm1', x, stride=block.stride)
+    h = layers.squeeze_excite(layers.conv_norm_relu('conv2', 'norm2', h), layers.at('attention'))
+    return np.maximum(h + layers.norm('shortcut/norm', layers.conv('shortcut/conv', x, stride=block.stride)), 0)
+
+
+def short(value):
+    return type(value).__name__ if isinstance(value, Block) else str(value)
+
+
+OPTIONS = [
+    (BasicBlock(16, 2, attention='se', se_ratio=0.5), True),
+    (BasicBlock(8, attention='eca', dilation=2, first_dilation=1), False),
+    (BasicBlock(8, 2, antialias='blur'), True),
+    (BasicBlock(8, 1, antialias='blur', dilation=2, first_dilation=1), False),
+    (BottleneckBlock(4, 2, antialias='average', attention='se'), False),
+    (BottleneckBlock(4, 2, reduce_first=2, shortcut_kernel_size=3, cardinality=2, base_width=64), False),
+    (BottleneckBlock(4, 2, channels=(3, 5, 12), attention='eca'), True),
+    (BottleneckBlock(2, channels=(3, 5, 8), dilation=2), False),
+    (LegacySEBasicBlock(32, 2), True),
+    (LegacySEBasicBlock(12, 2), False),
+]
+
+
+@pytest.mark.parametrize(
+    ('block', 'train'),
+    OPTIONS,
+    ids=[
+        'se',
+        'eca',
+        'blur',
+        'blur-dilated',
+        'average',
+        'senet',
+        'pruned',
+        'pruned-dilated',
+        'legacy',
+        'legacy-narrow',
+    ],
+)
+def test_an_option_equals_its_layers_one_by_one(block, train, rng, variables_of, by_hand):
+    block = block.clone(implementation='xla')
+    x = rng.normal(size=(3, 6, 4, IN)).astype(np.float32)
+    variables = variables_of(block, x.shape, train=False)
+    y, updates = jax.jit(lambda v, x: block.apply(v, x, train=train, mutable=['batch_stats']))(variables, x)
+    layers = by_hand(variables, train=train)
+    theirs = legacy_block if isinstance(block, LegacySEBasicBlock) else post_activation_block
+    expected = theirs(block, layers, np.float64(x))
+    assert y.shape == expected.shape
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    for path, stats in layers.new_stats.items():
+        ours = updates['batch_stats']
+        for part in path.split('/'):
+            ours = ours[part]
+        for key, value in stats.items():
+            np.testing.assert_allclose(ours[key], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('block', 'path', 'shape'),
+    [
+        (BottleneckBlock(8, 2, shortcut_kernel_size=3), 'shortcut/conv', (3, 3, 8, 32)),
+        (BottleneckBlock(8, 1, shortcut_kernel_size=3), 'shortcut/conv', (1, 1, 8, 32)),
+        (BottleneckBlock(8, reduce_first=2), 'conv1', (1, 1, 8, 4)),
+        (BottleneckBlock(8, channels=(3, 5, 7)), 'conv3', (1, 1, 5, 7)),
+        (BottleneckBlock(8, channels=(3, 5, 7)), 'shortcut/conv', (1, 1, 8, 7)),
+        (BasicBlock(64, attention='se', se_ratio=0.25), 'attention/fc1', (64, 16)),
+        (BasicBlock(64, attention='se'), 'attention/fc1', (64, 8)),  # at least eight
+        (BottleneckBlock(64, attention='eca'), 'attention', (5, 1, 1)),
+        (BottleneckBlock(64, attention='eca', channels=(3, 5, 7)), 'attention', (5, 1, 1)),  # as without pruning
+        (LegacySEBasicBlock(64), 'attention/fc1', (64, 4)),
+        (LegacySEBasicBlock(12), 'attention/fc1', (12, 1)),
+    ],
+    ids=short,
+)
+def test_sizes_of_the_kernels_of_options(block, path, shape, variables_of):
+    node = variables_of(block, (1, 4, 4, IN), train=False)['params']
+    for part in path.split('/'):
+        node = node[part]
+    assert node['kernel'].shape == shape
+
+
+DROPPING = [
+    BasicBlock(IN),
+    BasicBlock(IN, attention='eca'),
+    BottleneckBlock(2),
+    LegacySEBasicBlock(IN),
+    PreActBasicBlock(IN),
+    PreActBottleneckBlock(2, base_width=256),
+]
+
+
+@pytest.mark.parametrize(
+    'block', DROPPING, ids=lambda block: f'{type(block).__name__}-{getattr(block, "attention", "")}'
+)
+def test_a_dropped_branch_leaves_the_shortcut(block, rng, variables_of):
+    """Each example's branch is zero or doubled at rate 1/2; a rate of 0, or evaluation, asks for no random numbers."""
+    block = block.clone(implementation='xla', statistics='frozen')  # so that branches do not depend on other examples
+    x = np.abs(rng.normal(size=(16, 3, 3, IN))).astype(np.float32)
+    variables = variables_of(block, x.shape, train=False)
+    run = jax.jit(functools.partial(block.apply, variables, train=True))
+    whole = np.asarray(run(x))
+    np.testing.assert_allclose(block.apply(variables, x, train=False, drop_rate=0.5), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.apply(variables, x, train=True, drop_rate=0), whole, rtol=1e-4, atol=1e-5)
+    y = np.asarray(run(x, drop_rate=0.5, rngs={'dropout': jax.random.key(0)}))
+    kept = [not np.allclose(each, alone, atol=1e-6) for each, alone in zip(y, x, strict=True)]
+    assert 2 < sum(kept) < 14
+    if block.pre_activation:  # without a ReLU behind the addition, what is kept can be read off
+        np.testing.assert_allclose(y[kept], (x + 2 * (whole - x))[kept], rtol=1e-3, atol=1e-4)
+    with pytest.raises(flax.errors.InvalidRngError, match='needs PRNG for "dropout"'):
+        run(x, drop_rate=0.5)
+
+
+def test_drop_block_zeroes_squares_behind_the_strided_convolution(rng, variables_of):
+    """With all of the map dropped but for luck, training differs from evaluation; evaluation ignores it."""
+    x = rng.normal(size=(4, 6, 6, IN)).astype(np.float32)
+    plain = BasicBlock(IN, implementation='xla', statistics='frozen')
+    variables = variables_of(plain, x.shape, train=False)
+    expected = plain.apply(variables, x, train=False)
+    dropping = plain.clone(drop_block=(0.5, 3, 1.0))
+    np.testing.assert_array_equal(dropping.apply(variables, x, train=False), expected)
+    first, again, other = (
+        dropping.apply(variables, x, train=True, rngs={'dropout': jax.random.key(seed)}) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    assert not np.allclose(first, expected)
+    off = plain.clone(drop_block=(0.0, 3, 1.0)).apply(variables, x, train=True)
+    np.testing.assert_allclose(off, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(flax.errors.InvalidRngError, match='needs PRNG for "dropout"'):
+        dropping.apply(variables, x, train=True)
+
+
+@pytest.mark.parametrize(
+    ('block', 'message'),
+    [
+        (BasicBlock(8, attention='cbam'), "unknown attention 'cbam'; known: none, se, eca"),
+        (BasicBlock(8, 2, antialias='sinc'), "unknown antialias 'sinc'; known: none, blur, average"),
+        (BasicBlock(8, 2, antialias='average'), 'a map of 5x4 pixels does not divide by the stride 2'),
+        (BottleneckBlock(8, reduce_first=0), 'reduce_first=0 must be from 1 to the inner width, 8'),
+        (BottleneckBlock(8, 2, stride_in_1x1=True, antialias='blur'), "antialias='blur'.*not with stride_in_1x1"),
+        (BottleneckBlock(8, base_width=4), 'base_width=4 leaves no channels at a stage width of 8'),
+        (BottleneckBlock(8, channels=(6, 6, 8), cardinality=4), r'groups=4 must divide the input channels \(6\)'),
+    ],
+    ids=short,
+)
+def test_mistakes_are_named(block, message):
+    x = jax.ShapeDtypeStruct((1, 5, 4, 8), jnp.float32)
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(lambda key, x: block.init(key, x, train=False), jax.random.key(0), x)
+
+
+def test_a_plain_block_has_nothing_to_drop():
+    variables = PlainBlock(8).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)), train=False)
+    with pytest.raises(InputError, match='drop_path_rate: a plain block'):
+        PlainBlock(8).apply(variables, jnp.zeros((1, 4, 4, 8)), train=True, drop_rate=0.1)

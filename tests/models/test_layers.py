@@ -124,6 +124,14 @@ def average_in_place(x):
     return (padded[:, :-1, :-1] + padded[:, 1:, :-1] + padded[:, :-1, 1:] + padded[:, 1:, 1:]) / 4
 
 
+@pytest.mark.parametrize(
+    ('kind', 'widths'), [('deep', [(3, 32), (32, 32), (32, 64)]), ('tiered', [(3, 24), (24, 32), (32, 64)])]
+)
+def test_widths_of_the_stems_of_three_convolutions(kind, widths, variables_of):
+    params = variables_of(Stem(kind, 64), (1, 8, 8, 3), train=False)['params']
+    assert [params[f'conv{index}']['kernel'].shape[2:] for index in (1, 2, 3)] == widths
+
+
 # options of a shortcut, and what comes before its normalization
 PROJECTIONS = {
     'D with a dilation keeps its pool at stride 1': (
