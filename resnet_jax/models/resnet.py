@@ -307,7 +307,7 @@ def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int
       ``{'params': …, 'batch_stats': …}``, float32.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return dict(model.lazy_init(key, images, train=False))
+    return {'batch_stats': {}} | dict(model.lazy_init(key, images, train=False))  # not every norm has statistics
 
 
 def stack_blocks(tree: Any) -> Any:

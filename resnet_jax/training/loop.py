@@ -141,9 +141,11 @@ class _Run:
         self.schedule = learning_rate_schedule(config, epoch_steps)
         self.root_key = jax.random.key(config.seed)
         self.compile_seconds = 0.0
-        variables = jax.eval_shape(self._init, self.root_key)
-        jax.eval_shape(self.optimizer.init, variables['params'])  # raises what is wrong with freeze
-        self.num_parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
+        state = jax.eval_shape(self._create, self.root_key)  # raises what is wrong with the network or with freeze
+        self.num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
+
+    def _create(self, key: jax.Array) -> TrainState:
+        return create_train_state(self._init(key), self.optimizer)
 
     def _init(self, key: jax.Array) -> dict[str, Any]:
         return init_variables(self.model, key, self.dataset.image_shape)
@@ -158,13 +160,9 @@ class _Run:
         if variables is not None:
             variables = stack_blocks(variables) if self.model.scan_blocks else variables
             return jax.device_put(create_train_state(variables, self.optimizer), replicated(self.mesh))
-
-        def create(key: jax.Array) -> TrainState:
-            return create_train_state(self._init(key), self.optimizer)
-
         key = jax.random.fold_in(self.root_key, _INIT)
         start = time.perf_counter()
-        state = jax.jit(create, out_shardings=replicated(self.mesh))(key)
+        state = jax.jit(self._create, out_shardings=replicated(self.mesh))(key)
         self.compile_seconds += time.perf_counter() - start
         return state
 

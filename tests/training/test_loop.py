@@ -17,6 +17,7 @@ import pytest
 from resnet_jax import (
     DivergenceError,
     InputError,
+    ResNet,
     ResNetSpec,
     TrainConfig,
     load_variables,
@@ -275,6 +276,18 @@ def test_weights_start_a_run_on_other_classes_and_channels(finished, shades, tmp
     assert found.pop('head')['kernel'].shape == (16, 2)
     del expected['head']
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_network_without_running_statistics_trains_resumes_and_loads(shades, tmp_path):
+    spec, config = dataclasses.replace(SPEC, stem_width=32, widths=(32, 32), norm='group'), CONFIG
+    config = dataclasses.replace(config, epochs=1)
+    train_and_evaluate(spec, config, tmp_path, dataset=shades)
+    (tmp_path / 'result.json').unlink()
+    result = train_and_evaluate(spec, config, tmp_path, dataset=shades)  # reads the checkpoint and evaluates
+    variables = load_variables(tmp_path)
+    assert variables['batch_stats'] == {}
+    total = loop.make_evaluator(ResNet(spec), shades.test, shades.mean, shades.std)(variables)
+    assert total['correct'] / total['count'] == pytest.approx(result['test_accuracy'])
 
 
 BROUGHT = Source({}, preprocessing=Preprocessing(32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
