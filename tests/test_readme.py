@@ -17,7 +17,8 @@ def code_blocks(root, language):
     return re.findall(rf'```{language}\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL)
 
 
-def test_python_examples_run(root):
+def test_python_examples_run(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they write files
     names = {}
     with contextlib.redirect_stdout(io.StringIO()):
         for example in code_blocks(root, 'python'):  # each goes on where the one before ended

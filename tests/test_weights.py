@@ -298,7 +298,7 @@ def test_a_run_by_its_folder_and_by_a_checkpoint_of_it(run):
         assert_equal(loaded.variables, saved[step])  # of the run's one channel
     assert_equal(load_variables(folder, 'best'), saved[4])
     assert from_pretrained(folder, drop_path_rate=0.5).model.spec == dataclasses.replace(SPEC, drop_path_rate=0.5)
-    with pytest.raises(InputError, match="depth=3: block 'basic' has no such option"):
+    with pytest.raises(InputError, match="depth=3: ResNetSpec has no field 'depth'"):
         from_pretrained(folder, depth=3)
     kernel = from_pretrained(folder, in_channels=3).variables['params']['stem']['conv']['kernel']
     expected = np.repeat(saved[8]['params']['stem']['conv']['kernel'], 3, 2) / 3

@@ -83,7 +83,8 @@ def test_there_is_no_script_without_a_test(root):
         'environment',
         'peers',
     }
-    assert scripts == {*TRAINING, 'evaluate', 'benchmark', 'convert'}
+    learning = {'numpy_resnet18', 'residual_block', 'degradation', 'cardinality', 'list_models'}  # test_learning.py
+    assert scripts == {*TRAINING, *learning, 'evaluate', 'benchmark', 'convert'}
 
 
 def test_every_architecture_belongs_to_one_script(root):
@@ -206,6 +207,7 @@ def test_evaluate_scores_a_file(trained, arrays, tmp_path):
     assert (found['arch'], found['checkpoint']) == ('resnet20', None)
 
 
+@pytest.mark.slow
 def test_benchmark_measures_both(tmp_path):
     args = ['--batch_size=4', '--image_size=8', '--against=flax', '--rounds=2', '--steps=1', '--mode=eval', '--json']
     done = start('benchmark', *args)

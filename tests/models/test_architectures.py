@@ -270,7 +270,7 @@ def test_list_models_takes_patterns():
         ({'strides': (1, 0, 2)}, 'positive'),
         ({'num_classes': 0}, 'num_classes=0'),
         ({'cardinality': 32}, "cardinality=32: block 'basic' has no such option"),
-        ({'depth': 3}, "depth=3: block 'basic' has no such option"),
+        ({'depth': 3}, "depth=3: ResNetSpec has no field 'depth'"),
     ],
 )
 def test_a_wrong_field_is_named(overrides, message):

@@ -203,6 +203,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(finished, shades, tmp_path, monk
     assert losses(tmp_path / 'run') == losses(workdir)
 
 
+@pytest.mark.slow
 def test_checkpoints_do_not_tell_whether_blocks_were_scanned(shades, tmp_path, monkeypatch):
     """A scanned run resumes bit for bit, its weights load one by one, and start a run that is not scanned."""
     spec = dataclasses.replace(SPEC, stage_sizes=(3, 1))
