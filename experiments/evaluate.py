@@ -60,7 +60,11 @@ class Subject:
 def subject_of(source: str) -> Subject:
     """Opens a run, one of its checkpoints, a file or an id of the hub."""
     path, which = pathlib.Path(source), FLAGS.checkpoint
-    if path.is_dir() or not (path.exists() or source.startswith(HUB)):
+    if not (path.exists() or source.startswith(HUB)):
+        raise InputError(f'{source} does not exist')
+    if path.is_dir():
+        if FLAGS.arch is not None:
+            raise InputError(f'arch={FLAGS.arch}: a run names its network itself; --arch is for a file of weights')
         if path.parent.name == CHECKPOINTS and path.name.isdigit():
             path, which = path.parent.parent, int(path.name)
         record, spec, config = open_run(path)

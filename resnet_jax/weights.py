@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -110,6 +111,8 @@ def _open_hub(repository: str, headers_only: bool) -> Source:
     except ImportError as error:
         raise InputError(f'{HUB}{repository} needs the package huggingface_hub: pip install huggingface_hub') from error
     name, _, revision = repository.partition('@')
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
+        raise InputError(f'{HUB}{repository} must be {HUB}OWNER/NAME, with @REVISION if need be')
 
     def download(file: str) -> str:
         return huggingface_hub.hf_hub_download(name, file, revision=revision or None)

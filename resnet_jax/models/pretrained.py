@@ -116,8 +116,10 @@ def _in_timms_names(tensors: Mapping[str, Any], spec: ResNetSpec) -> dict[str, A
         return {names[path]: _Transposed(tensor) for path, tensor in ours.items()}
     if any(name.startswith('resnet/root_block/') for name in tensors):  # BiT's arrays, with our order of axes
         return {_rewrite(name, _BIT).replace('/', '.'): _Transposed(tensor) for name, tensor in tensors.items()}
-    aliases = () if spec.pre_activation else _ALIASES
-    named = {_rewrite(name, aliases): tensor for name, tensor in tensors.items()}
+    named = {}
+    for name, tensor in tensors.items():
+        alias = name if spec.pre_activation else _rewrite(name, _ALIASES)
+        named[name if alias in tensors else alias] = tensor  # of two tensors for one variable, one is superfluous
     return {name: tensor for name, tensor in named.items() if not name.endswith('num_batches_tracked')}
 
 
@@ -169,9 +171,9 @@ def _our_value(tensor: Any, ndim: int) -> np.ndarray:
 def _fits(path: str, shape: tuple[int, ...], ours: tuple[int, ...]) -> bool:
     """Whether a tensor fits, be it with a new head or with another number of input channels."""
     if path.startswith('head/'):
-        return shape[:-1] == ours[:-1]
+        return len(shape) == len(ours) and shape[:-1] == ours[:-1] and shape[-1] > 0
     if path in _FIRST_KERNELS:
-        return len(shape) == 4 and (*shape[:2], shape[3]) == (*ours[:2], ours[3])
+        return len(shape) == 4 and (*shape[:2], shape[3]) == (*ours[:2], ours[3]) and shape[2] > 0
     return shape == ours
 
 
@@ -208,6 +210,10 @@ def match_tensors(
             expected = torch_shape(path, ours[path].shape, model.spec)
             misshapen.append(f'{name} {tuple(given[name].shape)} instead of {expected}')
     missing = [name for name in names.values() if name not in given]
+    head = [names[path] for path in ('head/kernel', 'head/bias') if names.get(path) in given]
+    classes = [given[name].shape[:1] for name in head]
+    if len(set(classes)) > 1 and not misshapen:
+        misshapen = [f'{name} {tuple(given[name].shape)} beside the other part of the head' for name in head]
     faults = {'missing': missing, 'not of this network': sorted(set(given) - set(names.values()))}
     faults['of another shape'] = misshapen
     told = [f'{len(each)} {what}: {", ".join(each)}' for what, each in faults.items() if each]
@@ -237,8 +243,8 @@ def variables_from_tensors(
     Args:
       tensors: as in ``match_tensors``, with arrays of any float dtype for values.
       model: the network; where its number of classes differs from the tensors', its head is a new one, with a warning.
-      in_channels: C of its images; where it differs from the tensors', the first kernel is adapted as timm does it.
-        None keeps the tensors'.
+      in_channels: C of its images; where it differs from the tensors', the first kernel is adapted as timm does it,
+        with a warning. None keeps the tensors'.
       key: of the new head; default ``jax.random.key(0)``.
       headless: as in ``match_tensors``; a missing head is a new one, too.
 
@@ -248,6 +254,8 @@ def variables_from_tensors(
     Raises:
       InputError: as ``match_tensors``.
     """
+    if in_channels is not None and in_channels < 1:
+        raise InputError(f'in_channels={in_channels} must be at least 1')
     matched = match_tensors(tensors, model, in_channels or 3, headless)
     channels = in_channels or next(int(matched[path].shape[1]) for path in _FIRST_KERNELS if path in matched)
     shapes = _shapes(model, channels)
@@ -268,7 +276,10 @@ def variables_from_tensors(
         if fresh and name.startswith('head/'):
             return fresh[name.removeprefix('head/')]
         value = _our_value(matched[name], like.ndim)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise InputError(f'the tensor of {name} is of {value.dtype}; weights are floating-point numbers')
         if name in _FIRST_KERNELS and value.shape[2] != channels:
+            warnings.warn(f'a first kernel for {channels} channels from one for {value.shape[2]}', stacklevel=2)
             value = _adapt_input(value, channels)
         return jnp.asarray(value, jnp.float32)
 

@@ -30,6 +30,7 @@ from resnet_jax.training.workdir import (
     describe_devices,
     describe_run,
     finished_result,
+    read_record,
     write_json,
 )
 from resnet_jax.weights import Source, open_source, source_variables
@@ -77,8 +78,13 @@ def train_and_evaluate(
     check_batch_size(config.batch_size, mesh)
     if dataset is None:
         dataset = load_dataset(config.dataset, data_dir=data_dir, image_size=config.image_size, seed=config.seed)
-    source = None if config.init_from is None else open_source(config.init_from)
-    dataset = normalized_as(dataset, config, source)
+    source = None
+    if checkpoint.checkpoint_steps(workdir / CHECKPOINTS):  # which hold everything that the initial weights brought
+        recorded = read_record(workdir)['dataset']
+        dataset = dataclasses.replace(dataset, mean=tuple(recorded['mean']), std=tuple(recorded['std']))
+    else:
+        source = None if config.init_from is None else open_source(config.init_from)
+        dataset = normalized_as(dataset, config, source)
     epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
     spec = dataclasses.replace(spec, num_classes=dataset.num_classes)
     run = _Run(spec, config, dataset, mesh, epoch_steps)  # raises what is wrong with the network

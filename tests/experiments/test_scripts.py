@@ -253,7 +253,7 @@ MISTAKES = [
     ('resnet_rs', ['--arch=resnet50'], 'arch=resnet50 belongs to another script; this one takes: resnetrs'),
     ('benchmark', ['--arch=resnet18,seresnet18', '--against=flax'], "arch=seresnet18 has attention='se', which the"),
     ('evaluate', [], '--init_from or --workdir must name the weights'),
-    ('evaluate', ['--workdir=/no/run'], '/no/run is not the folder of a training run'),
+    ('evaluate', ['--workdir=/no/run'], '/no/run does not exist'),
     ('evaluate', ['--init_from=WEIGHTS'], 'does not say which network its tensors belong to; arch must'),
     ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--std=0,1,1'], 'std=(0.0, 1.0, 1.0) must be above 0'),
     ('convert', ['--init_from=README.md', '--out=OUT.safetensors', '--arch=resnet20'], 'README.md'),

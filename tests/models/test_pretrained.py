@@ -158,13 +158,36 @@ def test_another_number_of_classes_gets_a_new_head_with_a_warning(small, tmp_pat
 def test_other_input_channels_adapt_the_first_kernel_alone(name, channels):
     """As timm.models.adapt_input_conv."""
     model, tensors = create_model(name), golden_tensors(name)
-    adapted = tensors_from_variables(variables_from_tensors(tensors, model, channels), model)
+    with pytest.warns(UserWarning, match=f'a first kernel for {channels} channels from one for 3'):
+        adapted = tensors_from_variables(variables_from_tensors(tensors, model, channels), model)
     first = next(key for key, value in tensors.items() if value.shape[1:2] == (3,))
     kernel = np.asarray(tensors[first])
     expected = kernel.sum(1, keepdims=True) if channels == 1 else kernel[:, [0, 1, 2, 0]] * np.float32(0.75)
     np.testing.assert_array_equal(adapted.pop(first), expected)
     for key, value in adapted.items():
         np.testing.assert_array_equal(value, tensors[key])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'fc.weight': np.zeros((7, 64), np.float32)}, r'fc.weight \(7, 64\) beside the other part of the head'),
+        ({'fc.bias': np.zeros((), np.float32)}, r'fc.bias \(\) instead of \(10,\)'),
+        ({'conv1.weight': np.zeros((16, 0, 3, 3), np.float32)}, r'conv1.weight \(16, 0, 3, 3\) instead of'),
+        ({'linear.bias': np.zeros(10, np.float32)}, '1 not of this network: linear.bias'),
+        ({'bn1.weight': np.zeros(16, np.int32)}, 'the tensor of stem/norm/scale is of int32'),
+    ],
+)
+def test_tensors_that_nearly_fit_are_refused(change, message):
+    model = ResNet(get_spec('resnet20', stage_sizes=(1, 1, 1)))
+    tensors = tensors_from_variables(init_variables(model, jax.random.key(0), (8, 8, 3)), model)
+    with pytest.raises(InputError, match=message):
+        variables_from_tensors(tensors | change, model)
+
+
+def test_there_is_at_least_one_channel():
+    with pytest.raises(InputError, match='in_channels=0 must be at least 1'):
+        variables_from_tensors({}, create_model('resnet20'), 0)
 
 
 @pytest.mark.parametrize(

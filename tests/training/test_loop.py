@@ -268,7 +268,10 @@ def test_weights_start_a_run_on_other_classes_and_channels(finished, shades, tmp
 
     colours = Dataset('colours', in_colour(shades.train), in_colour(shades.test), ('a', 'b'), (0.3,) * 3, (0.3,) * 3)
     config = dataclasses.replace(CONFIG, epochs=1, learning_rate=0.0, init_from=str(finished[0]))
-    with pytest.warns(UserWarning, match='a new head for 2 classes in the place of one for 3'):
+    with (
+        pytest.warns(UserWarning, match='a new head for 2 classes in the place of one for 3'),
+        pytest.warns(UserWarning, match='a first kernel for 3 channels from one for 1'),
+    ):
         result = train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=colours)
     assert result['num_test_examples'] == 21
     found, expected = (load_variables(folder)['params'] for folder in (tmp_path / 'run', finished[0]))
@@ -358,6 +361,8 @@ def test_a_run_that_freezes_and_drops_resumes_bit_for_bit(tuning, tuned, shades,
     with pytest.raises(KeyboardInterrupt):
         train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades)
     monkeypatch.undo()
+    # The weights it began with may be gone: the checkpoints hold everything.
+    monkeypatch.setattr(loop, 'open_source', lambda _: pytest.fail('opened the initial weights again'))
     result = train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades)
     assert last_state(tmp_path) == last_state(tuned[0])
     assert result['test_loss'] == tuned[1]['test_loss']
