@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments import common
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, list_models, train_and_evaluate
@@ -84,6 +85,7 @@ def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) ->
         name = 'training' if split == 'train' else 'test'
         axes.set(xlabel='epoch', ylabel=f'{name} error (%)', title=f'{name} error')
         axes.tick_params(labelleft=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
     save_figure(figure, path)
 
