@@ -39,7 +39,7 @@ def stage_sizes() -> tuple[int, ...]:
 
 def main() -> None:
     name = FLAGS.dataset or 'digits'
-    recipe = FLAGS.recipe or ('digits_quick' if name == 'digits' else 'cifar_fast')
+    recipe = FLAGS.recipe or common.default_recipe(name)
     config = get_config(recipe, dataset=name, **common.set_flags(('image_size', 'epochs')))
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.image_size)
     base = ResNetSpec('bottleneck', stage_sizes(), stem='cifar', num_classes=dataset.num_classes)
@@ -59,10 +59,10 @@ def main() -> None:
                 f'{sum(run["train_seconds"] for run in result["runs"]) / FLAGS.num_seeds:.0f}',
             )
         )
-    lines = [f'| {" | ".join(row)} |' for row in (_COLUMNS, ('---',) * len(_COLUMNS), *rows)]
-    (out / 'table.md').write_text('\n'.join(lines) + '\n')
+    table = common.markdown_table(_COLUMNS, rows)
+    (out / 'table.md').write_text(table + '\n')
     write_json(out / 'result.json', {'columns': _COLUMNS, 'rows': rows, 'dataset': name})
-    print('\n'.join(lines))
+    print(table)
     print(f'see {out}')
 
 

@@ -159,6 +159,16 @@ def numbers_of(name: str) -> tuple[float, ...] | None:
         raise InputError(f'{name}={",".join(values)} must be numbers separated by commas') from error
 
 
+def default_recipe(dataset: str | None) -> str:
+    """The recipe where none is asked for; None is the default dataset."""
+    return 'digits_quick' if dataset in (None, 'digits') else 'cifar_fast'
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, without a last line feed."""
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (columns, ('---',) * len(columns), *rows))
+
+
 def as_file_name(dataset: str) -> str:
     """A dataset's name as part of a folder's."""
     return dataset.replace(':', '_').replace('/', '_').strip('_')
@@ -186,7 +196,7 @@ def spec_from_flags(archs: Sequence[str], options: Sequence[str] = ()) -> ResNet
 
 def train(spec: ResNetSpec) -> None:
     """Trains as the flags say, and ends with the line that names the accuracy and the folder."""
-    recipe = FLAGS.recipe or ('digits_quick' if FLAGS.dataset in (None, 'digits') else 'cifar_fast')
+    recipe = FLAGS.recipe or default_recipe(FLAGS.dataset)
     config = get_config(recipe, **set_flags(_CONFIG_FLAGS), mean=numbers_of('mean'), std=numbers_of('std'))
     data = as_file_name(config.dataset)
     seeds = f'seed{config.seed}' if FLAGS.num_seeds is None else f'seeds{config.seed}+{FLAGS.num_seeds}'

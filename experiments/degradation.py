@@ -107,7 +107,7 @@ def rows_of(runs: dict[str, list[pathlib.Path]]) -> list[tuple[str, ...]]:
 def configured() -> tuple[TrainConfig, dict[str, Any]]:
     """The configuration of every run, and the options of ``train_and_evaluate``."""
     name = FLAGS.dataset or 'digits'
-    recipe = FLAGS.recipe or ('digits_quick' if name == 'digits' else 'cifar_fast')
+    recipe = FLAGS.recipe or common.default_recipe(name)
     chosen = common.set_flags(('image_size', 'epochs', 'learning_rate', 'warmup_epochs'))
     shown = name if FLAGS.train_examples is None else f'{name}[:{FLAGS.train_examples}]'
     config = get_config(recipe, dataset=shown, **chosen)
@@ -128,12 +128,12 @@ def main() -> None:
             train_and_evaluate(get_spec(arch), dataclasses.replace(config, seed=seed), folder, arch=arch, **options)
             runs[arch].append(folder)
     rows = rows_of(runs)
-    lines = [f'| {" | ".join(row)} |' for row in (_COLUMNS, ('---',) * len(_COLUMNS), *rows)]
-    (out / 'table.md').write_text('\n'.join(lines) + '\n')
+    table = common.markdown_table(_COLUMNS, rows)
+    (out / 'table.md').write_text(table + '\n')
     write_json(out / 'result.json', {'columns': _COLUMNS, 'rows': rows, 'dataset': config.dataset})
     title = f'{config.dataset}, recipe {config.recipe}, {FLAGS.num_seeds} seeds: mean ± standard deviation'
     draw(out / 'degradation.png', title, runs)
-    print('\n'.join(lines))
+    print(table)
     print(f'see {out / "degradation.png"}')
 
 

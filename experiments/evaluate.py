@@ -19,8 +19,8 @@ from resnet_jax.data.datasets import Dataset, load_dataset
 from resnet_jax.training import metrics
 from resnet_jax.training.loop import make_evaluator, make_model, normalized_as
 from resnet_jax.training.report import draw_confusion_matrix
-from resnet_jax.training.workdir import CHECKPOINTS, make_folder, write_json
-from resnet_jax.weights import HUB, open_run
+from resnet_jax.training.workdir import make_folder, write_json
+from resnet_jax.weights import HUB, open_run, run_and_step
 
 FLAGS = flags.FLAGS
 
@@ -59,14 +59,14 @@ class Subject:
 
 def subject_of(source: str) -> Subject:
     """Opens a run, one of its checkpoints, a file or an id of the hub."""
-    path, which = pathlib.Path(source), FLAGS.checkpoint
+    path = pathlib.Path(source)
     if not (path.exists() or source.startswith(HUB)):
         raise InputError(f'{source} does not exist')
     if path.is_dir():
         if FLAGS.arch is not None:
             raise InputError(f'arch={FLAGS.arch}: a run names its network itself; --arch is for a file of weights')
-        if path.parent.name == CHECKPOINTS and path.name.isdigit():
-            path, which = path.parent.parent, int(path.name)
+        path, step = run_and_step(path)
+        which = FLAGS.checkpoint if step is None else step
         record, spec, config = open_run(path)
         data = record['dataset']
         variables = load_variables(path, which)

@@ -55,7 +55,6 @@ def main() -> None:
         for row in (_COLUMNS, *rows):
             print('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
-    lines = [f'| {" | ".join(row)} |' for row in (_COLUMNS, ('---',) * len(_COLUMNS), *rows)]
     head = (
         '# Architectures\n\nWritten by `python -m experiments.list_models --markdown=docs/models.md`. Multiply-adds are'
         ' those of one\nimage of the size in the column behind. Accuracies are published ones (timm 1.0.31, results on'
@@ -63,7 +62,7 @@ def main() -> None:
     )
     path = pathlib.Path(FLAGS.markdown)
     try:
-        path.write_text(head + '\n'.join(lines) + '\n')
+        path.write_text(head + common.markdown_table(_COLUMNS, rows) + '\n')
     except OSError as error:
         raise InputError(f'markdown={path} cannot be written: {error.strerror}') from error
     print(f'{len(rows)} architectures: {path}')

@@ -96,12 +96,17 @@ def open_source(path_or_id: str | os.PathLike, headers_only: bool = False) -> So
 
 
 def _open_run_source(path: pathlib.Path) -> Source:
-    which: str | int = 'last'
-    if path.parent.name == CHECKPOINTS and path.name.isdigit():
-        path, which = path.parent.parent, int(path.name)
+    path, step = run_and_step(path)
     record, spec, _ = open_run(path)
-    tensors = tensors_from_variables(load_variables(path, which), ResNet(spec))
+    tensors = tensors_from_variables(load_variables(path, 'last' if step is None else step), ResNet(spec))
     return Source(tensors, record['arch'], spec)
+
+
+def run_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """The folder of a run, and the step where the path is that of one of its checkpoints."""
+    if path.parent.name == CHECKPOINTS and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return path, None
 
 
 def _open_hub(repository: str, headers_only: bool) -> Source:
