@@ -24,7 +24,9 @@ from resnet_jax import (
 )
 from resnet_jax.models.conv import IMPLEMENTATIONS
 from resnet_jax.models.layers import STEMS
-from resnet_jax.training.recipes import COMPUTE_DTYPES, RECIPES
+from resnet_jax.training.losses import LOSSES
+from resnet_jax.training.recipes import COMPUTE_DTYPES, OPTIMIZERS, RECIPES
+from resnet_jax.training.tasks import TASKS
 
 FLAGS = flags.FLAGS
 
@@ -69,6 +71,15 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
         None,
         f'Training settings to start from: {", ".join(RECIPES)}. Default: digits_quick for digits, else cifar_fast.',
     )
+    flags.DEFINE_enum(
+        'task',
+        'multiclass',
+        list(TASKS),
+        'What is learned of each image: its class; yes or no; any number of labels; or numbers. Digits have a target'
+        ' for each: the digit, its parity, five attributes, the slant of the writing.',
+    )
+    flags.DEFINE_enum('loss', None, LOSSES, "Loss, one that goes with the task. Default: the task's usual one.")
+    flags.DEFINE_enum('optimizer', None, OPTIMIZERS, "Optimizer. Default: the recipe's.")
     flags.DEFINE_string('workdir', None, 'Folder for everything the run writes. Default: runs/ARCH-DATASET-seedS.')
     flags.DEFINE_integer(
         'epochs',
@@ -76,7 +87,12 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
         "Passes over the training examples; the schedule is stretched to them. Default: the recipe's.",
     )
     flags.DEFINE_integer('batch_size', None, "Examples in a step, over all devices. Default: the recipe's.")
-    flags.DEFINE_float('learning_rate', None, "Peak learning rate. Default: the recipe's.")
+    flags.DEFINE_float(
+        'learning_rate',
+        None,
+        "Peak learning rate. Default: the recipe's, for regression a tenth of it; 1e-3 with Adam.",
+    )
+    flags.DEFINE_float('head_learning_rate', None, 'That of the last linear layer. Default: the same.')
     flags.DEFINE_float('warmup_epochs', None, "Epochs of linear warmup. Default: the recipe's.")
     flags.DEFINE_float('weight_decay', None, "L2 coefficient. Default: the recipe's.")
     flags.DEFINE_float('label_smoothing', None, "Share of the target spread over all classes. Default: the recipe's.")
@@ -123,7 +139,11 @@ _CONFIG_FLAGS = (
     'image_size',
     'epochs',
     'batch_size',
+    'task',
+    'loss',
+    'optimizer',
     'learning_rate',
+    'head_learning_rate',
     'warmup_epochs',
     'weight_decay',
     'label_smoothing',
@@ -200,17 +220,18 @@ def train(spec: ResNetSpec) -> None:
     config = get_config(recipe, **set_flags(_CONFIG_FLAGS), mean=numbers_of('mean'), std=numbers_of('std'))
     data = as_file_name(config.dataset)
     seeds = f'seed{config.seed}' if FLAGS.num_seeds is None else f'seeds{config.seed}+{FLAGS.num_seeds}'
+    data += '' if config.task == 'multiclass' else f'-{config.task}'
     workdir = FLAGS.workdir or f'runs/{FLAGS.arch}-{data}-{seeds}'
     options = {'arch': FLAGS.arch, 'data_dir': FLAGS.data_dir}
     if FLAGS.num_seeds is None:
         result = train_and_evaluate(spec, config, workdir, **options)
-        print(f'test accuracy {result["test_accuracy"]:.4f} on {result["num_test_examples"]:,} examples; see {workdir}')
+        name = f'test_{result["headline"]}'
+        shown = f'{result[name]:.4f} on {result["num_test_examples"]:,} examples'
     else:
         result = train_seeds(spec, config, workdir, FLAGS.num_seeds, **options)
-        print(
-            f'test accuracy {result["test_accuracy_mean"]:.4f} ± {result["test_accuracy_std"]:.4f}'
-            f' over {FLAGS.num_seeds} seeds; see {workdir}'
-        )
+        name = f'test_{result["headline"]}'
+        shown = f'{result[f"{name}_mean"]:.4f} ± {result[f"{name}_std"]:.4f} over {FLAGS.num_seeds} seeds'
+    print(f'test {result["headline"]} {shown}; see {workdir}')
 
 
 def keep_compiled_programs() -> None:

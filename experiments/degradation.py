@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments import common
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, list_models, train_and_evaluate
-from resnet_jax.data.datasets import Dataset, Split, load_dataset
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.training.report import save_figure
 from resnet_jax.training.workdir import write_json
 

@@ -1,30 +1,44 @@
-"""Scores weights on a dataset: top-1, top-5, loss, accuracy of each class, confusion matrix.
+"""Scores weights on a dataset: every metric of the task, a picture, and what the network says of each example.
 
 python -m experiments.evaluate --workdir=runs/resnet20-digits-seed0       # a run, on the data it was trained for
 python -m experiments.evaluate --init_from=RUN --checkpoint=best --dataset=arrays:DIR --workdir=OUT
 python -m experiments.evaluate --init_from=resnet20.th --arch=resnet20 --dataset=arrays:DIR --workdir=OUT
 """
 
+import csv
 import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments import common
 from resnet_jax import InputError, ResNet, TrainConfig, from_pretrained, load_variables
-from resnet_jax.data.datasets import Dataset, load_dataset
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.examples import Dataset, Split
+from resnet_jax.models.resnet import check_images
 from resnet_jax.training import metrics
-from resnet_jax.training.loop import make_evaluator, make_model, normalized_as
-from resnet_jax.training.report import draw_confusion_matrix
+from resnet_jax.training.loop import (
+    Evaluation,
+    make_evaluator,
+    make_model,
+    make_task,
+    normalized_as,
+    target_statistics,
+)
+from resnet_jax.training.report import draw_result_alone, result_drawing
+from resnet_jax.training.tasks import TASKS, Task
 from resnet_jax.training.workdir import make_folder, write_json
 from resnet_jax.weights import HUB, open_run, run_and_step
 
 FLAGS = flags.FLAGS
 
 common.define_data_flags(default="the run's")
+flags.DEFINE_enum('task', None, list(TASKS), 'What a file of weights was trained for. Default: multiclass.')
 flags.DEFINE_string('init_from', None, common.INIT_FROM + ' Default: --workdir.')
 flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
 flags.DEFINE_string('workdir', None, 'Folder for the result. Default: evaluation-DATASET-SPLIT-CHECKPOINT in the run.')
@@ -45,6 +59,7 @@ class Subject:
       config: of the run, or None.
       mean: of its training images, one for each channel, or None.
       std: likewise.
+      target_statistics: mean and deviation of the values it learned, or None.
     """
 
     model: ResNet
@@ -55,6 +70,7 @@ class Subject:
     config: TrainConfig | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    target_statistics: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 def subject_of(source: str) -> Subject:
@@ -71,21 +87,76 @@ def subject_of(source: str) -> Subject:
         data = record['dataset']
         variables = load_variables(path, which)
         model = make_model(spec, config)
-        return Subject(model, variables, record['arch'], path, which, config, data['mean'], data['std'])
+        targets = data.get('target_mean', ()), data.get('target_std', ())
+        return Subject(model, variables, record['arch'], path, which, config, data['mean'], data['std'], targets)
     loaded = from_pretrained(source, FLAGS.arch)
     brought = loaded.preprocessing
     mean_std = (brought.mean, brought.std) if brought else (None, None)
     return Subject(loaded.model, loaded.variables, loaded.arch, None, None, None, *mean_std)
 
 
-def check_channels(subject: Subject, dataset: Dataset, source: str) -> None:
-    """Raises InputError for images that the network does not take."""
-    stem = subject.variables['params']['stem']
-    kernel = stem['conv' if 'conv' in stem else 'conv1']['kernel']
-    if kernel.shape[2] != dataset.image_shape[-1]:
-        raise InputError(
-            f'the images have {dataset.image_shape[-1]} channels, the network of {source} takes {kernel.shape[2]}'
-        )
+def folder_of(subject: Subject, name: str) -> pathlib.Path:
+    """Where the result goes."""
+    if FLAGS.init_from and FLAGS.workdir:
+        out = pathlib.Path(FLAGS.workdir)
+    elif subject.folder is None:
+        raise InputError('--workdir must name a folder for the result')
+    else:
+        out = subject.folder / f'evaluation-{common.as_file_name(name)}-{FLAGS.split}-{subject.checkpoint}'
+    if (out / 'config.json').exists():
+        raise InputError(f'workdir={out} holds a training run; choose another folder for the result')
+    return out
+
+
+def load_data(subject: Subject, source: str) -> Dataset:
+    """The dataset to score on, normalized as in training, whatever its own mean is."""
+    config = subject.config or TrainConfig(dataset='', task=FLAGS.task or 'multiclass')
+    if FLAGS.task not in (None, config.task):
+        raise InputError(f'task={FLAGS.task}: the run was trained for {config.task}')
+    name, size = FLAGS.dataset or config.dataset, FLAGS.image_size or config.image_size
+    if not name:
+        raise InputError(f'{source} does not say what it was trained on: --dataset must')
+    dataset = load_dataset(name, task=config.task, data_dir=FLAGS.data_dir, image_size=size, seed=config.seed)
+    needed, there = TASKS[config.task].num_outputs(dataset.num_classes), subject.model.spec.num_classes
+    if needed > there or (needed < there and config.task != 'multiclass'):
+        what = f'{dataset.num_classes} classes, the network of {source} {there}'
+        raise InputError(f'dataset={name} has {what}' if config.task == 'multiclass' else f'task={config.task}: {what}')
+    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    check_images(image, subject.variables['params']['stem'])  # before anything is written
+    asked = TrainConfig(mean=common.numbers_of('mean'), std=common.numbers_of('std'))
+    known = dataclasses.replace(
+        dataset, mean=tuple(subject.mean or dataset.mean), std=tuple(subject.std or dataset.std)
+    )
+    return normalized_as(known, asked)
+
+
+def task_of(subject: Subject, dataset: Dataset) -> Task:
+    """The task of a run, with the units of its targets; of a file that of the dataset."""
+    config = subject.config or TrainConfig(task=dataset.task)
+    return make_task(config, *(subject.target_statistics or target_statistics(dataset)))
+
+
+def write_predictions(path: pathlib.Path, task: Task, evaluation: Evaluation, split: Split, names: list[str]) -> None:
+    """A line for each example: its number, its targets, and what the network says of it."""
+    predictions = task.predictions(np.asarray(evaluation.outputs))
+    columns = names[1:] if task.name == 'binary' else names
+    targets = split.labels.reshape(len(split), -1)
+    target_columns = ['true'] if targets.shape[1] == 1 else [f'true {name}' for name in names]
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow(['example', *target_columns, *columns])
+        for index, (target, row) in enumerate(zip(targets.tolist(), predictions, strict=True)):
+            shown = [names[value] for value in target] if task.name in ('multiclass', 'binary') else target
+            writer.writerow([index, *shown, *(f'{value:.6g}' for value in row)])
+
+
+def report_classes(confusion: np.ndarray, names: list[str]) -> dict[str, float | None]:
+    """The accuracy of each class, shown and given; None for a class without examples, as JSON has no NaN."""
+    shares = metrics.per_class_accuracy(confusion)
+    found = {name: None if np.isnan(share) else float(share) for name, share in zip(names, shares, strict=True)}
+    for name, share in found.items():
+        print(f'  {name:>20}  {"no examples" if share is None else f"{share:.4f}"}')
+    return found
 
 
 def main() -> None:
@@ -93,66 +164,38 @@ def main() -> None:
     if source is None:
         raise InputError('--init_from or --workdir must name the weights to score')
     subject = subject_of(source)
-    config, which = subject.config, subject.checkpoint
-    name, size = FLAGS.dataset, FLAGS.image_size
-    if config is not None:
-        name, size = name or config.dataset, size or config.image_size
-    if name is None:
-        raise InputError(f'{source} does not say what it was trained on: --dataset must')
-    if FLAGS.init_from and FLAGS.workdir:
-        out = pathlib.Path(FLAGS.workdir)
-    elif subject.folder is None:
-        raise InputError('--workdir must name a folder for the result')
-    else:
-        out = subject.folder / f'evaluation-{common.as_file_name(name)}-{FLAGS.split}-{which}'
-    if (out / 'config.json').exists():
-        raise InputError(f'workdir={out} holds a training run; choose another folder for the result')
-    dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=size, seed=config.seed if config else 0)
-    model, spec = subject.model, subject.model.spec
-    if dataset.num_classes > spec.num_classes:
-        raise InputError(
-            f'dataset={name} has {dataset.num_classes} classes, the network of {source} {spec.num_classes}'
-        )
-    check_channels(subject, dataset, source)
-    class_names = [*dataset.class_names, *map(str, range(dataset.num_classes, spec.num_classes))]
-    # The images are normalized as in training, whatever their own mean is.
-    asked = TrainConfig(mean=common.numbers_of('mean'), std=common.numbers_of('std'))
-    known = dataclasses.replace(
-        dataset, mean=tuple(subject.mean or dataset.mean), std=tuple(subject.std or dataset.std)
-    )
-    normalized = normalized_as(known, asked)
+    dataset = load_data(subject, source)
+    out, model, split = folder_of(subject, dataset.name), subject.model, getattr(dataset, FLAGS.split)
     make_folder(out)
 
-    split, mean, std = getattr(dataset, FLAGS.split), normalized.mean, normalized.std
-    total = make_evaluator(model, split, mean, std)(subject.variables)
-    summary = metrics.summarize(total)
-    shares = metrics.per_class_accuracy(total['confusion'])
-    # JSON has no NaN: a class without examples has no accuracy.
-    class_accuracy = {
-        label: None if np.isnan(share) else float(share) for label, share in zip(class_names, shares, strict=True)
-    }
-    result = {
-        f'{FLAGS.split}_accuracy': summary['accuracy'],
-        f'{FLAGS.split}_top5_accuracy': summary['top5_accuracy'],
-        f'{FLAGS.split}_loss': summary['loss'],
-        'num_correct': int(total['correct']),
+    task = task_of(subject, dataset)
+    names = [*dataset.class_names, *map(str, range(dataset.num_classes, model.spec.num_classes))]
+    score = make_evaluator(model, split, dataset.mean, dataset.std, task=task, keep_outputs=True)
+    evaluation = score(subject.variables)
+    result: dict[str, Any] = {f'{FLAGS.split}_{name}': value for name, value in evaluation.summary.items()}
+    headline = f'{FLAGS.split} {task.headline} {evaluation.summary[task.headline]:.4f}'
+    if task.name == 'multiclass':
+        result['num_correct'] = int(evaluation.total['correct'])
+        result['class_accuracy'] = report_classes(evaluation.total['confusion'], names)
+        headline += f': {result["num_correct"]:,} of {len(split):,} correct'
+    result |= {
         f'num_{FLAGS.split}_examples': len(split),
-        'class_accuracy': class_accuracy,
         'arch': subject.arch,
-        'dataset': name,
+        'dataset': dataset.name,
+        'task': task.name,
         'split': FLAGS.split,
         'init_from': source,
-        'checkpoint': which,
+        'checkpoint': subject.checkpoint,
     }
     write_json(out / 'result.json', result)
-    title = f'{subject.arch} on {name} ({FLAGS.split}): accuracy {summary["accuracy"]:.4f}'
-    draw_confusion_matrix(out / 'confusion.png', title, total['confusion'], class_names)
+    write_predictions(out / 'predictions.csv', task, evaluation, split, names)
+    picture = 'confusion.png' if task.name == 'multiclass' else f'{task.name}.png'
+    drawing = result_drawing(task, evaluation, split.labels, names)
+    draw_result_alone(out / picture, f'{subject.arch} on {dataset.name}: {headline}', drawing, len(names))
 
-    for label, share in class_accuracy.items():
-        print(f'  {label:>20}  {"no examples" if share is None else f"{share:.4f}"}')
-    print(f'top-5 accuracy {summary["top5_accuracy"]:.4f}, loss {summary["loss"]:.4f}')
-    correct = f'{int(total["correct"]):,} of {len(split):,} correct'
-    print(f'{FLAGS.split} accuracy {summary["accuracy"]:.4f}: {correct}; see {out}')
+    others = (name for name in evaluation.summary if name != task.headline)
+    print(', '.join(f'{name} {evaluation.summary[name]:.4f}' for name in others))
+    print(f'{headline}; see {out}')
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ from resnet_jax.models.layers import Shortcut, Stem
 from resnet_jax.models.norm import BatchNorm, EvoNormS0, FilterResponseNorm, GroupNorm
 from resnet_jax.models.preprocessing import Preprocessing, preprocess
 from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_blocks, unstack_blocks
+from resnet_jax.prediction import Predictor, load_predictor
 from resnet_jax.training.loop import train_and_evaluate, train_seeds
 from resnet_jax.training.recipes import RECIPES, TrainConfig, get_config
 from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
@@ -42,6 +43,7 @@ __all__ = [
     'PlainBlock',
     'PreActBasicBlock',
     'PreActBottleneckBlock',
+    'Predictor',
     'Preprocessing',
     'Pretrained',
     'ResNet',
@@ -68,6 +70,7 @@ __all__ = [
     'init_variables',
     'list_checkpoints',
     'list_models',
+    'load_predictor',
     'load_variables',
     'load_weights',
     'preprocess',

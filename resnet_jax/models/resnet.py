@@ -214,7 +214,11 @@ class ResNet(nn.Module):
 
         Returns:
           float32 ``[N, K]``.
+
+        Raises:
+          InputError: images of another rank, dtype or number of channels than the network takes.
         """
+        check_images(images, self.variables.get('params', {}).get('stem', {}))
         spec = self.spec
         mode: dict[str, Any] = {'train': train, 'update_stats': update_stats}
         how: dict[str, Any] = {
@@ -287,6 +291,29 @@ class ResNet(nn.Module):
         Use as ``model.apply(variables, images, train=False, method=model.features)``.
         """
         return self(images, train=train, update_stats=update_stats, features_only=True)
+
+
+def check_images(images: Any, stem: Any) -> None:
+    """Explains what is wrong with a batch of images, before a convolution stumbles over it.
+
+    Args:
+      images: should be float ``[N, H, W, C]``.
+      stem: its parameters; empty while they are made.
+
+    Raises:
+      InputError: of another rank, dtype or number of channels.
+    """
+    shape, advice = list(images.shape), ''
+    if images.ndim != 4:
+        advice = ': images[None] makes a batch of one' if images.ndim == 3 else ''
+        raise InputError(f'images must be [N, H, W, C], found {shape}{advice}')
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(f'images must be floats, normalized as in training, found {images.dtype}')
+    channels = [layer['kernel'].shape[2] for name, layer in stem.items() if name in ('conv', 'conv1')]
+    if channels and shape[3] != channels[0]:
+        if shape[1] == channels[0]:
+            advice = ': jnp.moveaxis(images, 1, -1) turns [N, C, H, W] around'
+        raise InputError(f'images must have {channels[0]} channels, found {shape[3]} in {shape}{advice}')
 
 
 def new_head(num_classes: int, name: str | None = None) -> nn.Dense:

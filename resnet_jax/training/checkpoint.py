@@ -22,14 +22,14 @@ _MANIFEST = 'manifest.json'
 _PARTIAL = '.partial'
 
 
-def save_checkpoint(folder: pathlib.Path, step: int, state: Any, test_accuracy: float | None) -> None:
+def save_checkpoint(folder: pathlib.Path, step: int, state: Any, score: float | None) -> None:
     """Writes ``folder/STEP`` and removes the steps that are neither the last nor the best of those written.
 
     Args:
       folder: ``WORKDIR/checkpoints``.
       step: steps taken.
       state: tree of arrays.
-      test_accuracy: in [0, 1]; None if the step was not evaluated.
+      score: the headline metric of the test set, higher being better; None if the step was not evaluated.
     """
     folder = folder.absolute()
     partial = folder / f'{step}{_PARTIAL}'
@@ -37,7 +37,7 @@ def save_checkpoint(folder: pathlib.Path, step: int, state: Any, test_accuracy: 
     partial.mkdir(parents=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(partial / 'state', state)
-    manifest = {'step': step, 'test_accuracy': test_accuracy, 'arrays': _arrays(state), 'files': _files(partial)}
+    manifest = {'step': step, 'score': score, 'arrays': _arrays(state), 'files': _files(partial)}
     with open(partial / _MANIFEST, 'w') as file:
         json.dump(manifest, file, indent=1)
         file.flush()
@@ -70,7 +70,7 @@ def best_step(folder: pathlib.Path) -> int | None:
     scores = {}
     for step in checkpoint_steps(folder):
         with contextlib.suppress(InputError):
-            scores[step] = _read_manifest(folder / str(step))['test_accuracy']
+            scores[step] = _read_manifest(folder / str(step))['score']
     evaluated = [step for step, score in scores.items() if score is not None]
     return max(evaluated, key=lambda step: (scores[step], step), default=None)
 
@@ -134,7 +134,7 @@ def _crc32(path: pathlib.Path) -> int:
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
-        return {name: manifest[name] for name in ('test_accuracy', 'arrays', 'files')}
+        return {name: manifest[name] for name in ('score', 'arrays', 'files')}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f'{_MANIFEST}: {error}') from error
 

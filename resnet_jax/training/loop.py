@@ -10,22 +10,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from resnet_jax.data.augment import normalize, training_images
 from resnet_jax.data.batches import eval_batches, steps_per_epoch, train_indices
-from resnet_jax.data.datasets import Dataset, Split, load_dataset
-from resnet_jax.errors import DivergenceError, InputError
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.examples import Dataset, Split
+from resnet_jax.errors import InputError
 from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_blocks, unstack_blocks
 from resnet_jax.training import checkpoint, metrics
-from resnet_jax.training.optim import learning_rate_schedule, make_optimizer
-from resnet_jax.training.progress import Display, open_display
+from resnet_jax.training.log import Log, divergence
+from resnet_jax.training.optim import make_optimizer
 from resnet_jax.training.recipes import TrainConfig
 from resnet_jax.training.sharding import check_batch_size, data_mesh, replicated, split_batch
-from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
+from resnet_jax.training.step import MULTICLASS, TrainState, create_train_state, eval_step, train_step
+from resnet_jax.training.tasks import TASKS, Regression, Task
 from resnet_jax.training.workdir import (
     CHECKPOINTS,
-    MetricsFile,
     claim_workdir,
     describe_devices,
     describe_run,
@@ -55,7 +55,7 @@ def train_and_evaluate(
     """Trains a network, evaluates it, and leaves everything in a folder; resumes what was interrupted there.
 
     Args:
-      spec: architecture; its ``num_classes`` gives way to the dataset's.
+      spec: architecture; its ``num_classes`` gives way to what the dataset and the task need.
       config: everything else that changes the result.
       workdir: where the files go: new, empty, or that of the same run.
       arch: the architecture's name, for the record.
@@ -77,7 +77,10 @@ def train_and_evaluate(
     mesh = data_mesh(devices)
     check_batch_size(config.batch_size, mesh)
     if dataset is None:
-        dataset = load_dataset(config.dataset, data_dir=data_dir, image_size=config.image_size, seed=config.seed)
+        where: dict[str, Any] = {'data_dir': data_dir, 'image_size': config.image_size, 'seed': config.seed}
+        dataset = load_dataset(config.dataset, task=config.task, **where)
+    if dataset.task != config.task:
+        raise InputError(f'task={config.task} cannot be learned of {dataset.name}, which was loaded for {dataset.task}')
     source = None
     if checkpoint.checkpoint_steps(workdir / CHECKPOINTS):  # which hold everything that the initial weights brought
         recorded = read_record(workdir)['dataset']
@@ -86,7 +89,7 @@ def train_and_evaluate(
         source = None if config.init_from is None else open_source(config.init_from)
         dataset = normalized_as(dataset, config, source)
     epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
-    spec = dataclasses.replace(spec, num_classes=dataset.num_classes)
+    spec = dataclasses.replace(spec, num_classes=TASKS[config.task].num_outputs(dataset.num_classes))
     run = _Run(spec, config, dataset, mesh, epoch_steps)  # raises what is wrong with the network
     initial = None if source is None else run.load(source)
     devices = list(mesh.devices.flat)
@@ -98,7 +101,7 @@ def train_and_evaluate(
     saved = checkpoint.checkpoint_steps(folder)
     if saved:
         state = run.restore(folder, saved[-1], state)
-    log = _Log(workdir, run, int(state.step))
+    log = Log(workdir, run.task, config, epoch_steps, int(state.step))
     try:
         if saved:
             log.display.message(f'resuming {workdir} after step {saved[-1]}')
@@ -126,11 +129,14 @@ def normalized_as(dataset: Dataset, config: TrainConfig, source: Source | None =
 
 
 def _describe_data(dataset: Dataset) -> dict[str, Any]:
+    target_mean, target_std = target_statistics(dataset)
     return {
         'num_train_examples': len(dataset.train),
         'num_test_examples': len(dataset.test),
         'image_shape': dataset.image_shape,
         'class_names': dataset.class_names,
+        'target_mean': target_mean,
+        'target_std': target_std,
         'mean': dataset.mean,
         'std': dataset.std,
     }
@@ -144,7 +150,7 @@ class _Run:
         self.total_steps = config.epochs * epoch_steps
         self.model = make_model(spec, config)
         self.optimizer = make_optimizer(config, epoch_steps)
-        self.schedule = learning_rate_schedule(config, epoch_steps)
+        self.task = make_task(config, *target_statistics(dataset))
         self.root_key = jax.random.key(config.seed)
         self.compile_seconds = 0.0
         state = jax.eval_shape(self._create, self.root_key)  # raises what is wrong with the network or with freeze
@@ -172,11 +178,11 @@ class _Run:
         self.compile_seconds += time.perf_counter() - start
         return state
 
-    def save(self, folder: pathlib.Path, step: int, state: TrainState, test_accuracy: float | None) -> None:
+    def save(self, folder: pathlib.Path, step: int, state: TrainState, score: float | None) -> None:
         """Writes a checkpoint, which is the same whether blocks are scanned or not."""
         if self.model.scan_blocks:
             state = unstack_blocks(jax.device_get(state))
-        checkpoint.save_checkpoint(folder, step, state, test_accuracy)
+        checkpoint.save_checkpoint(folder, step, state, score)
 
     def restore(self, folder: pathlib.Path, step: int, like: TrainState) -> TrainState:
         """Reads one."""
@@ -211,8 +217,8 @@ class _Run:
                 horizontal_flip=config.horizontal_flip,
             )
             batch = {'image': image, 'label': labels[indices]}
-            options: dict[str, Any] = {'label_smoothing': config.label_smoothing, 'key': dropout}
-            return train_step(state, batch, model=self.model, optimizer=self.optimizer, **options)
+            how: dict[str, Any] = {'model': self.model, 'optimizer': self.optimizer, 'task': self.task}
+            return train_step(state, batch, **how, key=dropout)
 
         def indices_of(step: int) -> jax.Array:
             order = train_indices(config.seed, step, len(train), config.batch_size)
@@ -236,13 +242,47 @@ def make_model(spec: ResNetSpec, config: TrainConfig) -> ResNet:
     return ResNet(spec, jnp.dtype(config.compute_dtype), config.implementation, **options)
 
 
+def target_statistics(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the values to learn, in training; empty where the targets are no values."""
+    if dataset.task != 'regression':
+        return (), ()
+    values = dataset.train.labels.astype(np.float64)
+    std = values.std(0)
+    return tuple(values.mean(0).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+
+
+def make_task(config: TrainConfig, target_mean: Sequence[float], target_std: Sequence[float]) -> Task:
+    """The task of a configuration; mean and deviation are those of ``target_statistics``."""
+    loss = config.loss or ''
+    if config.task == 'regression':
+        return Regression(loss, mean=tuple(target_mean), std=tuple(target_std))
+    return TASKS[config.task](loss, config.label_smoothing)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a network makes of the examples of a split.
+
+    Attributes:
+      summary: metrics by name.
+      total: the sums they come from.
+      outputs: of the network, float32 ``[N, K]``, where the task or the caller needs them.
+    """
+
+    summary: dict[str, float]
+    total: dict[str, Any]
+    outputs: np.ndarray | None
+
+
 def make_evaluator(
     model: ResNet,
     split: Split,
     mean: Sequence[float],
     std: Sequence[float],
     devices: Sequence[jax.Device] | None = None,
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    task: Task = MULTICLASS,
+    keep_outputs: bool = False,
+) -> Callable[[dict[str, Any]], Evaluation]:
     """A function that scores variables on every example of a split.
 
     Args:
@@ -251,9 +291,11 @@ def make_evaluator(
       mean: of the network's training images, one for each channel.
       std: likewise.
       devices: None is all of them.
+      task: what the network was trained for.
+      keep_outputs: bring the outputs to the host though the task's metrics do not need them.
 
     Returns:
-      ``variables -> sums`` over the split, as ``step.eval_step`` gives them for a batch.
+      ``variables -> Evaluation`` of the split.
     """
     mesh = data_mesh(devices)
     images, labels = jax.device_put((split.images, split.labels), replicated(mesh))
@@ -263,96 +305,25 @@ def make_evaluator(
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def program(variables: Any, images: jax.Array, labels: jax.Array, indices: jax.Array, mask: jax.Array) -> Any:
         batch = {'image': normalize(images[indices], mean, std), 'label': labels[indices], 'mask': mask}
-        return eval_step(variables, batch, model=model)
+        sums, outputs = eval_step(variables, batch, model=model, task=task)
+        return sums, outputs if keep_outputs or task.needs_outputs else ()
 
-    def evaluate(variables: dict[str, Any]) -> dict[str, Any]:
+    def evaluate(variables: dict[str, Any]) -> Evaluation:
         if model.scan_blocks:
             variables = stack_blocks(variables)
         batches = jax.device_put(list(eval_batches(len(split), batch_size)), split_batch(mesh))
-        total = metrics.add_up(program(variables, images, labels, *batch) for batch in batches)
+        results = [program(variables, images, labels, *batch) for batch in batches]
+        total = metrics.add_up(sums for sums, _ in results)
         if total['count'] != len(split):
             raise AssertionError(f'evaluated {total["count"]} of {len(split)} examples')
-        return total
+        summary, outputs = task.summarize(total), None
+        if keep_outputs or task.needs_outputs:
+            outputs = np.concatenate(jax.device_get([part for _, part in results]))[: len(split)]
+            if np.isfinite(outputs).all():
+                summary |= task.scores(outputs, split.labels)
+        return Evaluation(summary, total, outputs)
 
     return evaluate
-
-
-class _Log:
-    """Training metrics on their way from the device to the files and the terminal."""
-
-    def __init__(self, workdir: pathlib.Path, run: _Run, step: int):
-        self._run = run
-        self.file = MetricsFile(workdir / 'metrics.jsonl', step)
-        self.train_seconds = self.file.records[-1]['train_seconds'] if self.file.records else 0.0
-        self._board = SummaryWriter(str(workdir), purge_step=step + 1)
-        self.display: Display = open_display(run.total_steps, step)
-        self._window: list[dict[str, jax.Array]] = []
-        self._ready: tuple[int, list[dict[str, jax.Array]]] | None = None
-        self._since = time.perf_counter()
-
-    def start_clock(self) -> None:
-        """Training time counts from here."""
-        self._since = time.perf_counter()
-
-    def step(self, step: int, sums: dict[str, jax.Array], last: bool) -> None:
-        """Takes the sums of a step; writes those of the interval before, which the device has finished by now.
-
-        Intervals are counted from the start of an epoch and end with it, when ``last`` is set.
-        """
-        self._window.append(sums)
-        self.display.step()
-        if last or len(self._window) == self._run.config.log_every_steps:
-            self._write_ready()
-            self._ready, self._window = (step, self._window), []
-        if last:
-            self._write_ready()
-
-    def _write_ready(self) -> None:
-        if self._ready is None:
-            return
-        (step, window), self._ready = self._ready, None
-        summary = metrics.summarize(total := metrics.add_up(window))
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        self.train_seconds += seconds
-        rate = float(self._run.schedule(step - 1))
-        if not np.isfinite(summary['loss']):
-            raise _divergence(f'the loss is {summary["loss"]} at step {step} (learning rate {rate:.3g})')
-        self._record('train', step, summary | {'learning_rate': rate, 'examples_per_second': total['count'] / seconds})
-
-    def test(self, step: int, summary: dict[str, float]) -> None:
-        """Writes an evaluation."""
-        if not np.isfinite(summary['loss']):
-            raise _divergence(f'the test loss is {summary["loss"]} after step {step}')
-        self._record('test', step, summary)
-        train = next(record for record in reversed(self.file.records) if record['split'] == 'train')
-        self.display.message(
-            f'epoch {step / self._run.epoch_steps:g}  train loss {train["loss"]:.4f}  accuracy {train["accuracy"]:.4f}'
-            f'  test loss {summary["loss"]:.4f}  accuracy {summary["accuracy"]:.4f}'
-            f'  {train["examples_per_second"]:,.0f} images/s'
-        )
-        self.start_clock()
-
-    def _record(self, split: str, step: int, values: dict[str, float]) -> None:
-        place = {'split': split, 'step': step, 'epoch': step / self._run.epoch_steps}
-        record = {**place, **values, 'train_seconds': self.train_seconds}
-        self.file.write(record)
-        for name, value in values.items():
-            self._board.add_scalar(f'{split}/{name}', value, step)
-        if split == 'train':
-            self.display.training(record)
-
-    def close(self) -> None:
-        self.display.close()
-        self.file.close()
-        self._board.close()
-
-
-def _divergence(what: str) -> DivergenceError:
-    return DivergenceError(
-        f'{what}; nothing of it was saved: start again in another --workdir with a lower --learning_rate or more'
-        ' --warmup_epochs'
-    )
 
 
 def is_due(epoch: int, every: int, last: int) -> bool:
@@ -360,11 +331,11 @@ def is_due(epoch: int, every: int, last: int) -> bool:
     return epoch % every == 0 or epoch == last
 
 
-def _train(run: _Run, state: TrainState, log: _Log, folder: pathlib.Path) -> dict[str, Any]:
-    """Trains to the end and gives the sums of the last evaluation."""
+def _train(run: _Run, state: TrainState, log: Log, folder: pathlib.Path) -> Evaluation:
+    """Trains to the end and gives the last evaluation."""
     config, dataset = run.config, run.dataset
     devices = list(run.mesh.devices.flat)
-    evaluate = make_evaluator(run.model, dataset.test, dataset.mean, dataset.std, devices)
+    evaluate = make_evaluator(run.model, dataset.test, dataset.mean, dataset.std, devices, run.task)
     log.display.message(
         f'{config.recipe}: {run.num_parameters:,} parameters, {len(dataset.train):,} training and'
         f' {len(dataset.test):,} test examples, {describe_devices(devices)}; compiling'
@@ -379,27 +350,26 @@ def _train(run: _Run, state: TrainState, log: _Log, folder: pathlib.Path) -> dic
         test = None
         if is_due(epoch, config.eval_every_epochs, config.epochs):
             test = evaluate(state.variables)
-            log.test(epoch * run.epoch_steps, metrics.summarize(test))
+            log.test(epoch * run.epoch_steps, test.summary)
         if is_due(epoch, config.checkpoint_every_epochs, config.epochs):
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.variables))):
-                raise _divergence(f'a weight is not finite after step {epoch * run.epoch_steps}')
-            accuracy = None if test is None else metrics.summarize(test)['accuracy']
-            run.save(folder, epoch * run.epoch_steps, state, accuracy)
+                raise divergence(f'a weight is not finite after step {epoch * run.epoch_steps}')
+            score = None if test is None else test.summary[run.task.headline]
+            run.save(folder, epoch * run.epoch_steps, state, score)
             log.start_clock()
     return evaluate(state.variables) if test is None else test
 
 
-def _finish(run: _Run, test: dict[str, Any], log: _Log, workdir: pathlib.Path, arch: str) -> dict[str, Any]:
+def _finish(run: _Run, test: Evaluation, log: Log, workdir: pathlib.Path, arch: str) -> dict[str, Any]:
     """Writes the picture and the result."""
-    from resnet_jax.training.report import draw_report  # Matplotlib takes a third of all import time
+    from resnet_jax.training.report import draw_report, result_drawing  # Matplotlib takes a third of all import time
 
-    config, dataset, summary = run.config, run.dataset, metrics.summarize(test)
+    config, dataset, summary, headline = run.config, run.dataset, test.summary, run.task.headline
     evaluations = [record for record in log.file.records if record['split'] == 'test']
     result = {
-        'test_accuracy': summary['accuracy'],
-        'test_top5_accuracy': summary['top5_accuracy'],
-        'test_loss': summary['loss'],
-        'best_test_accuracy': max((record['accuracy'] for record in evaluations), default=summary['accuracy']),
+        **{f'test_{name}': value for name, value in summary.items()},
+        f'best_test_{headline}': max((record[headline] for record in evaluations), default=summary[headline]),
+        'headline': headline,
         'num_test_examples': len(dataset.test),
         'num_train_examples': len(dataset.train),
         'num_parameters': run.num_parameters,
@@ -411,13 +381,15 @@ def _finish(run: _Run, test: dict[str, Any], log: _Log, workdir: pathlib.Path, a
         'seed': config.seed,
         'arch': arch,
         'dataset': config.dataset,
+        'task': config.task,
         'recipe': config.recipe,
         'device': describe_devices(list(run.mesh.devices.flat)),
     }
     if config.dataset == 'synthetic':
         result['note'] = 'random images and labels, for timing only: the accuracy means nothing'
-    title = f'{arch} on {config.dataset}, seed {config.seed}: test accuracy {summary["accuracy"]:.4f}'
-    draw_report(workdir / 'report.png', title, log.file.records, test['confusion'], dataset.class_names)
+    title = f'{arch} on {config.dataset}, seed {config.seed}: test {headline} {summary[headline]:.4f}'
+    drawing = result_drawing(run.task, test, dataset.test.labels, dataset.class_names)
+    draw_report(workdir / 'report.png', title, log.file.records, headline, drawing)
     write_json(workdir / 'result.json', result)
     return result
 
@@ -435,7 +407,7 @@ def train_seeds(
       **kwargs: for ``train_and_evaluate``.
 
     Returns:
-      The results of the single runs, and mean and sample standard deviation of their test accuracies.
+      The results of the single runs, and mean and sample standard deviation of the task's headline metric.
     """
     if num_seeds < 1:
         raise InputError(f'num_seeds={num_seeds} must be at least 1')
@@ -447,10 +419,12 @@ def train_seeds(
     for seed in seeds:
         seeded = dataclasses.replace(config, seed=seed)
         runs.append(train_and_evaluate(spec, seeded, workdir / f'seed{seed}', **kwargs))
-    accuracies = [run['test_accuracy'] for run in runs]
+    headline = runs[0]['headline']
+    scores = [run[f'test_{headline}'] for run in runs]
     result = {
-        'test_accuracy_mean': float(np.mean(accuracies)),
-        'test_accuracy_std': float(np.std(accuracies, ddof=1)) if num_seeds > 1 else 0.0,
+        f'test_{headline}_mean': float(np.mean(scores)),
+        f'test_{headline}_std': float(np.std(scores, ddof=1)) if num_seeds > 1 else 0.0,
+        'headline': headline,
         'seeds': list(seeds),
         'runs': runs,
     }

@@ -1,8 +1,10 @@
-"""Losses, one value for each example."""
+"""Losses, one value for each example, by the names that configurations give them."""
 
 import jax
 import jax.numpy as jnp
 import optax
+
+LOSSES = ('softmax_cross_entropy', 'sigmoid_cross_entropy', 'squared_error', 'absolute_error')
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -23,3 +25,28 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing:
     targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), label_smoothing)
     losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
     return jnp.where((labels >= 0) & (labels < classes), losses, jnp.nan)
+
+
+def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """``mean_k -(t_k log p_k + (1 - t_k) log(1 - p_k))`` with ``p = sigmoid(logits)``: PyTorch's BCEWithLogitsLoss.
+
+    Args:
+      logits: ``[N, K]``.
+      targets: ``[N, K]``, 0 or 1 or in between.
+      label_smoothing: ``s`` in [0, 1): targets become ``(1 - s) t + s / 2``.
+
+    Returns:
+      float32 ``[N]``.
+    """
+    smooth = (1 - label_smoothing) * targets.astype(jnp.float32) + label_smoothing / 2
+    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), smooth).mean(-1)
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """``mean_d (y_d - t_d)^2``: ``[N, D]`` and ``[N, D]`` to float32 ``[N]``."""
+    return jnp.square(outputs.astype(jnp.float32) - targets).mean(-1)
+
+
+def absolute_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """``mean_d |y_d - t_d|``: ``[N, D]`` and ``[N, D]`` to float32 ``[N]``."""
+    return jnp.abs(outputs.astype(jnp.float32) - targets).mean(-1)

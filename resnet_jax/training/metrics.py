@@ -1,4 +1,4 @@
-"""Metrics as sums over examples: devices return sums, ``summarize`` divides once."""
+"""Metrics: as sums over examples, which devices return and the host divides once, and as scores of whole rankings."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -34,6 +34,55 @@ def classification_sums(
     }
 
 
+def label_sums(losses: jax.Array, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Sums over the examples whose mask is set, for independent labels that are predicted where the logit is above 0.
+
+    Args:
+      losses: float32 ``[N]``.
+      logits: ``[N, K]``.
+      targets: ``[N, K]`` of 0 and 1.
+      mask: bool ``[N]``.
+
+    Returns:
+      ``loss`` float32, ``count`` int32, and int32 ``[K]``: ``true_positives``, ``false_positives``,
+      ``false_negatives``, ``true_negatives``.
+    """
+    predicted, actual, counted = logits > 0, targets > 0, mask[:, None]
+    return {
+        'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
+        'count': jnp.sum(mask),
+        'true_positives': jnp.sum(counted & predicted & actual, axis=0),
+        'false_positives': jnp.sum(counted & predicted & ~actual, axis=0),
+        'false_negatives': jnp.sum(counted & ~predicted & actual, axis=0),
+        'true_negatives': jnp.sum(counted & ~predicted & ~actual, axis=0),
+    }
+
+
+def regression_sums(losses: jax.Array, outputs: jax.Array, targets: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Sums over the examples whose mask is set.
+
+    Args:
+      losses: float32 ``[N]``.
+      outputs: ``[N, D]``.
+      targets: float ``[N, D]``, near zero in the mean, so that their variance can be had from sums.
+      mask: bool ``[N]``.
+
+    Returns:
+      ``loss`` float32, ``count`` int32, and float32 ``[D]``: ``absolute_error``, ``squared_error``, ``target``,
+      ``squared_target``.
+    """
+    errors = jnp.where(mask[:, None], outputs.astype(jnp.float32) - targets, 0.0)
+    counted = jnp.where(mask[:, None], targets.astype(jnp.float32), 0.0)
+    return {
+        'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
+        'count': jnp.sum(mask),
+        'absolute_error': jnp.sum(jnp.abs(errors), axis=0),
+        'squared_error': jnp.sum(jnp.square(errors), axis=0),
+        'target': jnp.sum(counted, axis=0),
+        'squared_target': jnp.sum(jnp.square(counted), axis=0),
+    }
+
+
 def confusion_matrix(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
     """Counts int32 ``[K, K]``: row the true class, column the predicted one."""
     classes = logits.shape[-1]
@@ -51,13 +100,56 @@ def _wide(value: np.ndarray) -> type:
     return np.float64 if np.issubdtype(np.asarray(value).dtype, np.floating) else np.int64
 
 
-def summarize(total: dict[str, Any]) -> dict[str, float]:
-    """Means from sums: ``loss``, ``accuracy`` and ``top5_accuracy``, the last two in [0, 1]."""
-    count = int(total['count'])
+def precision_recall_f1(
+    true_positives: np.ndarray, false_positives: np.ndarray, false_negatives: np.ndarray
+) -> dict[str, float]:
+    """``precision``, ``recall`` and ``f1`` of each label, averaged over the labels; 0 where they divide by 0.
+
+    Args:
+      true_positives: integer ``[K]``.
+      false_positives: integer ``[K]``.
+      false_negatives: integer ``[K]``.
+    """
+    predicted, actual = true_positives + false_positives, true_positives + false_negatives
+    parts = {
+        'precision': (true_positives, predicted),
+        'recall': (true_positives, actual),
+        'f1': (2 * true_positives, predicted + actual),
+    }
+    return {name: float(np.mean(part / np.maximum(whole, 1))) for name, (part, whole) in parts.items()}
+
+
+def r_squared(total: dict[str, Any]) -> float:
+    """``1 - sum (y - t)^2 / sum (t - mean t)^2`` from ``regression_sums``, averaged over the D values.
+
+    Where a value never changes it is 1 if it is met exactly, else 0, as in scikit-learn.
+    """
+    spread = total['squared_target'] - total['target'] ** 2 / total['count']
+    errors = total['squared_error']
+    constant = np.where(errors > 0, 0.0, 1.0)
+    return float(np.mean(np.where(spread > 0, 1 - errors / np.where(spread > 0, spread, 1), constant)))
+
+
+def ranking_scores(targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """How well scores put the positive examples before the negative ones, averaged over the labels.
+
+    Args:
+      targets: ``[N, K]`` of 0 and 1.
+      scores: ``[N, K]``, finite, higher where a label is likelier.
+
+    Returns:
+      ``roc_auc`` and ``average_precision`` (over several labels: the mean average precision, mAP). A label that all
+      examples have, or none, cannot be ranked and is left out; empty where no label is left.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # a second to import
+
+    mixed = (targets.min(0) == 0) & (targets.max(0) == 1)
+    if not mixed.any():
+        return {}
+    targets, scores = targets[:, mixed], scores[:, mixed]
     return {
-        'loss': float(total['loss'] / count),
-        'accuracy': float(total['correct'] / count),
-        'top5_accuracy': float(total['correct_top5'] / count),
+        'roc_auc': float(roc_auc_score(targets, scores, average='macro')),
+        'average_precision': float(average_precision_score(targets, scores, average='macro')),
     }
 
 

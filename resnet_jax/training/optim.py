@@ -61,16 +61,27 @@ def weight_decay_mask(params: Any, decayed: str) -> Any:
 
 
 def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Stochastic gradient descent with momentum and L2 weight decay, as PyTorch's SGD computes it.
+    """The optimizer of a configuration, computed as PyTorch's of the same name.
 
-    ``v ← momentum v + (gradient + weight_decay w)``, ``w ← w - learning_rate v`` (Nesterov: ``gradient + momentum v``
-    in place of ``v``). The decay goes through the momentum and is scaled by the learning rate. Frozen parameters have
-    neither momentum nor decay.
+    - ``sgd``: ``v ← momentum v + (gradient + weight_decay w)``, ``w ← w - learning_rate v`` (Nesterov: ``gradient +
+      momentum v`` in place of ``v``). The decay goes through the momentum and is scaled by the learning rate.
+    - ``adam``: Kingma and Ba 2014 (arXiv:1412.6980), decays 0.9 and 0.999, ε 1e-8, of ``gradient + weight_decay w``.
+    - ``adamw``: the same of the gradient alone, and ``w ← w - learning_rate weight_decay w`` beside it (Loshchilov and
+      Hutter 2019, arXiv:1711.05101).
+
+    The last linear layer may have a learning rate of its own. Frozen parameters have neither momentum nor decay.
     """
-    optimizer = optax.chain(
-        optax.add_decayed_weights(config.weight_decay, lambda params: weight_decay_mask(params, config.decayed)),
-        optax.sgd(learning_rate_schedule(config, steps_per_epoch), config.momentum, config.nesterov),
-    )
+    rate = learning_rate_schedule(config, steps_per_epoch)
+    decay = optax.add_decayed_weights(config.weight_decay, lambda params: weight_decay_mask(params, config.decayed))
+    steps: tuple[optax.GradientTransformation, ...] = {
+        'sgd': (decay, optax.trace(config.momentum, config.nesterov)),
+        'adam': (decay, optax.scale_by_adam()),
+        'adamw': (optax.scale_by_adam(), decay),
+    }[config.optimizer]
+    if config.head_learning_rate is not None:
+        ratio = config.head_learning_rate / config.learning_rate
+        steps += (optax.masked(optax.scale(ratio), head_parameters),)
+    optimizer = optax.chain(*steps, optax.scale_by_learning_rate(rate))
     if config.freeze is None:
         return optimizer
     pattern = config.freeze
@@ -79,6 +90,11 @@ def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientT
         return jax.tree.map(lambda frozen: 'frozen' if frozen else 'trained', frozen_parameters(params, pattern))
 
     return optax.partition({'frozen': optax.set_to_zero(), 'trained': optimizer}, labels)
+
+
+def head_parameters(params: Any) -> Any:
+    """Which parameters are those of the last linear layer: a tree of bools like ``params``."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == 'head', params)
 
 
 def frozen_parameters(params: Any, pattern: str) -> Any:

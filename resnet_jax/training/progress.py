@@ -25,9 +25,10 @@ class Display(Protocol):
 
 
 class Bar:
-    """A progress bar with epoch, loss, accuracy, images per second and the time left."""
+    """A progress bar with epoch, loss, the task's headline metric, images per second and the time left."""
 
-    def __init__(self, total_steps: int, done_steps: int):
+    def __init__(self, total_steps: int, done_steps: int, headline: str):
+        self._headline = headline
         columns = (
             TextColumn('{task.description}'),
             BarColumn(),
@@ -47,7 +48,7 @@ class Bar:
 
     def training(self, record: dict[str, Any]) -> None:
         speed = f'{record["examples_per_second"]:,.0f} images/s'
-        status = f'loss {record["loss"]:.3f}  accuracy {record["accuracy"]:.3f}  {speed}'
+        status = f'loss {record["loss"]:.3f}  {self._headline} {record[self._headline]:.3f}  {speed}'
         self._progress.update(self._task, status=status, description=f'epoch {record["epoch"]:.1f}')
 
     def close(self) -> None:
@@ -79,6 +80,6 @@ class Lines:
         pass
 
 
-def open_display(total_steps: int, done_steps: int) -> Display:
+def open_display(total_steps: int, done_steps: int, headline: str) -> Display:
     """A bar on a terminal, lines elsewhere."""
-    return Bar(total_steps, done_steps) if sys.stdout.isatty() else Lines()
+    return Bar(total_steps, done_steps, headline) if sys.stdout.isatty() else Lines()

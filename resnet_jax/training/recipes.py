@@ -7,7 +7,10 @@ import re
 from typing import Any
 
 from resnet_jax.errors import InputError
+from resnet_jax.training.losses import LOSSES
+from resnet_jax.training.tasks import TASKS
 
+OPTIMIZERS = ('sgd', 'adam', 'adamw')
 SCHEDULES = ('cosine', 'linear', 'step')
 DECAYED = ('all', 'kernels')
 CROP_FILLS = ('black', 'mean', 'reflect')
@@ -20,18 +23,23 @@ class TrainConfig:
 
     Attributes:
       dataset: name as in ``data.datasets.load_dataset``.
+      task: what the targets are: ``multiclass``, ``binary``, ``multilabel`` or ``regression``.
+      loss: ``softmax_cross_entropy``, ``sigmoid_cross_entropy``, ``squared_error`` or ``absolute_error``; None is the
+        task's usual one.
       recipe: key of RECIPES from which the other fields come, for the record.
       seed: of the initialization, the order of the examples and the augmentation.
       epochs: passes over the training examples.
       batch_size: examples in a step, over all devices.
+      optimizer: ``sgd``, ``adam`` or ``adamw``.
       learning_rate: the peak of the schedule.
+      head_learning_rate: that of the last linear layer; None is the same.
       schedule: ``cosine``, ``linear`` or ``step``.
       warmup_epochs: epochs of linear warmup; fractions are allowed.
       decay_epochs: where the ``step`` schedule falls.
       decay_factor: by how much it falls.
       momentum: of SGD.
-      nesterov: Nesterov's momentum.
-      weight_decay: L2 coefficient.
+      nesterov: Nesterov's momentum, of SGD.
+      weight_decay: L2 coefficient; with ``adamw`` the decoupled one, times the learning rate.
       decayed: which parameters decay: ``all`` or ``kernels``.
       label_smoothing: in [0, 1).
       crop_padding: pixels of padding for the random crop; 0 for none.
@@ -57,11 +65,15 @@ class TrainConfig:
     """
 
     dataset: str = 'digits'
+    task: str = 'multiclass'
+    loss: str | None = None
     recipe: str = 'digits_quick'
     seed: int = 0
     epochs: int = 30
     batch_size: int = 128
+    optimizer: str = 'sgd'
     learning_rate: float = 0.1
+    head_learning_rate: float | None = None
     schedule: str = 'cosine'
     warmup_epochs: float = 0.0
     decay_epochs: tuple[float, ...] = ()
@@ -90,10 +102,19 @@ class TrainConfig:
         for name in ('decay_epochs', 'mean', 'std'):  # JSON gives lists
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        choices = {'schedule': SCHEDULES, 'decayed': DECAYED, 'crop_fill': CROP_FILLS, 'compute_dtype': COMPUTE_DTYPES}
+        choices = {
+            'task': tuple(TASKS),
+            'loss': (None, *LOSSES),
+            'optimizer': OPTIMIZERS,
+            'schedule': SCHEDULES,
+            'decayed': DECAYED,
+            'crop_fill': CROP_FILLS,
+            'compute_dtype': COMPUTE_DTYPES,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise InputError(f'{name}={getattr(self, name)!r} must be one of {", ".join(known)}')
+                raise InputError(f'{name}={getattr(self, name)!r} must be one of {", ".join(map(str, known))}')
+        TASKS[self.task](loss=self.loss or '')  # raises where they do not go together
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             values = value if isinstance(value, tuple) else (value,)
@@ -115,6 +136,10 @@ class TrainConfig:
                 raise InputError(f'freeze={self.freeze!r} is no regular expression: {error}') from error
         if self.seed >= 2**32:
             raise InputError(f'seed={self.seed} must be less than 2**32')
+        if self.task == 'regression' and self.label_smoothing:
+            raise InputError(f'label_smoothing={self.label_smoothing} is for classes; task=regression takes 0')
+        if self.head_learning_rate is not None and not self.learning_rate > 0:
+            raise InputError(f'head_learning_rate={self.head_learning_rate} needs a learning_rate above 0')
         if self.schedule == 'step' and not self.decay_epochs:
             raise InputError("schedule='step' needs decay_epochs")
         if self.warmup_epochs >= self.epochs or max(self.decay_epochs, default=0) >= self.epochs:
@@ -129,6 +154,7 @@ _AT_LEAST = {
     'epochs': 1,
     'batch_size': 1,
     'learning_rate': 0,
+    'head_learning_rate': 0,
     'warmup_epochs': 0,
     'weight_decay': 0,
     'decay_factor': 0,
@@ -138,6 +164,8 @@ _AT_LEAST = {
     'checkpoint_every_epochs': 1,
     'log_every_steps': 1,
 }
+
+_ADAM_RATE = 1e-3  # Kingma and Ba 2014, arXiv:1412.6980, Algorithm 1; a rate of SGD is no rate of Adam
 
 _HE2015_CIFAR = TrainConfig(
     recipe='he2015_cifar',
@@ -207,8 +235,10 @@ RECIPES: dict[str, TrainConfig] = {
 def get_config(recipe: str, **overrides: Any) -> TrainConfig:
     """A recipe with some fields replaced.
 
-    Another number of ``epochs`` stretches the recipe's schedule: ``warmup_epochs`` and ``decay_epochs`` that are not
-    replaced themselves keep their share of the training.
+    What is not replaced itself follows what is: with another number of ``epochs``, ``warmup_epochs`` and
+    ``decay_epochs`` keep their share of the training; with another ``optimizer`` than the recipe's the learning rate is
+    1e-3; ``task='regression'`` has no label smoothing, and a tenth of the learning rate: gradients of errors have no
+    bound, those of probabilities have.
 
     Raises:
       InputError: an unknown recipe or field, or a value that TrainConfig refuses.
@@ -221,8 +251,12 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
     if unknown:
         raise InputError(f'TrainConfig has no field {unknown[0]!r}')
     share = overrides.get('epochs', base.epochs) / base.epochs
-    stretched = {
+    implied: dict[str, Any] = {
         'warmup_epochs': base.warmup_epochs * share,
         'decay_epochs': tuple(epoch * share for epoch in base.decay_epochs),
     }
-    return dataclasses.replace(base, **(stretched | overrides))
+    if overrides.get('task') == 'regression':
+        implied |= {'label_smoothing': 0.0, 'learning_rate': base.learning_rate / 10}
+    if overrides.get('optimizer', base.optimizer) != base.optimizer:
+        implied['learning_rate'] = _ADAM_RATE
+    return dataclasses.replace(base, **(implied | overrides))

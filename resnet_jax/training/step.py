@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from resnet_jax.training.losses import softmax_cross_entropy
-from resnet_jax.training.metrics import classification_sums, confusion_matrix
+from resnet_jax.training.tasks import MultiClass, Task
+
+MULTICLASS = MultiClass()
 
 
 @struct.dataclass
@@ -46,7 +47,7 @@ def loss_fn(
     batch: dict[str, jax.Array],
     *,
     model: nn.Module,
-    label_smoothing: float = 0.0,
+    task: Task = MULTICLASS,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
     """Mean loss of a batch, as ``jax.value_and_grad(..., has_aux=True)`` takes it.
@@ -54,9 +55,10 @@ def loss_fn(
     Args:
       params: parameters, with respect to which the gradient is taken.
       batch_stats: running statistics before the step.
-      batch: ``image`` float ``[N, H, W, C]``, normalized, and ``label`` int32 ``[N]``.
+      batch: ``image`` float ``[N, H, W, C]``, normalized, and ``label``, for classes int32 ``[N]``, else as the task
+        says.
       model: the network.
-      label_smoothing: in [0, 1).
+      task: what it is trained for.
       key: of what the network drops at random; a network that drops nothing needs none.
 
     Returns:
@@ -66,8 +68,8 @@ def loss_fn(
     variables = {'params': params, 'batch_stats': batch_stats}
     rngs = {} if key is None else {'dropout': key}
     logits, updates = model.apply(variables, batch['image'], train=True, mutable=['batch_stats'], rngs=rngs)
-    losses = softmax_cross_entropy(logits, batch['label'], label_smoothing)
-    sums = classification_sums(losses, logits, batch['label'], jnp.ones(losses.shape, bool))
+    losses = task.losses(logits, batch['label'], smooth=True)
+    sums = task.sums(losses, logits, batch['label'], jnp.ones(losses.shape, bool))
     return losses.mean(), (sums, updates.get('batch_stats', batch_stats))
 
 
@@ -77,7 +79,7 @@ def train_step(
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    label_smoothing: float = 0.0,
+    task: Task = MULTICLASS,
     key: jax.Array | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update of parameters, statistics and optimizer.
@@ -87,33 +89,39 @@ def train_step(
       batch: as in ``loss_fn``.
       model: the network.
       optimizer: the one that made ``state.opt_state``.
-      label_smoothing: in [0, 1).
+      task: as in ``loss_fn``.
       key: as in ``loss_fn``.
 
     Returns:
-      The state after the step, and sums over the batch as in ``metrics.classification_sums``.
+      The state after the step, and the task's sums over the batch.
+
+    Raises:
+      InputError: targets that do not belong to the network's outputs.
     """
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (_, (sums, batch_stats)), gradients = gradient_fn(
-        state.params, state.batch_stats, batch, model=model, label_smoothing=label_smoothing, key=key
+        state.params, state.batch_stats, batch, model=model, task=task, key=key
     )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, batch_stats, opt_state), sums
 
 
-def eval_step(variables: dict[str, Any], batch: dict[str, jax.Array], *, model: nn.Module) -> dict[str, jax.Array]:
-    """Sums over a batch with the running statistics.
+def eval_step(
+    variables: dict[str, Any], batch: dict[str, jax.Array], *, model: nn.Module, task: Task = MULTICLASS
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Sums over a batch with the running statistics, and the network's outputs.
 
     Args:
       variables: ``params`` and ``batch_stats``.
       batch: as in ``loss_fn``, with ``mask`` bool ``[N]``, False for filling.
       model: the network.
+      task: as in ``loss_fn``.
 
     Returns:
-      ``metrics.classification_sums`` and ``confusion`` int32 ``[K, K]``.
+      The task's sums, those for evaluations included, and outputs float32 ``[N, K]``.
     """
     logits: Any = model.apply(variables, batch['image'], train=False)
-    losses = softmax_cross_entropy(logits, batch['label'])
-    sums = classification_sums(losses, logits, batch['label'], batch['mask'])
-    return sums | {'confusion': confusion_matrix(logits, batch['label'], batch['mask'])}
+    targets, mask = batch['label'], batch['mask']
+    sums = task.sums(task.losses(logits, targets), logits, targets, mask)
+    return sums | task.eval_sums(logits, targets, mask), logits

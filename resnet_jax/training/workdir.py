@@ -144,7 +144,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """``field=there (now: here)`` for everything that changes the result."""
     found = []
     # What a run of an earlier version did not know had the value that is the default now.
-    defaults = {'config': {field.name: field.default for field in dataclasses.fields(TrainConfig)}}
+    defaults: dict[str, dict[str, Any]] = {
+        'config': {field.name: field.default for field in dataclasses.fields(TrainConfig)},
+        'dataset': {'target_mean': [], 'target_std': []},
+    }
     for part in new.keys() & {'spec', 'config', 'dataset'}:
         there, here = defaults.get(part, {}) | old.get(part, {}), new[part]
         for name in sorted(there.keys() | here.keys()):

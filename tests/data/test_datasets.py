@@ -13,9 +13,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from resnet_jax.data import datasets
-from resnet_jax.data.datasets import Dataset, Split, load_dataset, resize_images
-from resnet_jax.data.digits import split_indices
+from resnet_jax.data import examples as examples_module
+from resnet_jax.data import tfds_source
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.digits import ATTRIBUTES, slant, split_indices
+from resnet_jax.data.examples import Dataset, Split, resize_images
 from resnet_jax.errors import InputError
 
 IMAGE = tfds.features.Tensor(shape=(5, 4, 3), dtype=np.uint8)
@@ -140,20 +142,44 @@ class TestDigits:
         self, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
     ) -> None:
         load_dataset('digits', data_dir=str(tmp_path))
-        assert capfd.readouterr() == ('', f'preparing digits in {tmp_path}/digits/1.0.0\n')
+        assert capfd.readouterr() == ('', f'preparing digits in {tmp_path}/digits/1.1.0\n')
         assert not caplog.records
 
     def test_is_a_tfds_dataset(self, digits: Dataset, digits_dir: str) -> None:
         builder = tfds.builder('digits', data_dir=digits_dir)
         assert builder.is_prepared()
-        assert str(builder.version) == '1.0.0'
+        assert str(builder.version) == '1.1.0'
         assert builder.info.features['image'].shape == (8, 8, 1)
         assert builder.as_data_source('test')[0]['label'] == digits.test.labels[0]
+
+    @pytest.mark.parametrize('task', ['binary', 'multilabel', 'regression'])
+    def test_other_tasks_have_the_same_images(self, task: str, digits: Dataset, digits_dir: str) -> None:
+        dataset = load_dataset('digits', task=task, data_dir=digits_dir)
+        assert dataset.task == task
+        np.testing.assert_array_equal(dataset.train.images, digits.train.images)
+        for split, known in ((dataset.train, digits.train), (dataset.test, digits.test)):
+            if task == 'binary':
+                assert dataset.class_names == ('even', 'odd')
+                np.testing.assert_array_equal(split.labels, known.labels % 2)
+            elif task == 'multilabel':
+                assert dataset.class_names == tuple(ATTRIBUTES)
+                for column, true_of in enumerate(ATTRIBUTES.values()):
+                    np.testing.assert_array_equal(split.labels[:, column], np.isin(known.labels, true_of))
+            else:
+                assert dataset.class_names == ('slant',)
+                assert (split.labels.dtype, split.labels.shape) == (np.float32, (len(split), 1))
+                # Of pixels in 256 steps or in 17, it is the same but for rounding.
+                np.testing.assert_allclose(split.labels[:, 0], slant(split.images[..., 0].astype(float)), atol=0.1)
+
+    def test_slant_by_hand(self) -> None:
+        upright, leaning = np.zeros((5, 5)), np.eye(5)[::-1]
+        upright[:, 2] = 3
+        np.testing.assert_allclose(slant(np.stack([upright, leaning, leaning[:, ::-1]])), [0, 45, -45], atol=1e-5)
 
     def test_folder_that_cannot_be_written(self) -> None:
         message = error_of('digits', data_dir='/proc/nothing')
         assert message.startswith("'digits': TFDS could not prepare it (")
-        assert message.endswith('prepared files are looked for in /proc/nothing/digits/1.0.0')
+        assert message.endswith('prepared files are looked for in /proc/nothing/digits/1.1.0')
 
 
 def test_import_is_cheap(root: pathlib.Path) -> None:
@@ -310,6 +336,7 @@ class TestArrays:
             ),
             ({'train_labels': np.zeros(12)}, 'train.npz: labels must be integers, found float64'),
             ({'train_labels': np.zeros(12, bool)}, 'train.npz: labels must be integers, found bool'),
+            ({'train_labels': np.zeros((12, 2), int)}, 'task=multilabel takes columns of 0 and 1'),
             ({'train_images': np.zeros((12, 60), np.uint8)}, '1 or 3 channels, found (12, 60)'),
             ({'train_images': np.zeros((12, 5, 4, 4), np.uint8)}, '1 or 3 channels, found (12, 5, 4, 4)'),
             ({'train_images': np.zeros((0, 5, 4, 3), np.uint8)}, 'at least one pixel, found (0, 5, 4, 3)'),
@@ -318,7 +345,7 @@ class TestArrays:
                 {'test_labels': np.zeros(5, int)},
                 'test.npz: expected a label for each of 6 images, found labels of (5,)',
             ),
-            ({'test_labels': np.zeros((6, 1), int)}, 'a label for each of 6 images, found labels of (6, 1)'),
+            ({'test_labels': np.zeros((3, 2), int)}, 'a label for each of 6 images, found labels of (3, 2)'),
             (
                 {'test_images': np.zeros((6, 4, 5, 3), np.uint8)},
                 'expected images of 5 x 4 x 3 as in train.npz, found 4 x 5 x 3',
@@ -355,6 +382,54 @@ class TestArrays:
 
     def test_too_large(self, tmp_path: pathlib.Path) -> None:
         assert 'too large to keep in memory' in error_of(write_arrays(tmp_path), image_size=30_000)
+
+    @pytest.mark.parametrize(
+        ('task', 'labels', 'names', 'dtype', 'shape'),
+        [
+            ('binary', np.arange(12) % 2, ('0', '1'), np.int32, ()),
+            ('binary', np.arange(12) > 5, ('0', '1'), np.int32, ()),
+            ('multilabel', np.eye(12, 3, dtype=np.uint8), ('0', '1', '2'), np.int32, (3,)),
+            ('regression', np.linspace(-1, 9, 12), ('value',), np.float32, (1,)),
+            ('regression', np.arange(24).reshape(12, 2), ('value0', 'value1'), np.float32, (2,)),
+        ],
+    )
+    def test_targets_of_other_tasks(
+        self, task: str, labels: np.ndarray, names: tuple[str, ...], dtype: type, shape: tuple[int, ...], tmp_path
+    ) -> None:
+        name = write_arrays(tmp_path, train_labels=labels, test_labels=labels[:6])
+        dataset = load_dataset(name, task=task)
+        assert (dataset.class_names, dataset.train.labels.dtype) == (names, dtype)
+        assert dataset.test.labels.shape == (6, *shape)
+        np.testing.assert_array_equal(dataset.train.labels.ravel(), labels.astype(dtype).ravel())
+
+    @pytest.mark.parametrize(
+        ('task', 'labels', 'message'),
+        [
+            ('binary', np.arange(12) % 3, 'train.npz: task=binary takes labels 0 and 1, found 2'),
+            ('binary', np.zeros((12, 1), int), 'train.npz: task=binary takes labels [N], found (12, 1)'),
+            ('binary', np.zeros(12), 'train.npz: labels must be integers or bool, found float64'),
+            ('multilabel', np.zeros(12, int), 'task=multilabel takes labels [N, K], found (12,)'),
+            ('multilabel', -np.ones((12, 2), int), 'task=multilabel takes labels 0 and 1, found -1'),
+            ('regression', np.full(12, np.nan), 'train.npz: task=regression takes finite numbers, found nan'),
+            ('regression', np.zeros((12, 2, 2)), 'takes numbers [N] or [N, D], found float64 (12, 2, 2)'),
+            ('regression', np.array(['a'] * 12), 'takes numbers [N] or [N, D], found <U1 (12,)'),
+            (
+                'regression',
+                np.zeros((12, 2)),
+                'test.npz: expected 2 values for each image, as there are names, found 1',
+            ),
+            ('ordinal', np.zeros(12), "task='ordinal' must be one of multiclass, binary, multilabel, regression"),
+        ],
+    )
+    def test_wrong_targets_of_other_tasks(
+        self, task: str, labels: np.ndarray, message: str, tmp_path: pathlib.Path
+    ) -> None:
+        assert error_of(write_arrays(tmp_path, train_labels=labels), task=task).endswith(message)
+
+    def test_names_must_be_as_many_as_the_columns(self, tmp_path: pathlib.Path) -> None:
+        name = write_arrays(tmp_path, train_labels=np.arange(12) % 2, test_labels=np.arange(6) % 2)
+        (tmp_path / 'classes.txt').write_text('a\nb\nc\n')
+        assert error_of(name, task='binary').endswith('expected 2 names for task=binary, found 3')
 
 
 ELSEWHERE = """
@@ -469,6 +544,35 @@ class TestTfds:
         assert 'differ in size, 5 x 4 x 3 and 6 x 4 x 3' in error_of('toy', data_dir=str(tmp_path))
 
     @pytest.mark.parametrize(
+        ('task', 'feature', 'values', 'names', 'expected'),
+        [
+            ('binary', tfds.features.ClassLabel(names=['no', 'yes']), [1, 0, 1], ('no', 'yes'), [1, 0, 1]),
+            ('binary', tfds.features.Scalar(np.bool_), [True, False, True], ('0', '1'), [1, 0, 1]),
+            ('multilabel', tfds.features.Sequence(LABEL), [['ant', 'cat'], [], ['bee']], ('ant', 'bee', 'cat'), None),
+            ('multilabel', tfds.features.Tensor(shape=(3,), dtype=np.bool_), None, ('0', '1', '2'), None),
+            ('regression', tfds.features.Scalar(np.float32), [0.5, 2.5, -1], ('target',), [[0.5], [2.5], [-1]]),
+        ],
+    )
+    def test_targets_of_other_tasks(
+        self, task: str, feature: Any, values: Any, names: tuple[str, ...], expected: Any, tmp_path: pathlib.Path, rng
+    ) -> None:
+        hot = [[True, False, True], [False, False, False], [False, True, False]]
+        examples = [
+            {'image': e['image'], 'target': v, 'index': 7}
+            for e, v in zip(make_examples(rng, 3), values or hot, strict=True)
+        ]
+        prepare(tmp_path, {'image': IMAGE, 'target': feature, 'index': np.int64}, train=examples, test=examples)
+        dataset = load_dataset('toy', task=task, data_dir=str(tmp_path))
+        assert dataset.class_names == names
+        np.testing.assert_array_equal(dataset.test.labels, hot if expected is None else expected)
+
+    def test_no_feature_for_the_task(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
+        prepare(tmp_path, {'image': IMAGE, 'label': LABEL}, train=make_examples(rng, 3), test=make_examples(rng, 3))
+        for task, expected in (('binary', 'one label of two classes'), ('regression', 'one float or vector of floats')):
+            message = error_of('toy', task=task, data_dir=str(tmp_path))
+            assert message.startswith(f"'toy': expected one uint8 image with 1 or 3 channels and {expected}")
+
+    @pytest.mark.parametrize(
         ('features', 'found'),
         [
             ({'image': tfds.features.Tensor(shape=(5, 4, 3), dtype=np.float32), 'label': LABEL}, 'dtype=float32)'),
@@ -500,9 +604,9 @@ class TestTfds:
 
     def test_too_large(self, tmp_path: pathlib.Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
         prepare(tmp_path, {'image': IMAGE, 'label': LABEL}, train=make_examples(rng, 3), test=make_examples(rng, 2))
-        monkeypatch.setattr(datasets, 'MAX_BYTES', 5 * 60)
+        monkeypatch.setattr(examples_module, 'MAX_BYTES', 5 * 60)
         assert len(load_dataset('toy', data_dir=str(tmp_path)).train) == 3
-        monkeypatch.setattr(datasets, 'MAX_BYTES', 5 * 60 - 1)
+        monkeypatch.setattr(examples_module, 'MAX_BYTES', 5 * 60 - 1)
         assert '5 images of 5 x 4 x 3 are too large to keep in memory' in error_of('toy', data_dir=str(tmp_path))
 
     def test_parquet_can_be_read_too(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
@@ -609,7 +713,7 @@ class TestPreparing:
         )
 
     def test_without_network(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(datasets, 'DOWNLOAD_RETRIES', 0)
+        monkeypatch.setattr(tfds_source, 'DOWNLOAD_RETRIES', 0)
         monkeypatch.setenv('NO_PROXY', '127.0.0.1')
         message = error_of('needs_network', data_dir=str(tmp_path))
         assert message.startswith("'needs_network': TFDS could not download it (")

@@ -167,6 +167,13 @@ def test_evaluate_finds_what_training_found(trained, tmp_path, arrays):
     (written,) = workdir.glob('evaluation-arrays_*-train-2/result.json')
     assert json.loads(written.read_text())['num_train_examples'] == 8
     assert (out / 'confusion.png').read_bytes()[:4] == b'\x89PNG'
+    table = (out / 'predictions.csv').read_text().splitlines()
+    assert table[0] == 'example,true,0,1,2'
+    rows = [line.split(',') for line in table[1:]]
+    assert len(rows) == 5
+    right = [int(np.argmax([float(cell) for cell in row[2:]])) == int(row[1]) for row in rows]
+    assert sum(right) == found['num_correct']
+    assert all(sum(map(float, row[2:])) == pytest.approx(1, abs=1e-4) for row in rows)
 
 
 @pytest.mark.slow
@@ -273,7 +280,7 @@ RARER_MISTAKES = [
     ('resnest', ['--radix=0'], '--radix=0'),
     ('evaluate', FILE, 'does not say what it was trained on: --dataset must'),
     ('evaluate', [*FILE, '--dataset=digits'], '--workdir must name a folder for the result'),
-    ('evaluate', [*FILE, '--dataset=digits', '--workdir=OUT'], 'the images have 1 channels, the network of'),
+    ('evaluate', [*FILE, '--dataset=digits', '--workdir=OUT'], 'images must have 3 channels, found 1 in'),
     ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'], 'mean=(0.5,) must be 3 numbers'),
     ('convert', ['--out=OUT.safetensors'], '--init_from must be given'),
     ('convert', FILE, '--out must be given'),

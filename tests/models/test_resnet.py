@@ -501,3 +501,23 @@ def test_an_image_of_one_pixel_is_enough_for_the_others(options, variables_of):
     variables = variables_of(model, (2, 1, 1, 3), train=False)
     run = jax.jit(functools.partial(model.apply, train=False))
     assert np.isfinite(run(variables, jnp.ones((2, 1, 1, 3)))).all()
+
+
+@pytest.mark.parametrize(
+    ('images', 'message'),
+    [
+        (np.zeros((17, 18, 3), np.float32), 'images must be [N, H, W, C], found [17, 18, 3]: images[None] makes'),
+        (np.zeros((2, 17), np.float32), 'images must be [N, H, W, C], found [2, 17]'),
+        (np.zeros((2, 17, 18, 3), np.uint8), 'images must be floats, normalized as in training, found uint8'),
+        (np.zeros((2, 17, 18, 1), np.float32), 'images must have 3 channels, found 1 in [2, 17, 18, 1]'),
+        (np.zeros((2, 3, 17, 18), np.float32), 'found 18 in [2, 3, 17, 18]: jnp.moveaxis(images, 1, -1) turns'),
+    ],
+)
+@pytest.mark.parametrize('stem', ['cifar', 'deep'])
+def test_images_of_another_kind_are_explained(images, message, stem):
+    model = ResNet(dataclasses.replace(SPECS['basic'], stem=stem))
+    variables = jax.eval_shape(lambda key: init_variables(model, key, (17, 18, 3)), jax.random.key(0))
+    with pytest.raises(InputError) as error:
+        jax.eval_shape(lambda variables: model.apply(variables, images, train=False), variables)
+    assert str(error.value).startswith(message) or message in str(error.value)
+    assert '\n' not in str(error.value)

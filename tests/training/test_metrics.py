@@ -5,6 +5,7 @@ import pytest
 
 from resnet_jax.training import metrics
 from resnet_jax.training.losses import softmax_cross_entropy
+from resnet_jax.training.tasks import MultiClass
 
 
 def test_sums_leave_out_what_is_masked(rng):
@@ -25,7 +26,7 @@ def test_accuracies_by_hand():
     labels = np.array([0, 0, 5], np.int32)
     mask = np.ones(3, bool)
     sums = metrics.classification_sums(np.zeros(3, np.float32), logits, labels, mask)
-    summary = metrics.summarize(metrics.add_up([sums]))
+    summary = MultiClass().summarize(metrics.add_up([sums]))
     assert summary['accuracy'] == pytest.approx(1 / 3)
     # The second example's class is the sixth; the third's ties with five others, and a tie is no hit.
     assert summary['top5_accuracy'] == pytest.approx(1 / 3)

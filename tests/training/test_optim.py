@@ -1,5 +1,7 @@
 """Schedules and optimizer steps by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,44 @@ def test_two_steps_of_sgd_by_hand(nesterov):
     np.testing.assert_allclose(params['conv1']['kernel'], [expected['kernel']], rtol=1e-6)
     np.testing.assert_allclose(params['norm1']['scale'], [expected['scale']], rtol=1e-6)
     np.testing.assert_allclose(params['norm1']['bias'], [0.5])
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw'])
+def test_two_steps_of_adam_by_hand(name):
+    """PyTorch: m and v from g (adam: g + wd w), both corrected for their start; adamw takes lr wd w off beside it."""
+    fields = {'epochs': 10, 'learning_rate': 0.1, 'schedule': 'step', 'decay_epochs': (9,), 'decayed': 'kernels'}
+    optimizer = make_optimizer(TrainConfig(optimizer=name, weight_decay=0.5, **fields), 10)
+    params, state, w, m, v = PARAMS, optimizer.init(PARAMS), 2.0, 0.0, 0.0
+    for step, gradient in enumerate((1.0, -3.0), start=1):
+        grads = jax.tree.map(lambda p, g=gradient: jnp.full_like(p, g), PARAMS)
+        updates, state = optimizer.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        g = gradient + (0.5 * w if name == 'adam' else 0.0)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        move = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)) ** 0.5 + 1e-8)
+        w -= 0.1 * (move + (0.5 * w if name == 'adamw' else 0.0))
+    np.testing.assert_allclose(params['conv1']['kernel'], [w], rtol=1e-5)
+
+
+@pytest.mark.parametrize('freeze', [None, 'conv1'])
+@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+def test_the_head_has_its_own_learning_rate(name, freeze):
+    params = PARAMS | {'head': {'kernel': jnp.array([2.0]), 'bias': jnp.array([1.0])}}
+    config = TrainConfig(optimizer=name, learning_rate=0.1, weight_decay=0.5, freeze=freeze)
+    grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.7), params)
+
+    def updates(**fields):
+        optimizer = make_optimizer(dataclasses.replace(config, **fields), 10)
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(grads, state, params)
+        return updates
+
+    same, other = updates(), updates(head_learning_rate=0.4)
+    np.testing.assert_array_equal(other['norm1']['scale'], same['norm1']['scale'])
+    for leaf in ('kernel', 'bias'):
+        np.testing.assert_allclose(other['head'][leaf], 4 * same['head'][leaf], rtol=1e-5)
+    assert bool(np.any(same['conv1']['kernel'])) == (freeze is None)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,12 @@ def test_published_settings():
         ({'seed': 2**32}, 'seed=4294967296 must be less'),
         ({'epochs': 3, 'warmup_epochs': 3}, 'must lie before the end of epochs=3'),
         ({'crop_fill': 'white'}, "crop_fill='white' must be one of black, mean, reflect"),
+        ({'task': 'segmentation'}, "task='segmentation' must be one of multiclass, binary, multilabel, regression"),
+        ({'task': 'binary', 'loss': 'squared_error'}, "loss='squared_error' must be one of sigmoid_cross_entropy"),
+        ({'loss': 'hinge'}, "loss='hinge' must be one of None, softmax"),
+        ({'optimizer': 'lbfgs'}, "optimizer='lbfgs' must be one of sgd, adam, adamw"),
+        ({'task': 'regression', 'label_smoothing': 0.1}, 'label_smoothing=0.1 is for classes'),
+        ({'learning_rate': 0.0, 'head_learning_rate': 0.1}, 'head_learning_rate=0.1 needs a learning_rate above 0'),
         ({'std': (0.2, 0.0, 0.2)}, r'std=\(0.2, 0.0, 0.2\) must be above 0'),
         ({'std': (-0.2,)}, r'std=\(-0.2,\) must be above 0'),
         ({'mean': (float('nan'),)}, r'mean=\(nan,\) must be finite'),
@@ -63,6 +69,17 @@ def test_another_length_stretches_the_schedule():
     assert get_config('digits_quick', epochs=10, warmup_epochs=5).warmup_epochs == 5
     with pytest.raises(InputError, match="no field 'nope'"):
         get_config('digits_quick', nope=1)
+
+
+def test_what_follows_from_another_task_or_optimizer():
+    sgd = get_config('digits_quick')
+    assert get_config('digits_quick', optimizer='sgd') == sgd
+    adam = get_config('digits_quick', optimizer='adamw')
+    assert (adam.learning_rate, adam.label_smoothing) == (1e-3, sgd.label_smoothing)
+    values = get_config('digits_quick', task='regression')
+    assert (values.learning_rate, values.label_smoothing) == (pytest.approx(0.01), 0.0)
+    chosen = get_config('digits_quick', task='regression', optimizer='adam', learning_rate=0.5)
+    assert chosen.learning_rate == 0.5
 
 
 def test_an_unknown_recipe_gets_the_known_ones():

@@ -10,6 +10,7 @@ import pytest
 from resnet_jax import ResNet, ResNetSpec, TrainConfig, create_train_state, eval_step, init_variables, train_step
 from resnet_jax import numpy_reference as reference
 from resnet_jax.training.optim import make_optimizer
+from resnet_jax.training.tasks import MultiClass
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=4)
 MODEL = ResNet(SPEC)
@@ -87,13 +88,13 @@ def test_the_second_call_compiles_nothing(state, batch):
 def test_label_smoothing_raises_the_loss_of_a_confident_network(state, batch, jitted):
     for _ in range(25):
         state, plain = jitted(state, batch)
-    _, smooth = train_step(state, batch, model=MODEL, optimizer=OPTIMIZER, label_smoothing=0.1)
+    _, smooth = train_step(state, batch, model=MODEL, optimizer=OPTIMIZER, task=MultiClass(label_smoothing=0.1))
     _, plain = train_step(state, batch, model=MODEL, optimizer=OPTIMIZER)
     assert smooth['loss'] > plain['loss'] + 0.5
 
 
 def test_padded_evaluation_equals_unpadded(state, batch):
-    score = jax.jit(lambda variables, batch: eval_step(variables, batch, model=MODEL))
+    score = jax.jit(lambda variables, batch: eval_step(variables, batch, model=MODEL)[0])
     whole = score(state.variables, batch | {'mask': jnp.ones(8, bool)})
     first = score(state.variables, jax.tree.map(lambda x: x[:5], batch) | {'mask': jnp.ones(5, bool)})
     masked = score(state.variables, batch | {'mask': jnp.arange(8) < 5})

@@ -1,0 +1,210 @@
+"""A data set in memory: images, what is to be learned of them, and the checks that all sources share."""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from resnet_jax.errors import InputError
+
+MAX_BYTES = 4 * 2**30  # of uint8 images, train and test together
+MAX_CLASSES = 10_000  # a larger label is a mistake, not a class; a confusion matrix is K x K
+
+# Images and targets of training, then of testing, each by the place they come from.
+Parts = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Examples to train or to test on.
+
+    Attributes:
+      images: uint8 ``[N, H, W, C]``.
+      labels: the targets: of classes and of yes or no int32 ``[N]``, of labels int32 ``[N, K]`` of 0 and 1, of values
+        float32 ``[N, D]``.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set with what a network needs to know of it.
+
+    Attributes:
+      name: as given to ``load_dataset``.
+      train: the examples to train on.
+      test: the examples to test on, of the same image shape.
+      class_names: one for each class, label or value; of yes or no the name of 0 and that of 1.
+      mean: of ``train.images / 255``, one for each channel.
+      std: likewise, at least 1/255: one gray level.
+      task: what the labels are: ``multiclass``, ``binary``, ``multilabel`` or ``regression``.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    task: str = 'multiclass'
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, labels or values: K."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(H, W, C)``."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+
+def resize_images(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes to squares, bilinearly; when images shrink, every pixel counts (Pillow's antialiasing).
+
+    Args:
+      images: uint8 ``[N, H, W, C]``, C being 1 or 3.
+      size: the new height and width in pixels.
+
+    Returns:
+      uint8 ``[N, size, size, C]``.
+    """
+    resized = np.empty((len(images), size, size, images.shape[3]), np.uint8)
+    for i, image in enumerate(images):
+        picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+        resized[i] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).reshape(resized.shape[1:])
+    return resized
+
+
+def describe(name: str, parts: Parts, class_names: tuple[str, ...], task: str) -> Dataset:
+    """A data set from its parts: checks the targets, names what has no names, measures the training images.
+
+    Args:
+      name: of the data set.
+      parts: images uint8 ``[N, H, W, C]`` and targets ``[N]`` or ``[N, K]``.
+      class_names: of the classes, labels or values; empty if they have none.
+      task: what the targets are.
+
+    Raises:
+      InputError: targets that are none of this task.
+    """
+    for place, (_, targets) in parts.items():
+        class_names = _CHECKS[task](place, targets, class_names)
+    dtype = np.float32 if task == 'regression' else np.int32
+    columns = (-1,) if task == 'regression' else ()
+    train, test = (
+        Split(images, targets.astype(dtype).reshape(len(targets), *(columns or targets.shape[1:])))
+        for images, targets in parts.values()
+    )
+    mean, std = _channel_statistics(train.images)
+    return Dataset(name, train, test, class_names, mean, std, task)
+
+
+def _check_classes(place: str, labels: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
+    _check_integers(place, labels)
+    if labels.ndim != 1:
+        raise InputError(
+            f'{place}: expected one integer for each image, found labels of {labels.shape}; task=multilabel takes'
+            ' columns of 0 and 1'
+        )
+    low, high = int(labels.min()), int(labels.max())
+    limit = len(names) if names else MAX_CLASSES
+    if low < 0 or high >= limit:
+        raise InputError(f'{place}: labels must be from 0 to {limit - 1}, found {low if low < 0 else high}')
+    if names:
+        return names
+    if missing := sorted(set(range(high + 1)) - set(labels.tolist())):
+        raise InputError(f'{place}: labels go up to {high}, but none is {missing[0]}; classes.txt can name them')
+    return tuple(map(str, range(high + 1)))
+
+
+def _check_integers(place: str, labels: np.ndarray, more: str = '') -> None:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f'{place}: labels must be integers{more}, found {labels.dtype}')
+
+
+def _check_zeros_and_ones(place: str, labels: np.ndarray, names: tuple[str, ...], task: str, rank: int) -> None:
+    if labels.dtype != bool:
+        _check_integers(place, labels, ' or bool')
+    if labels.ndim != rank:
+        shape = '[N]' if rank == 1 else '[N, K]'
+        raise InputError(f'{place}: task={task} takes labels {shape}, found {labels.shape}')
+    if outside := sorted(set(np.unique(labels).tolist()) - {0, 1}):
+        raise InputError(f'{place}: task={task} takes labels 0 and 1, found {outside[0]}')
+    expected = 2 if rank == 1 else labels.shape[1]
+    if names and len(names) != expected:
+        raise InputError(f'{place}: expected {expected} names for task={task}, found {len(names)}')
+
+
+def _check_binary(place: str, labels: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
+    _check_zeros_and_ones(place, labels, names, 'binary', 1)
+    return names or ('0', '1')
+
+
+def _check_labels(place: str, labels: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
+    _check_zeros_and_ones(place, labels, names, 'multilabel', 2)
+    return names or tuple(map(str, range(labels.shape[1])))
+
+
+def _check_values(place: str, values: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
+    if values.ndim not in (1, 2) or not np.issubdtype(values.dtype, np.number):
+        raise InputError(f'{place}: task=regression takes numbers [N] or [N, D], found {values.dtype} {values.shape}')
+    if not np.isfinite(values).all():
+        raise InputError(f'{place}: task=regression takes finite numbers, found {values[~np.isfinite(values)][0]}')
+    columns = values.shape[1] if values.ndim == 2 else 1
+    if names and len(names) != columns:
+        raise InputError(f'{place}: expected {len(names)} values for each image, as there are names, found {columns}')
+    return names or (('value',) if columns == 1 else tuple(f'value{index}' for index in range(columns)))
+
+
+_CHECKS: dict[str, Callable[[str, np.ndarray, tuple[str, ...]], tuple[str, ...]]] = {
+    'multiclass': _check_classes,
+    'binary': _check_binary,
+    'multilabel': _check_labels,
+    'regression': _check_values,
+}
+TASK_NAMES = tuple(_CHECKS)
+
+
+def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of ``images / 255``, from exact integer sums."""
+    counts = np.zeros((images.shape[3], 256), np.int64)
+    for start in range(0, len(images), 256):  # bincount makes its input eight times as large
+        for channel, count in enumerate(counts):
+            count += np.bincount(images[start : start + 256, ..., channel].ravel(), minlength=256)
+    levels, num = np.arange(256), counts[0].sum()
+    mean = counts @ levels / num
+    variance = counts @ levels**2 / num - mean**2
+    return tuple((mean / 255).tolist()), tuple((np.sqrt(np.maximum(variance, 1)) / 255).tolist())
+
+
+def check_memory(name: str, num_examples: int, shape: Sequence[int]) -> None:
+    """Raises InputError for more images than MAX_BYTES."""
+    if (size := num_examples * int(np.prod(shape))) > MAX_BYTES:
+        limit = f'{size / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:g} GiB can be'
+        raise InputError(f'{name!r}: {num_examples:,} images of {by(shape)} are too large to keep in memory: {limit}')
+
+
+def root(error: BaseException) -> BaseException:
+    """The exception that was raised first; TFDS wraps them in the examples they came from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def reason(error: BaseException) -> str:
+    """What the first error said, on one line."""
+    return textwrap.shorten(str(root(error)), 300)
+
+
+def by(shape: Sequence[int]) -> str:
+    """``5 x 4 x 3``."""
+    return ' x '.join(map(str, shape))

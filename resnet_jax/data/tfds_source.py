@@ -1,0 +1,230 @@
+"""Data sets of tensorflow-datasets, read without TensorFlow."""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import logging
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data.examples import Dataset, Parts, by, check_memory, describe, reason, resize_images, root
+from resnet_jax.errors import InputError
+
+DOWNLOAD_RETRIES = 5  # in 6 seconds; TFDS's own 10 take 3.5 minutes to find that there is no network
+
+# Their builders hand TFDS arrays, which it encodes as images with TensorFlow.
+_MADE_WITH_TENSORFLOW = ('cifar10', 'cifar100', 'mnist', 'fashion_mnist', 'kmnist', 'svhn_cropped')
+_KNOWN_NAMES = (
+    *('digits', 'synthetic', 'arrays:DIR', *_MADE_WITH_TENSORFLOW),
+    *('imagenette', 'imagewoof', 'imagenet2012', 'stl10', 'tf_flowers', 'oxford_flowers102', 'cats_vs_dogs'),
+)
+_TFDS_NAME = re.compile(r'\w+(/[\w.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?')
+
+
+def load_tfds(name: str, task: str, data_dir: str | None, image_size: int | None) -> Dataset:
+    """As ``datasets.load_dataset``."""
+    builder = _prepared_builder(name, task, data_dir)
+    try:
+        return _read_tfds(name, task, builder, image_size)
+    except InputError:
+        raise
+    except NotImplementedError as error:
+        raise InputError(
+            f'{name!r}: {builder.data_dir} is in the format {builder.info.file_format.value}, which needs TensorFlow to'
+            ' read: delete it or choose another data_dir, to prepare it as array_record'
+        ) from error
+    except Exception as error:  # of many kinds, depending on where the files are damaged
+        raise InputError(f'{name!r}: cannot read {builder.data_dir} ({reason(error)})') from error
+
+
+def _read_tfds(name: str, task: str, builder: Any, image_size: int | None) -> Dataset:
+    features = builder.info.features
+    image_key, label_key = _find_features(name, task, features)
+    label = features[label_key]
+    sources = _open_splits(name, builder, label_key)
+    shape: tuple[int, ...] = ()
+    parts: Parts = {}
+    for split, source in sources.items():
+        for i in range(len(source)):
+            example = source[i]
+            image = _decode_image(example[image_key], features[image_key].shape[2], image_size)
+            shape = shape or image.shape
+            if image.shape != shape:
+                found = f'{by(shape)} and {by(image.shape)}'
+                raise InputError(f'{name!r}: images differ in size, {found}: set image_size to resize them')
+            if i == 0:
+                check_memory(name, sum(map(len, sources.values())), shape)
+                images, targets = np.empty((len(source), *shape), np.uint8), []
+            images[i] = image
+            targets.append(_target(label, example[label_key]))
+        parts[f'{name!r}, {split}'] = images, np.stack(targets)
+    class_names = tuple(getattr(getattr(label, 'feature', label), 'names', ()))
+    if task == 'regression' and label.shape == ():
+        class_names = (label_key,)
+    return describe(name, parts, class_names, task)
+
+
+def _target(label: Any, value: Any) -> np.ndarray:
+    """A target as an array; a list of classes becomes ``[K]`` of 0 and 1."""
+    if not hasattr(label, 'feature'):
+        return np.asarray(value)
+    present = np.zeros(label.feature.num_classes, np.int64)
+    present[np.asarray(value, np.int64)] = 1
+    return present
+
+
+def _decode_image(image: bytes | np.ndarray, channels: int, image_size: int | None) -> np.ndarray:
+    """uint8 ``[H, W, C]`` of an array or of an encoded image."""
+    if isinstance(image, bytes):
+        # Not by TFDS: it leaves CMYK and palettes as they are.
+        with Image.open(io.BytesIO(image)) as picture:
+            image = np.asarray(picture.convert('L' if channels == 1 else 'RGB'))
+        image = image.reshape(*image.shape[:2], channels)
+    return image if image_size is None else resize_images(image[None], image_size)[0]
+
+
+def _prepared_builder(name: str, task: str, data_dir: str | None) -> Any:
+    """The TFDS builder of a data set whose files are there; they are prepared if they were not."""
+    with _quiet():
+        if not (builder := _open_builder(name, data_dir)).is_prepared():
+            _find_features(name, task, builder.info.features)  # before a download in vain
+            _prepare(name, builder)
+            builder = _open_builder(name, data_dir)  # it reads what was written, by whichever process
+        if not builder.is_prepared():
+            raise InputError(f'{name!r}: {builder.data_dir} is not complete; delete it to prepare it again')
+    return builder
+
+
+def _open_builder(name: str, data_dir: str | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    if name.partition(':')[0] == 'digits':
+        import resnet_jax.data.digits  # noqa: F401, it registers the builder
+    near = ', '.join(difflib.get_close_matches(name.lower(), _KNOWN_NAMES)) or 'none'
+    unknown = InputError(
+        f'unknown dataset {name!r}; near it: {near}; allowed: digits, synthetic, arrays:DIR, or a TFDS name (cifar10,'
+        f' name/config:1.0.0) known to TFDS or prepared in {data_dir or tfds.core.constants.DATA_DIR}'
+    )
+    if not _TFDS_NAME.fullmatch(name):
+        raise unknown
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise unknown from error
+    except Exception as error:  # a builder is anybody's code
+        raise InputError(f'{name!r}: TFDS cannot open it ({reason(error)})') from error
+
+
+def _prepare(name: str, builder: Any) -> None:
+    from requests import RequestException
+    from tensorflow_datasets.core.download import downloader, util
+
+    folder = f'prepared files are looked for in {builder.data_dir}'
+    needs_tensorflow = InputError(
+        f'needs TensorFlow to prepare {name!r}: pip install tensorflow (only for preparing; training reads the files'
+        f' without it); {folder}'
+    )
+    if builder.name in _MADE_WITH_TENSORFLOW and importlib.util.find_spec('tensorflow') is None:
+        raise needs_tensorflow  # now, rather than after the download
+    downloader.MAX_RETRIES = DOWNLOAD_RETRIES
+    print(f'preparing {name} in {builder.data_dir}', file=sys.stderr)  # it may take long, and fill a disk
+    try:
+        builder.download_and_prepare(file_format='array_record')
+    except Exception as error:
+        cause = root(error)
+        if isinstance(cause, ImportError) and cause.name == 'tensorflow':
+            raise needs_tensorflow from error
+        if not builder.is_prepared():  # unless another process was faster
+            failed = 'download' if isinstance(cause, (RequestException, util.DownloadError)) else 'prepare'
+            raise InputError(f'{name!r}: TFDS could not {failed} it ({reason(error)}); {folder}') from error
+
+
+def _find_features(name: str, task: str, features: Any) -> tuple[str, str]:
+    """The keys of the image and of the label."""
+    from tensorflow_datasets import features as tfds_features
+
+    def pick(wanted: str, keys: list[str]) -> str | None:
+        return wanted if wanted in keys else keys[0] if len(keys) == 1 else None
+
+    features = dict(features or {})
+    dense = {key: f for key, f in features.items() if isinstance(f, (tfds_features.Image, tfds_features.Tensor))}
+    images = [key for key, f in dense.items() if f.np_dtype == np.uint8 and len(f.shape) == 3 and f.shape[2] in (1, 3)]
+    fitting = _fitting_features(task, features)
+    image, label = pick('image', images), pick('label', fitting)
+    if image is None or label is None:
+        expected = f'one uint8 image with 1 or 3 channels and {_EXPECTED[task]}, or those named image and label'
+        found = textwrap.shorten(', '.join(f'{key}: {f!r}' for key, f in sorted(features.items())), 300)
+        raise InputError(f'{name!r}: expected {expected}; found the features {found}')
+    return image, label
+
+
+_EXPECTED = {
+    'multiclass': 'one integer label',
+    'binary': 'one label of two classes',
+    'multilabel': 'one sequence of classes or one vector of bools',
+    'regression': 'one float or vector of floats',
+}
+
+
+def _fitting_features(task: str, features: dict[str, Any]) -> list[str]:
+    """The keys of those that can be the target of a task."""
+    from tensorflow_datasets import features as tfds_features
+
+    tensors = {key: f for key, f in features.items() if isinstance(f, tfds_features.Tensor)}
+    classes = {key: f for key, f in tensors.items() if isinstance(f, tfds_features.ClassLabel)}
+    if task == 'multiclass':
+        integers = [key for key, f in tensors.items() if f.shape == () and np.issubdtype(f.np_dtype, np.integer)]
+        return integers if 'label' in integers else list(classes) or integers
+    if task == 'binary':
+        return [key for key, f in tensors.items() if (f.shape == () and f.np_dtype == np.bool_)] + [
+            key for key, f in classes.items() if f.num_classes == 2
+        ]
+    if task == 'multilabel':
+        sequences = {key: f for key, f in features.items() if isinstance(f, tfds_features.Sequence)}
+        return [key for key, f in sequences.items() if isinstance(f.feature, tfds_features.ClassLabel)] + [
+            key for key, f in tensors.items() if len(f.shape) == 1 and f.np_dtype == np.bool_
+        ]
+    return [key for key, f in tensors.items() if len(f.shape) <= 1 and np.issubdtype(f.np_dtype, np.floating)]
+
+
+def _open_splits(name: str, builder: Any, label_key: str) -> dict[str, Sequence[dict[str, Any]]]:
+    """Random access to the examples of ``train`` and of ``test`` or ``validation``, images still encoded."""
+    import tensorflow_datasets as tfds
+
+    encoded = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
+    splits, sources = builder.info.splits, {}
+    for split in ('train', 'test', 'validation'):
+        if split in splits and splits[split].num_examples:
+            source = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in encoded})
+            if not _is_secret(builder.info.features[label_key], source[0][label_key]):
+                sources[split] = source
+    test = 'test' if 'test' in sources else 'validation'
+    if not {'train', test} <= set(sources):
+        found = ', '.join(sorted(splits))
+        raise InputError(f'{name!r}: expected the splits train and test or validation, with labels; found {found}')
+    return {split: sources[split] for split in ('train', test)}
+
+
+def _is_secret(feature: Any, target: Any) -> bool:
+    """Whether this is what stands in place of a label that is not published."""
+    return feature.shape == () and np.issubdtype(feature.np_dtype, np.integer) and target < 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what TFDS prints and what it and urllib3 log; errors come as exceptions."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
