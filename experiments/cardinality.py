@@ -10,10 +10,10 @@ import pathlib
 from absl import flags
 
 from experiments import common
+from experiments.comparison import write_table
 from resnet_jax import InputError, ResNet, ResNetSpec, get_config, train_seeds
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.models.cost import count_parameters, multiply_adds
-from resnet_jax.training.workdir import write_json
 
 FLAGS = flags.FLAGS
 
@@ -59,10 +59,7 @@ def main() -> None:
                 f'{sum(run["train_seconds"] for run in result["runs"]) / FLAGS.num_seeds:.0f}',
             )
         )
-    table = common.markdown_table(_COLUMNS, rows)
-    (out / 'table.md').write_text(table + '\n')
-    write_json(out / 'result.json', {'columns': _COLUMNS, 'rows': rows, 'dataset': name})
-    print(table)
+    write_table(out, _COLUMNS, rows, dataset=name)
     print(f'see {out}')
 
 

@@ -120,6 +120,11 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     flags.DEFINE_float('dropout_rate', None, "Dropout in front of the linear layer. Default: the architecture's.")
     flags.DEFINE_enum('stem', None, list(STEMS), "First layers; cifar for small images. Default: the architecture's.")
     flags.DEFINE_string('init_from', None, INIT_FROM + ' Training starts from them.')
+    flags.DEFINE_bool(
+        'new_head',
+        None,
+        'Start the last linear layer afresh although that of --init_from would fit: for other classes, as many.',
+    )
     flags.DEFINE_string(
         'freeze',
         None,
@@ -152,6 +157,7 @@ _CONFIG_FLAGS = (
     'implementation',
     'scan_blocks',
     'init_from',
+    'new_head',
     'freeze',
     'eval_every_epochs',
     'checkpoint_every_epochs',

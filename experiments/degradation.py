@@ -5,9 +5,7 @@ python -m experiments.degradation --dataset=arrays:DIR --train_examples=5000 --e
 """
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments import common
+from experiments.comparison import curves_of, spread, write_table
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, list_models, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.training.report import save_figure
-from resnet_jax.training.workdir import write_json
 
 FLAGS = flags.FLAGS
 
@@ -40,23 +38,6 @@ flags.DEFINE_string(
 
 KINDS = {'plain': '#c4372c', 'resnet': '#1f5f8b'}
 _COLUMNS = ('network', 'training error (%)', 'training loss', 'test error (%)')
-
-
-def curves_of(run: pathlib.Path, split: str, name: str) -> np.ndarray:
-    """A value of a split at the end of every epoch, from the log of a run."""
-    records = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
-    last: dict[int, float] = {}
-    for record in records:
-        if record['split'] == split and name in record:
-            last[int(np.ceil(record['epoch'] - 1e-9))] = record[name]
-    return np.array([last[epoch] for epoch in sorted(last)])
-
-
-def spread(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sample standard deviation over the first axis."""
-    array = np.stack([np.asarray(value) for value in values])
-    deviation = array.std(0, ddof=1) if len(array) > 1 else np.zeros(array.shape[1:])
-    return array.mean(0), deviation
 
 
 def shortened(dataset: Dataset, examples: int | None) -> Dataset:
@@ -129,12 +110,9 @@ def main() -> None:
             train_and_evaluate(get_spec(arch), dataclasses.replace(config, seed=seed), folder, arch=arch, **options)
             runs[arch].append(folder)
     rows = rows_of(runs)
-    table = common.markdown_table(_COLUMNS, rows)
-    (out / 'table.md').write_text(table + '\n')
-    write_json(out / 'result.json', {'columns': _COLUMNS, 'rows': rows, 'dataset': config.dataset})
     title = f'{config.dataset}, recipe {config.recipe}, {FLAGS.num_seeds} seeds: mean ± standard deviation'
     draw(out / 'degradation.png', title, runs)
-    print(table)
+    write_table(out, _COLUMNS, rows, dataset=config.dataset)
     print(f'see {out / "degradation.png"}')
 
 

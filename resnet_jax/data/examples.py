@@ -67,6 +67,35 @@ class Dataset:
         return height, width, channels
 
 
+def classes_of(dataset: Dataset, classes: Sequence[int], examples_per_class: int | None = None) -> Dataset:
+    """A part of a dataset of classes.
+
+    Args:
+      dataset: of the task ``multiclass``.
+      classes: ascending; they become 0, 1, ….
+      examples_per_class: as many training images of each, the first; None takes all. The test images stay all.
+
+    Returns:
+      The part, with the mean and deviation of the whole.
+
+    Raises:
+      InputError: a class that is not there or has fewer training images.
+    """
+    if missing := [label for label in classes if not 0 <= label < dataset.num_classes]:
+        raise InputError(f'class {missing[0]} is not there: {dataset.name} has {dataset.num_classes} classes')
+
+    def pick(split: Split, limit: int | None) -> Split:
+        chosen = [np.flatnonzero(split.labels == label) for label in classes]
+        if limit is not None and (fewest := min(map(len, chosen))) < limit:
+            raise InputError(f'examples_per_class={limit} must be at most {fewest}')
+        places = np.sort(np.concatenate([places[:limit] for places in chosen]))
+        return Split(split.images[places], np.searchsorted(classes, split.labels[places]).astype(np.int32))
+
+    names = tuple(dataset.class_names[label] for label in classes)
+    train, test = pick(dataset.train, examples_per_class), pick(dataset.test, None)
+    return dataclasses.replace(dataset, train=train, test=test, class_names=names)
+
+
 def resize_images(images: np.ndarray, size: int) -> np.ndarray:
     """Resizes to squares, bilinearly; when images shrink, every pixel counts (Pillow's antialiasing).
 

@@ -165,7 +165,12 @@ class _Run:
     def load(self, source: Source) -> dict[str, Any]:
         """Variables for this run's network from a source of weights."""
         key = jax.random.fold_in(self.root_key, _INIT)
-        return source_variables(source, str(self.config.init_from), self.model, self.dataset.image_shape[-1], key)
+        channels = self.dataset.image_shape[-1]
+        variables = source_variables(source, str(self.config.init_from), self.model, channels, key)
+        if self.config.new_head:
+            head = self._init(key)['params']['head']
+            variables = variables | {'params': variables['params'] | {'head': head}}
+        return variables
 
     def initial_state(self, variables: dict[str, Any] | None) -> TrainState:
         """The state before the first step, on the devices, from given variables or fresh ones."""

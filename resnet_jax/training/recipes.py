@@ -51,6 +51,7 @@ class TrainConfig:
       scan_blocks: compile alike blocks once, as in ``models.resnet.ResNet``; None does so in deep networks.
       init_from: weights that are the start, as in ``weights.open_source``: a file, a run, or an id of the hub; None
         starts fresh.
+      new_head: start the last linear layer afresh although that of ``init_from`` would fit: other classes, as many.
       freeze: regular expression on the beginning of the paths of parameters that stay as they are, such as
         ``stem|stage[1-3]``; stem and blocks that it matches normalize with their running statistics. None: none.
       mean: of the pixels, subtracted, 1 being white, a number for each channel; None is that of the weights in
@@ -91,6 +92,7 @@ class TrainConfig:
     implementation: str = 'auto'
     scan_blocks: bool | None = None
     init_from: str | None = None
+    new_head: bool = False
     freeze: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -140,6 +142,8 @@ class TrainConfig:
             raise InputError(f'label_smoothing={self.label_smoothing} is for classes; task=regression takes 0')
         if self.head_learning_rate is not None and not self.learning_rate > 0:
             raise InputError(f'head_learning_rate={self.head_learning_rate} needs a learning_rate above 0')
+        if self.new_head and self.init_from is None:
+            raise InputError('new_head=True needs init_from: without it every layer is new')
         if self.schedule == 'step' and not self.decay_epochs:
             raise InputError("schedule='step' needs decay_epochs")
         if self.warmup_epochs >= self.epochs or max(self.decay_epochs, default=0) >= self.epochs:

@@ -17,7 +17,7 @@ from resnet_jax.data import examples as examples_module
 from resnet_jax.data import tfds_source
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.digits import ATTRIBUTES, slant, split_indices
-from resnet_jax.data.examples import Dataset, Split, resize_images
+from resnet_jax.data.examples import Dataset, Split, classes_of, resize_images
 from resnet_jax.errors import InputError
 
 IMAGE = tfds.features.Tensor(shape=(5, 4, 3), dtype=np.uint8)
@@ -232,6 +232,25 @@ class TestResize:
 
     def test_size_below_one(self) -> None:
         assert error_of('synthetic', image_size=0) == 'image_size=0 must be at least 1'
+
+
+class TestClasses:
+    def test_a_part_is_numbered_anew(self, digits: Dataset) -> None:
+        part = classes_of(digits, [3, 5, 9], 4)
+        assert part.class_names == ('3', '5', '9')
+        assert (len(part.train), len(part.test)) == (12, 108)
+        np.testing.assert_array_equal(np.bincount(part.train.labels), [4, 4, 4])
+        places = np.flatnonzero(digits.test.labels == 5)
+        np.testing.assert_array_equal(part.test.images[part.test.labels == 1], digits.test.images[places])
+        assert (part.mean, part.std) == (digits.mean, digits.std)
+
+    @pytest.mark.parametrize(
+        ('classes', 'limit', 'message'),
+        [([3, 10], None, 'class 10 is not there'), ([1], 1000, 'examples_per_class=1000 must be at most 146')],
+    )
+    def test_what_is_not_there(self, classes: list[int], limit: int | None, message: str, digits: Dataset) -> None:
+        with pytest.raises(InputError, match=message):
+            classes_of(digits, classes, limit)
 
 
 class TestSynthetic:

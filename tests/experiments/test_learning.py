@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import degradation
+from experiments import comparison, degradation
 from resnet_jax import BottleneckBlock, InputError
 from resnet_jax.data.datasets import load_dataset
 
@@ -83,7 +83,7 @@ def write_run(folder: pathlib.Path, accuracies):
 
 def test_degradation_reads_the_end_of_every_epoch(tmp_path):
     runs = {'plain20': [write_run(tmp_path / str(seed), [0.2, 0.5 + seed / 10]) for seed in range(2)]}
-    np.testing.assert_allclose(degradation.curves_of(runs['plain20'][0], 'train', 'accuracy'), [0.2, 0.5])
+    np.testing.assert_allclose(comparison.curves_of(runs['plain20'][0], 'train', 'accuracy'), [0.2, 0.5])
     # errors 50 and 40 %, losses 0.5 and 0.4, test errors 75 and 70 %; sample deviations over two seeds
     assert degradation.rows_of(runs) == [('plain20', '45.00 ± 7.07', '0.45 ± 0.07', '72.50 ± 3.54')]
 
@@ -109,7 +109,47 @@ def test_degradation_and_cardinality_run(root, tmp_path):
     assert '| 32x4d |' in out
 
 
+def test_tasks_are_compared_with_what_is_simpler(root, tmp_path):
+    flags = ('--tasks=regression', '--epochs=2', '--num_seeds=1', f'--workdir={tmp_path}/t')
+    out, _ = run(root, 'tasks', *flags)
+    table = (tmp_path / 't' / 'table.md').read_text()
+    assert table in out
+    assert '| `regression` | r2 | -' in table  # of the mean value on other images: a little below zero
+    scores = json.loads((tmp_path / 't' / 'result.json').read_text())['scores']['regression']
+    assert -0.05 < scores['constant']['r2'] <= 0
+    assert 0.5 < scores['linear']['r2'] < 1
+    assert scores['constant']['mae'] > scores['linear']['mae']
+    # Ridge regression by its closed form
+    digits = load_dataset('digits', task='regression')
+    pixels, unseen = (part.images.reshape(len(part), -1) / 255 for part in (digits.train, digits.test))
+    targets, center = digits.train.labels[:, 0], pixels.mean(0)
+    weights = np.linalg.solve(
+        (pixels - center).T @ (pixels - center) + np.eye(64),
+        (pixels - center).T @ (targets - targets.mean()),
+    )
+    predicted = (unseen - center) @ weights + targets.mean()
+    assert scores['linear']['mae'] == pytest.approx(np.mean(np.abs(predicted - digits.test.labels[:, 0])), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_every_task_and_transfer_learning_run(root, tmp_path):
+    out, _ = run(root, 'tasks', '--epochs=2', '--num_seeds=1', f'--workdir={tmp_path}/t')
+    assert out.count('| `') == 8
+    flags = ('--epochs=2', '--pretraining_epochs=2', '--num_seeds=1', f'--workdir={tmp_path}/r')
+    out, _ = run(root, 'transfer', *flags)
+    for way in ('from scratch', 'frozen features', 'frozen stem', 'fine-tuned'):
+        assert f'| {way} |' in out
+    assert (tmp_path / 'r' / 'transfer.png').stat().st_size > 10_000
+
+
 def test_wrong_values_of_the_experiments_are_one_line(root, tmp_path):
+    _, err = run(root, 'tasks', '--tasks=binary,ranking', f'--workdir={tmp_path}/t', status=2)
+    assert (
+        err
+        == "error: tasks=binary,ranking: unknown task 'ranking'; known: multiclass, binary, multilabel, regression\n"
+    )
+    _, err = run(root, 'transfer', '--examples_per_class=1000', f'--workdir={tmp_path}/r', status=2)
+    assert 'examples_per_class=1000 must be at most' in err
     _, err = run(root, 'degradation', '--depths=20,21', f'--workdir={tmp_path}/d', status=2)
     assert err.count('\n') == 1
     assert 'no network plain21' in err

@@ -1,0 +1,117 @@
+"""Transfer learning: what a network has learnt of some classes helps with others, of which there are few images.
+
+python -m experiments.transfer                                            # digits 0-4, then five images of each of 5-9
+python -m experiments.transfer --dataset=arrays:DIR --epochs=30 --pretraining_epochs=5 --examples_per_class=20
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import common
+from experiments.comparison import curves_of, spread, write_table
+from resnet_jax import InputError, TrainConfig, get_config, get_spec, train_and_evaluate
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.examples import Dataset, classes_of
+from resnet_jax.training.report import save_figure
+
+FLAGS = flags.FLAGS
+
+common.define_data_flags(default='digits')
+flags.DEFINE_string('arch', 'resnet20', 'Architecture.')
+flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
+flags.DEFINE_integer('pretraining_epochs', None, "Epochs on the first half of the classes. Default: the recipe's.")
+flags.DEFINE_integer('epochs', 40, 'Epochs on the second half, for every way of training.')
+flags.DEFINE_integer('examples_per_class', 5, 'Training images of each of these classes.', lower_bound=1)
+flags.DEFINE_integer('batch_size', 25, 'Examples in a step on them.')
+flags.DEFINE_float('learning_rate', 0.02, 'Peak learning rate of layers that have learnt before.')
+flags.DEFINE_float('head_learning_rate', 0.1, 'Peak learning rate of new layers: the head, or all of them.')
+flags.DEFINE_integer('num_seeds', 5, 'Seeds of each.', lower_bound=1)
+flags.DEFINE_string('workdir', None, 'Folder for the runs, the table and the picture. Default: runs/transfer-DATASET.')
+
+COLOURS = {'from scratch': '#7a8fa6', 'frozen features': '#d08c00', 'frozen stem': '#1f5f8b', 'fine-tuned': '#c4372c'}
+_COLUMNS = ('way', 'flags', 'test accuracy')
+
+
+def ways(pretrained: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Fields of TrainConfig for each way of training on the second half of the classes."""
+    start = {'init_from': str(pretrained), 'new_head': True, 'learning_rate': FLAGS.learning_rate}
+    start['head_learning_rate'] = FLAGS.head_learning_rate
+    return {
+        'from scratch': {'learning_rate': FLAGS.head_learning_rate},
+        'frozen features': start | {'freeze': 'stem|stage'},
+        'frozen stem': start | {'freeze': 'stem|stage1'},
+        'fine-tuned': start,
+    }
+
+
+def shown(fields: dict[str, Any]) -> str:
+    """The fields as flags, without the folder."""
+    told = {name: 'RUN' if name == 'init_from' else value for name, value in fields.items()}
+    return ' '.join(f'--{name}' if value is True else f"--{name}='{value}'" for name, value in told.items()) or '-'
+
+
+def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) -> None:
+    """Writes the test accuracy over the epochs, mean and standard deviation over the seeds."""
+    figure = Figure(figsize=(7.5, 4.8), layout='constrained')
+    axes = figure.subplots()
+    for way, folders in runs.items():
+        mean, deviation = spread([curves_of(folder, 'test', 'accuracy') for folder in folders])
+        epochs = np.arange(1, len(mean) + 1)
+        axes.plot(epochs, mean, color=COLOURS[way], label=way)
+        axes.fill_between(epochs, mean - deviation, mean + deviation, color=COLOURS[way], alpha=0.2, linewidth=0)
+    axes.set(xlabel='epoch', ylabel='test accuracy', title=title)
+    axes.legend(loc='lower right')
+    save_figure(figure, path)
+
+
+def train_all(
+    config: TrainConfig, tuning: TrainConfig, source: Dataset, target: Dataset, out: pathlib.Path
+) -> dict[str, list[pathlib.Path]]:
+    """Every way of training with every seed; the folders of the runs."""
+    spec = get_spec(FLAGS.arch)
+    runs: dict[str, list[pathlib.Path]] = {}
+    for seed in range(FLAGS.num_seeds):
+        pretrained = out / 'pretrained' / f'seed{seed}'
+        train_and_evaluate(spec, dataclasses.replace(config, seed=seed), pretrained, arch=FLAGS.arch, dataset=source)
+        for way, fields in ways(pretrained).items():
+            folder = out / way.replace(' ', '_') / f'seed{seed}'
+            settings = dataclasses.replace(tuning, seed=seed, **fields)
+            train_and_evaluate(spec, settings, folder, arch=FLAGS.arch, dataset=target)
+            runs.setdefault(way, []).append(folder)
+    return runs
+
+
+def main() -> None:
+    name = FLAGS.dataset or 'digits'
+    recipe = FLAGS.recipe or common.default_recipe(name)
+    whole = load_dataset(name, data_dir=FLAGS.data_dir, image_size=FLAGS.image_size)
+    half = whole.num_classes // 2
+    if half < 2:
+        raise InputError(f'dataset={name} has {whole.num_classes} classes; at least 4 are needed for two halves')
+    source = classes_of(whole, range(half))
+    target = classes_of(whole, range(half, whole.num_classes), FLAGS.examples_per_class)
+    common_fields = common.set_flags(('image_size',))
+    epochs = {} if FLAGS.pretraining_epochs is None else {'epochs': FLAGS.pretraining_epochs}
+    config = get_config(recipe, dataset=f'{name}, first half', **epochs, **common_fields)
+    chosen = common.set_flags(('epochs', 'batch_size'))
+    tuning = get_config(recipe, dataset=f'{name}, {FLAGS.examples_per_class} of each other', **chosen, **common_fields)
+    out = pathlib.Path(FLAGS.workdir or f'runs/transfer-{common.as_file_name(name)}')
+    runs = train_all(config, tuning, source, target, out)
+
+    rows = []
+    for way, fields in ways(pathlib.Path('RUN')).items():
+        mean, deviation = spread([curves_of(folder, 'test', 'accuracy')[-1] for folder in runs[way]])
+        rows.append((way, f'`{shown(fields)}`', f'{mean:.4f} ± {deviation:.4f}'))
+    classes = f'{len(target.train)} images of {target.num_classes} classes of {name}'
+    draw(out / 'transfer.png', f'{classes}, after {source.num_classes} others', runs)
+    write_table(out, _COLUMNS, rows, dataset=name, seeds=FLAGS.num_seeds)
+    print(f'see {out / "transfer.png"}')
+
+
+if __name__ == '__main__':
+    common.run(main)
