@@ -1,5 +1,6 @@
 """Residual networks in JAX and Flax: networks, their training, their measurement."""
 
+from resnet_jax.data.datasets import load_dataset
 from resnet_jax.errors import DivergenceError, InputError
 from resnet_jax.models.architectures import create_model, get_spec, list_models
 from resnet_jax.models.attention import EfficientChannelAttention, SelectiveKernel, SplitAttention, SqueezeExcite
@@ -70,6 +71,7 @@ __all__ = [
     'init_variables',
     'list_checkpoints',
     'list_models',
+    'load_dataset',
     'load_predictor',
     'load_variables',
     'load_weights',

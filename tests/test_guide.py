@@ -1,0 +1,96 @@
+"""The guides and the Turkish README: everything that they tell people to type."""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+DOCUMENTS = ('README.md', 'README.tr.md', 'docs/guide.md', 'docs/guide.tr.md')
+# What makes a command short; a script takes the last of two equal flags.
+BRIEF = {
+    'resnet': ['--epochs=1'],
+    'preact_resnet': ['--epochs=1'],
+    'tasks': ['--epochs=1', '--num_seeds=1'],
+    'transfer': ['--epochs=1', '--pretraining_epochs=1', '--num_seeds=1'],
+    'degradation': ['--epochs=1', '--num_seeds=1', '--warmup_epochs=0', '--depths=20'],
+    'cardinality': ['--epochs=5', '--num_seeds=1', '--stage_sizes=1'],
+    'residual_block': ['--depth=20'],
+}
+
+
+def text_of(root, document):
+    return (root / document).read_text(encoding='utf-8')
+
+
+def blocks_of(text, language='python'):
+    return re.findall(rf'```{language}\n(.*?)```', text, re.DOTALL)
+
+
+def commands_of(text):
+    return re.findall(r'^    (python -m experiments\..*)$', text, re.MULTILINE)
+
+
+def test_the_guide_runs_from_the_first_block_to_the_last(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes files
+    names, out = {}, io.StringIO()
+    with contextlib.redirect_stdout(out):
+        for block in blocks_of(text_of(root, 'docs/guide.md')):
+            exec(block, names)
+    said = out.getvalue()
+    assert '(1437, 8, 8, 1)' in said
+    assert 'train.npz: task=binary takes labels 0 and 1, found 2' in said
+    assert '268849' not in said  # of images with one channel the first kernel is smaller
+    assert '268561' in said or '26' in said
+    assert names['result']['epochs'] == 2
+    np.testing.assert_array_equal(names['mine'].train.images, names['digits'].train.images)
+    for name, leaf in names['again']['params']['head'].items():
+        np.testing.assert_array_equal(leaf, names['trained']['params']['head'][name])
+    assert names['outputs'].shape == (1, 28, 28, 128)
+    assert names['maps']['stage4'].shape == (1, 4, 4, 2048)
+
+
+@pytest.mark.parametrize(('english', 'turkish'), [('README.md', 'README.tr.md'), ('docs/guide.md', 'docs/guide.tr.md')])
+def test_both_languages_say_the_same(root, english, turkish):
+    one, other = text_of(root, english), text_of(root, turkish)
+    assert blocks_of(one) == blocks_of(other)
+    assert commands_of(one) == commands_of(other)
+    assert re.findall(r'^(#+) ', one, re.MULTILINE) == re.findall(r'^(#+) ', other, re.MULTILINE)
+    assert re.findall(r'\]\((\S+\.png)\)', one) == re.findall(r'\]\((\S+\.png)\)', other)
+    # Numbers in tables, whatever the language of the rest.
+    rows = [re.findall(r'(?<![\d.])(?:0\.\d+|\d+\.\d\d)(?!\d)', text) for text in (one, other)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_commands_and_links_lead_somewhere(root, document):
+    text = text_of(root, document)
+    shared = (root / 'experiments' / 'common.py').read_text()
+    for command in commands_of(text):
+        _, _, module, *flags = shlex.split(command.split('  ')[0].replace('…', ''))
+        script = (root / (module.replace('.', '/') + '.py')).read_text()
+        for flag in flags:
+            name = re.fullmatch(r'--(\w+)(=.*)?', flag)
+            assert name, command
+            assert f"'{name[1]}'" in script + shared, command
+    for name in re.findall(r'\]\((?!http)([^)#]+)\)', text):
+        assert ((root / document).parent / name).exists(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('document', ['docs/guide.md'])
+def test_the_commands_of_the_guide_run_in_their_order(root, document, tmp_path):
+    environment = os.environ | {'PYTHONPATH': str(root)}
+    for command in commands_of(text_of(root, document)):
+        _, _, module, *flags = shlex.split(command)
+        brief = BRIEF.get(module.removeprefix('experiments.'), [])
+        arguments = [sys.executable, '-m', module, *flags, *brief]
+        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f'{command}\n{done.stderr}'
+    assert (tmp_path / 'resnet20-digits.safetensors').exists()
+    assert (tmp_path / 'runs' / 'resnet20-digits-seed0' / 'evaluation-digits-test-last' / 'predictions.csv').exists()
