@@ -57,6 +57,31 @@ def define_data_flags(default: str = "the recipe's") -> None:
     flags.DEFINE_list('std', None, 'Standard deviation to divide by, likewise.')
 
 
+def _define_network_flags() -> None:
+    """How the network is computed, and parts of it that every family has."""
+    flags.DEFINE_enum(
+        'compute_dtype', None, COMPUTE_DTYPES, 'Dtype of the layers; parameters stay float32. Default: float32.'
+    )
+    flags.DEFINE_enum(
+        'implementation',
+        None,
+        IMPLEMENTATIONS,
+        'auto computes convolutions and normalizations in the forms that are fast on the platform; xla leaves them to'
+        ' the compiler. Default: auto.',
+    )
+    flags.DEFINE_bool(
+        'scan_blocks',
+        None,
+        'Compile the alike blocks of a stage once instead of one after the other. Default: where a stage has 16 blocks'
+        ' or more.',
+    )
+    flags.DEFINE_bool('zero_init_last', None, "Start residual branches at zero. Default: the architecture's.")
+    flags.DEFINE_float('drop_path_rate', None, "Stochastic depth at the last block. Default: the architecture's.")
+    flags.DEFINE_float('drop_block_rate', None, "DropBlock in stages 3 and 4 of 4. Default: the architecture's.")
+    flags.DEFINE_float('dropout_rate', None, "Dropout in front of the linear layer. Default: the architecture's.")
+    flags.DEFINE_enum('stem', None, list(STEMS), "First layers; cifar for small images. Default: the architecture's.")
+
+
 def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     """The flags of a training script.
 
@@ -65,6 +90,7 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
       archs: the names it takes.
     """
     define_data_flags()
+    _define_network_flags()
     flags.DEFINE_string('arch', arch, f'Architecture: {", ".join(archs)}.')
     flags.DEFINE_string(
         'recipe',
@@ -98,27 +124,6 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     flags.DEFINE_float('label_smoothing', None, "Share of the target spread over all classes. Default: the recipe's.")
     flags.DEFINE_integer('seed', 0, 'Seed of initialization, order and augmentation.')
     flags.DEFINE_integer('num_seeds', None, 'Train this many seeds, from --seed on, and report mean and deviation.')
-    flags.DEFINE_enum(
-        'compute_dtype', None, COMPUTE_DTYPES, 'Dtype of the layers; parameters stay float32. Default: float32.'
-    )
-    flags.DEFINE_enum(
-        'implementation',
-        None,
-        IMPLEMENTATIONS,
-        'auto computes convolutions and normalizations in the forms that are fast on the platform; xla leaves them to'
-        ' the compiler. Default: auto.',
-    )
-    flags.DEFINE_bool(
-        'scan_blocks',
-        None,
-        'Compile the alike blocks of a stage once instead of one after the other. Default: where a stage has 16 blocks'
-        ' or more.',
-    )
-    flags.DEFINE_bool('zero_init_last', None, "Start residual branches at zero. Default: the architecture's.")
-    flags.DEFINE_float('drop_path_rate', None, "Stochastic depth at the last block. Default: the architecture's.")
-    flags.DEFINE_float('drop_block_rate', None, "DropBlock in stages 3 and 4 of 4. Default: the architecture's.")
-    flags.DEFINE_float('dropout_rate', None, "Dropout in front of the linear layer. Default: the architecture's.")
-    flags.DEFINE_enum('stem', None, list(STEMS), "First layers; cifar for small images. Default: the architecture's.")
     flags.DEFINE_string('init_from', None, INIT_FROM + ' Training starts from them.')
     flags.DEFINE_bool(
         'new_head',

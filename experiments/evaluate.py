@@ -22,14 +22,8 @@ from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.resnet import check_images
 from resnet_jax.training import metrics
-from resnet_jax.training.loop import (
-    Evaluation,
-    make_evaluator,
-    make_model,
-    make_task,
-    normalized_as,
-    target_statistics,
-)
+from resnet_jax.training.evaluation import Evaluation, make_evaluator, make_task, target_statistics
+from resnet_jax.training.loop import make_model, normalized_as
 from resnet_jax.training.report import draw_result_alone, result_drawing
 from resnet_jax.training.tasks import TASKS, Task
 from resnet_jax.training.workdir import make_folder, write_json

@@ -17,7 +17,7 @@ from resnet_jax import InputError, get_config, get_spec, train_seeds
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
 from resnet_jax.training import metrics
-from resnet_jax.training.loop import make_task, target_statistics
+from resnet_jax.training.evaluation import make_task, target_statistics
 from resnet_jax.training.tasks import TASKS, Task
 
 FLAGS = flags.FLAGS

@@ -9,7 +9,7 @@ import pytest
 from resnet_jax import InputError, ResNetSpec, TrainConfig, load_predictor, train_and_evaluate
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.training.loop import make_evaluator, make_task, target_statistics
+from resnet_jax.training.evaluation import make_evaluator, make_task, target_statistics
 from resnet_jax.weights import load_variables
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)

@@ -1,7 +1,6 @@
 """The training loop: the only file that logs, times and writes."""
 
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -11,19 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.data.augment import normalize, training_images
-from resnet_jax.data.batches import eval_batches, steps_per_epoch, train_indices
+from resnet_jax.data.augment import training_images
+from resnet_jax.data.batches import steps_per_epoch, train_indices
 from resnet_jax.data.datasets import load_dataset
-from resnet_jax.data.examples import Dataset, Split
+from resnet_jax.data.examples import Dataset
 from resnet_jax.errors import InputError
 from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_blocks, unstack_blocks
-from resnet_jax.training import checkpoint, metrics
+from resnet_jax.training import checkpoint
+from resnet_jax.training.evaluation import Evaluation, make_evaluator, make_task, target_statistics
 from resnet_jax.training.log import Log, divergence
 from resnet_jax.training.optim import make_optimizer
 from resnet_jax.training.recipes import TrainConfig
 from resnet_jax.training.sharding import check_batch_size, data_mesh, replicated, split_batch
-from resnet_jax.training.step import MULTICLASS, TrainState, create_train_state, eval_step, train_step
-from resnet_jax.training.tasks import TASKS, Regression, Task
+from resnet_jax.training.step import TrainState, create_train_state, train_step
+from resnet_jax.training.tasks import TASKS
 from resnet_jax.training.workdir import (
     CHECKPOINTS,
     claim_workdir,
@@ -37,7 +37,6 @@ from resnet_jax.weights import Source, open_source, source_variables
 
 # Purposes of random numbers: each has its own key, folded from the run's root key.
 _INIT, _AUGMENT, _DROPOUT = 0, 1, 2
-_EVAL_BATCH = 512
 # Stages of so many blocks are compiled as a loop: resnet110 and deeper.
 _SCAN_FROM = 16
 
@@ -79,15 +78,7 @@ def train_and_evaluate(
     if dataset is None:
         where: dict[str, Any] = {'data_dir': data_dir, 'image_size': config.image_size, 'seed': config.seed}
         dataset = load_dataset(config.dataset, task=config.task, **where)
-    if dataset.task != config.task:
-        raise InputError(f'task={config.task} cannot be learned of {dataset.name}, which was loaded for {dataset.task}')
-    source = None
-    if checkpoint.checkpoint_steps(workdir / CHECKPOINTS):  # which hold everything that the initial weights brought
-        recorded = read_record(workdir)['dataset']
-        dataset = dataclasses.replace(dataset, mean=tuple(recorded['mean']), std=tuple(recorded['std']))
-    else:
-        source = None if config.init_from is None else open_source(config.init_from)
-        dataset = normalized_as(dataset, config, source)
+    dataset, source = _with_source(dataset, config, workdir)
     epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
     spec = dataclasses.replace(spec, num_classes=TASKS[config.task].num_outputs(dataset.num_classes))
     run = _Run(spec, config, dataset, mesh, epoch_steps)  # raises what is wrong with the network
@@ -109,6 +100,17 @@ def train_and_evaluate(
         return _finish(run, test, log, workdir, arch)
     finally:
         log.close()
+
+
+def _with_source(dataset: Dataset, config: TrainConfig, workdir: pathlib.Path) -> tuple[Dataset, Source | None]:
+    """The dataset, normalized as the run needs it, and the weights it starts from, if any."""
+    if dataset.task != config.task:
+        raise InputError(f'task={config.task} cannot be learned of {dataset.name}, which was loaded for {dataset.task}')
+    if checkpoint.checkpoint_steps(workdir / CHECKPOINTS):  # which hold everything that the initial weights brought
+        recorded = read_record(workdir)['dataset']
+        return dataclasses.replace(dataset, mean=tuple(recorded['mean']), std=tuple(recorded['std'])), None
+    source = None if config.init_from is None else open_source(config.init_from)
+    return normalized_as(dataset, config, source), source
 
 
 def normalized_as(dataset: Dataset, config: TrainConfig, source: Source | None = None) -> Dataset:
@@ -245,90 +247,6 @@ def make_model(spec: ResNetSpec, config: TrainConfig) -> ResNet:
     scan = deep if config.scan_blocks is None else config.scan_blocks
     options: dict[str, Any] = {'frozen': config.freeze, 'scan_blocks': scan}
     return ResNet(spec, jnp.dtype(config.compute_dtype), config.implementation, **options)
-
-
-def target_statistics(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the values to learn, in training; empty where the targets are no values."""
-    if dataset.task != 'regression':
-        return (), ()
-    values = dataset.train.labels.astype(np.float64)
-    std = values.std(0)
-    return tuple(values.mean(0).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
-
-
-def make_task(config: TrainConfig, target_mean: Sequence[float], target_std: Sequence[float]) -> Task:
-    """The task of a configuration; mean and deviation are those of ``target_statistics``."""
-    loss = config.loss or ''
-    if config.task == 'regression':
-        return Regression(loss, mean=tuple(target_mean), std=tuple(target_std))
-    return TASKS[config.task](loss, config.label_smoothing)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What a network makes of the examples of a split.
-
-    Attributes:
-      summary: metrics by name.
-      total: the sums they come from.
-      outputs: of the network, float32 ``[N, K]``, where the task or the caller needs them.
-    """
-
-    summary: dict[str, float]
-    total: dict[str, Any]
-    outputs: np.ndarray | None
-
-
-def make_evaluator(
-    model: ResNet,
-    split: Split,
-    mean: Sequence[float],
-    std: Sequence[float],
-    devices: Sequence[jax.Device] | None = None,
-    task: Task = MULTICLASS,
-    keep_outputs: bool = False,
-) -> Callable[[dict[str, Any]], Evaluation]:
-    """A function that scores variables on every example of a split.
-
-    Args:
-      model: the network.
-      split: images uint8 and labels.
-      mean: of the network's training images, one for each channel.
-      std: likewise.
-      devices: None is all of them.
-      task: what the network was trained for.
-      keep_outputs: bring the outputs to the host though the task's metrics do not need them.
-
-    Returns:
-      ``variables -> Evaluation`` of the split.
-    """
-    mesh = data_mesh(devices)
-    images, labels = jax.device_put((split.images, split.labels), replicated(mesh))
-    batch_size = min(_EVAL_BATCH, len(split))
-    batch_size += -batch_size % mesh.size
-
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def program(variables: Any, images: jax.Array, labels: jax.Array, indices: jax.Array, mask: jax.Array) -> Any:
-        batch = {'image': normalize(images[indices], mean, std), 'label': labels[indices], 'mask': mask}
-        sums, outputs = eval_step(variables, batch, model=model, task=task)
-        return sums, outputs if keep_outputs or task.needs_outputs else ()
-
-    def evaluate(variables: dict[str, Any]) -> Evaluation:
-        if model.scan_blocks:
-            variables = stack_blocks(variables)
-        batches = jax.device_put(list(eval_batches(len(split), batch_size)), split_batch(mesh))
-        results = [program(variables, images, labels, *batch) for batch in batches]
-        total = metrics.add_up(sums for sums, _ in results)
-        if total['count'] != len(split):
-            raise AssertionError(f'evaluated {total["count"]} of {len(split)} examples')
-        summary, outputs = task.summarize(total), None
-        if keep_outputs or task.needs_outputs:
-            outputs = np.concatenate(jax.device_get([part for _, part in results]))[: len(split)]
-            if np.isfinite(outputs).all():
-                summary |= task.scores(outputs, split.labels)
-        return Evaluation(summary, total, outputs)
-
-    return evaluate
 
 
 def is_due(epoch: int, every: int, last: int) -> bool:
