@@ -116,12 +116,16 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     flags.DEFINE_float(
         'learning_rate',
         None,
-        "Peak learning rate. Default: the recipe's, for regression a tenth of it; 1e-3 with Adam.",
+        "Peak learning rate. Default: the recipe's, for regression a fifth of it; 1e-3 with Adam.",
     )
     flags.DEFINE_float('head_learning_rate', None, 'That of the last linear layer. Default: the same.')
     flags.DEFINE_float('warmup_epochs', None, "Epochs of linear warmup. Default: the recipe's.")
     flags.DEFINE_float('weight_decay', None, "L2 coefficient. Default: the recipe's.")
     flags.DEFINE_float('label_smoothing', None, "Share of the target spread over all classes. Default: the recipe's.")
+    flags.DEFINE_integer(
+        'crop_padding', None, "Random crops of images padded by so many pixels. Default: the recipe's; 0 in regression."
+    )
+    flags.DEFINE_bool('horizontal_flip', None, "Mirror half of the images. Default: the recipe's; not in regression.")
     flags.DEFINE_integer('seed', 0, 'Seed of initialization, order and augmentation.')
     flags.DEFINE_integer('num_seeds', None, 'Train this many seeds, from --seed on, and report mean and deviation.')
     flags.DEFINE_string('init_from', None, INIT_FROM + ' Training starts from them.')
@@ -157,6 +161,8 @@ _CONFIG_FLAGS = (
     'warmup_epochs',
     'weight_decay',
     'label_smoothing',
+    'crop_padding',
+    'horizontal_flip',
     'seed',
     'compute_dtype',
     'implementation',

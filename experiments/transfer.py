@@ -1,6 +1,6 @@
 """Transfer learning: what a network has learnt of some classes helps with others, of which there are few images.
 
-python -m experiments.transfer                                            # digits 0-4, then five images of each of 5-9
+python -m experiments.transfer                                            # digits 0-4, then two images of each of 5-9
 python -m experiments.transfer --dataset=arrays:DIR --epochs=30 --pretraining_epochs=5 --examples_per_class=20
 """
 
@@ -26,9 +26,9 @@ flags.DEFINE_string('arch', 'resnet20', 'Architecture.')
 flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
 flags.DEFINE_integer('pretraining_epochs', None, "Epochs on the first half of the classes. Default: the recipe's.")
 flags.DEFINE_integer('epochs', 40, 'Epochs on the second half, for every way of training.')
-flags.DEFINE_integer('examples_per_class', 5, 'Training images of each of these classes.', lower_bound=1)
-flags.DEFINE_integer('batch_size', 25, 'Examples in a step on them.')
-flags.DEFINE_float('learning_rate', 0.02, 'Peak learning rate of layers that have learnt before.')
+flags.DEFINE_integer('examples_per_class', 2, 'Training images of each of these classes.', lower_bound=1)
+flags.DEFINE_integer('batch_size', 10, 'Examples in a step on them.')
+flags.DEFINE_float('learning_rate', 0.05, 'Peak learning rate of layers that have learnt before.')
 flags.DEFINE_float('head_learning_rate', 0.1, 'Peak learning rate of new layers: the head, or all of them.')
 flags.DEFINE_integer('num_seeds', 5, 'Seeds of each.', lower_bound=1)
 flags.DEFINE_string('workdir', None, 'Folder for the runs, the table and the picture. Default: runs/transfer-DATASET.')

@@ -241,8 +241,8 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
 
     What is not replaced itself follows what is: with another number of ``epochs``, ``warmup_epochs`` and
     ``decay_epochs`` keep their share of the training; with another ``optimizer`` than the recipe's the learning rate is
-    1e-3; ``task='regression'`` has no label smoothing, and a tenth of the learning rate: gradients of errors have no
-    bound, those of probabilities have.
+    1e-3; ``task='regression'`` has no label smoothing, a fifth of the learning rate, as gradients of errors have no
+    bound and those of probabilities have, and neither crop nor flip, as numbers may depend on where things are.
 
     Raises:
       InputError: an unknown recipe or field, or a value that TrainConfig refuses.
@@ -260,7 +260,8 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
         'decay_epochs': tuple(epoch * share for epoch in base.decay_epochs),
     }
     if overrides.get('task') == 'regression':
-        implied |= {'label_smoothing': 0.0, 'learning_rate': base.learning_rate / 10}
+        implied |= {'label_smoothing': 0.0, 'crop_padding': 0, 'horizontal_flip': False}
+        implied['learning_rate'] = base.learning_rate / 5
     if overrides.get('optimizer', base.optimizer) != base.optimizer:
         implied['learning_rate'] = _ADAM_RATE
     return dataclasses.replace(base, **(implied | overrides))

@@ -77,7 +77,8 @@ def test_what_follows_from_another_task_or_optimizer():
     adam = get_config('digits_quick', optimizer='adamw')
     assert (adam.learning_rate, adam.label_smoothing) == (1e-3, sgd.label_smoothing)
     values = get_config('digits_quick', task='regression')
-    assert (values.learning_rate, values.label_smoothing) == (pytest.approx(0.01), 0.0)
+    assert (values.learning_rate, values.label_smoothing, values.crop_padding) == (pytest.approx(0.02), 0.0, 0)
+    assert not get_config('cifar_fast', task='regression').horizontal_flip
     chosen = get_config('digits_quick', task='regression', optimizer='adam', learning_rate=0.5)
     assert chosen.learning_rate == 0.5
 
