@@ -48,6 +48,10 @@ def define_data_flags(default: str = "the recipe's") -> None:
         'data_dir', None, "Folder of prepared TFDS datasets. Default: TFDS's own, ~/tensorflow_datasets."
     )
     flags.DEFINE_integer('image_size', None, 'Resize the images to this many pixels a side. Default: as they are.')
+
+
+def define_normalization_flags() -> None:
+    """Flags of the scripts in which images may be normalized as other weights want it."""
     flags.DEFINE_list(
         'mean',
         None,
@@ -90,6 +94,7 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
       archs: the names it takes.
     """
     define_data_flags()
+    define_normalization_flags()
     _define_network_flags()
     flags.DEFINE_string('arch', arch, f'Architecture: {", ".join(archs)}.')
     flags.DEFINE_string(
@@ -240,15 +245,15 @@ def train(spec: ResNetSpec) -> None:
     data += '' if config.task == 'multiclass' else f'-{config.task}'
     workdir = FLAGS.workdir or f'runs/{FLAGS.arch}-{data}-{seeds}'
     options = {'arch': FLAGS.arch, 'data_dir': FLAGS.data_dir}
+    headline = TASKS[config.task].headline
+    name = f'test_{headline}'
     if FLAGS.num_seeds is None:
         result = train_and_evaluate(spec, config, workdir, **options)
-        name = f'test_{result["headline"]}'
         shown = f'{result[name]:.4f} on {result["num_test_examples"]:,} examples'
     else:
         result = train_seeds(spec, config, workdir, FLAGS.num_seeds, **options)
-        name = f'test_{result["headline"]}'
         shown = f'{result[f"{name}_mean"]:.4f} ± {result[f"{name}_std"]:.4f} over {FLAGS.num_seeds} seeds'
-    print(f'test {result["headline"]} {shown}; see {workdir}')
+    print(f'test {headline} {shown}; see {workdir}')
 
 
 def keep_compiled_programs() -> None:

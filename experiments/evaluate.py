@@ -32,6 +32,7 @@ from resnet_jax.weights import HUB, open_run, run_and_step
 FLAGS = flags.FLAGS
 
 common.define_data_flags(default="the run's")
+common.define_normalization_flags()
 flags.DEFINE_enum('task', None, list(TASKS), 'What a file of weights was trained for. Default: multiclass.')
 flags.DEFINE_string('init_from', None, common.INIT_FROM + ' Default: --workdir.')
 flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')

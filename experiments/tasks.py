@@ -48,7 +48,6 @@ def baseline_outputs(kind: str, task: Task, dataset: Dataset) -> np.ndarray:
     """
     from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.multioutput import MultiOutputClassifier
 
     pixels, unseen = (part.images.reshape(len(part), -1) / 255.0 for part in (dataset.train, dataset.test))
     targets = dataset.train.labels
@@ -56,11 +55,19 @@ def baseline_outputs(kind: str, task: Task, dataset: Dataset) -> np.ndarray:
         values = (targets - np.asarray(task.mean)) / np.asarray(task.std)  # type: ignore[attr-defined]
         model = DummyRegressor() if kind == 'constant' else Ridge()
         return model.fit(pixels, values).predict(unseen).reshape(-1, targets.shape[1]).astype(np.float32)
-    single = DummyClassifier(strategy='prior') if kind == 'constant' else LogisticRegression(max_iter=5000)
+
+    def shares_of(labels: np.ndarray, classes: int) -> np.ndarray:
+        constant = kind == 'constant' or len(set(labels.tolist())) == 1
+        single = DummyClassifier(strategy='prior') if constant else LogisticRegression(max_iter=5000)
+        shares = np.zeros((len(unseen), classes))
+        found = single.fit(pixels, labels).predict_proba(unseen)
+        shares[:, single.classes_] = found  # of classes without training images there are none
+        return shares.clip(1e-12, 1 - 1e-12)
+
     if task.name == 'multiclass':
-        return np.log(single.fit(pixels, targets).predict_proba(unseen) + 1e-12).astype(np.float32)
-    found = MultiOutputClassifier(single).fit(pixels, targets.reshape(len(targets), -1)).predict_proba(unseen)
-    positive = np.stack([shares[:, 1] for shares in found], axis=1).clip(1e-7, 1 - 1e-7)
+        return np.log(shares_of(targets, dataset.num_classes)).astype(np.float32)
+    columns = targets.reshape(len(targets), -1).T
+    positive = np.stack([shares_of(column, 2)[:, 1] for column in columns], axis=1)
     return np.log(positive / (1 - positive)).astype(np.float32)
 
 
@@ -88,6 +95,8 @@ def compare(name: str, dataset: Dataset, out: pathlib.Path) -> dict[str, dict[st
 
 
 def main() -> None:
+    if not FLAGS.tasks:
+        raise InputError(f'tasks= must name some of {", ".join(TASKS)}')
     if unknown := [name for name in FLAGS.tasks if name not in TASKS]:
         raise InputError(f'tasks={",".join(FLAGS.tasks)}: unknown task {unknown[0]!r}; known: {", ".join(TASKS)}')
     dataset_name = FLAGS.dataset or 'digits'
@@ -97,7 +106,7 @@ def main() -> None:
     found = {name: compare(name, dataset, out) for name, dataset in datasets.items()}
     rows = []
     for name, scores in found.items():
-        for metric in SHOWN[name]:
+        for metric in (metric for metric in SHOWN[name] if metric in scores['linear']):
             mean, deviation = spread(scores['network'][metric])
             simple = (f'{scores[kind][metric]:.4f}' for kind in ('constant', 'linear'))
             rows.append((f'`{name}`', metric, *simple, f'{mean:.4f} ± {deviation:.4f}'))

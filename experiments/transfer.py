@@ -1,6 +1,8 @@
 """Transfer learning: what a network has learnt of some classes helps with others, of which there are few images.
 
-python -m experiments.transfer                                            # digits 0-4, then two images of each of 5-9
+The runs are of parts of a dataset, which have no name; ``load_predictor`` opens them.
+
+python -m experiments.transfer                                            # digits 0-6, then five images of each of 7-9
 python -m experiments.transfer --dataset=arrays:DIR --epochs=30 --pretraining_epochs=5 --examples_per_class=20
 """
 
@@ -24,10 +26,11 @@ FLAGS = flags.FLAGS
 common.define_data_flags(default='digits')
 flags.DEFINE_string('arch', 'resnet20', 'Architecture.')
 flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
-flags.DEFINE_integer('pretraining_epochs', None, "Epochs on the first half of the classes. Default: the recipe's.")
-flags.DEFINE_integer('epochs', 40, 'Epochs on the second half, for every way of training.')
-flags.DEFINE_integer('examples_per_class', 2, 'Training images of each of these classes.', lower_bound=1)
-flags.DEFINE_integer('batch_size', 10, 'Examples in a step on them.')
+flags.DEFINE_integer('source_classes', None, 'Pretrain on so many classes, the first. Default: 70 percent of them.')
+flags.DEFINE_integer('pretraining_epochs', None, "Epochs on these classes. Default: the recipe's.")
+flags.DEFINE_integer('epochs', 40, 'Epochs on the other classes, for every way of training.')
+flags.DEFINE_integer('examples_per_class', 5, 'Training images of each of these classes.', lower_bound=1)
+flags.DEFINE_integer('batch_size', 16, 'Examples in a step on them, at most; no more than there are.', lower_bound=1)
 flags.DEFINE_float('learning_rate', 0.05, 'Peak learning rate of layers that have learnt before.')
 flags.DEFINE_float('head_learning_rate', 0.1, 'Peak learning rate of new layers: the head, or all of them.')
 flags.DEFINE_integer('num_seeds', 5, 'Seeds of each.', lower_bound=1)
@@ -38,7 +41,7 @@ _COLUMNS = ('way', 'flags', 'test accuracy')
 
 
 def ways(pretrained: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Fields of TrainConfig for each way of training on the second half of the classes."""
+    """Fields of TrainConfig for each way of training on the other classes."""
     start = {'init_from': str(pretrained), 'new_head': True, 'learning_rate': FLAGS.learning_rate}
     start['head_learning_rate'] = FLAGS.head_learning_rate
     return {
@@ -90,16 +93,20 @@ def main() -> None:
     name = FLAGS.dataset or 'digits'
     recipe = FLAGS.recipe or common.default_recipe(name)
     whole = load_dataset(name, data_dir=FLAGS.data_dir, image_size=FLAGS.image_size)
-    half = whole.num_classes // 2
-    if half < 2:
-        raise InputError(f'dataset={name} has {whole.num_classes} classes; at least 4 are needed for two halves')
-    source = classes_of(whole, range(half))
-    target = classes_of(whole, range(half, whole.num_classes), FLAGS.examples_per_class)
+    first = round(0.7 * whole.num_classes) if FLAGS.source_classes is None else FLAGS.source_classes
+    if not 2 <= first <= whole.num_classes - 2:
+        raise InputError(
+            f'source_classes={first} must be from 2 to {whole.num_classes - 2}: {name} has {whole.num_classes}'
+        )
+    source = classes_of(whole, range(first))
+    target = classes_of(whole, range(first, whole.num_classes), FLAGS.examples_per_class)
     common_fields = common.set_flags(('image_size',))
     epochs = {} if FLAGS.pretraining_epochs is None else {'epochs': FLAGS.pretraining_epochs}
-    config = get_config(recipe, dataset=f'{name}, first half', **epochs, **common_fields)
-    chosen = common.set_flags(('epochs', 'batch_size'))
-    tuning = get_config(recipe, dataset=f'{name}, {FLAGS.examples_per_class} of each other', **chosen, **common_fields)
+    config = get_config(recipe, dataset=f'{name}, {first} classes', **epochs, **common_fields)
+    config = dataclasses.replace(config, batch_size=min(config.batch_size, len(source.train)))
+    batch_size = min(FLAGS.batch_size, len(target.train))
+    few = f'{name}, {FLAGS.examples_per_class} of each other class'
+    tuning = get_config(recipe, dataset=few, epochs=FLAGS.epochs, batch_size=batch_size, **common_fields)
     out = pathlib.Path(FLAGS.workdir or f'runs/transfer-{common.as_file_name(name)}')
     runs = train_all(config, tuning, source, target, out)
 

@@ -58,6 +58,7 @@ class Predictor:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape:
             one = '; images[None] makes a batch of one' if images.shape == self.image_shape else ''
+            one = '; images[..., None] has a channel' if images.shape[1:] == self.image_shape[:2] else one
             raise InputError(
                 f'images must be uint8 {["N", *self.image_shape]}, found {images.dtype} {list(images.shape)}{one}'
             )
@@ -71,6 +72,8 @@ class Predictor:
 
     def names(self, predictions: np.ndarray) -> list[Any]:
         """Predictions in words: the likeliest class; which of yes and no; a tuple of the labels; a tuple of values."""
+        if predictions.ndim != 2:
+            raise InputError(f'predictions must be [N, K], found {list(predictions.shape)}')
         if self.task.name == 'multiclass':
             return [self.class_names[index] for index in predictions.argmax(-1)]
         if self.task.name == 'binary':

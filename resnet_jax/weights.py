@@ -55,6 +55,10 @@ class Source:
       arch: the architecture's name, or None where the source does not say.
       spec: that of one of our own runs, else None.
       preprocessing: or None.
+      mean: of the pixels it was trained on, 1 being white, one a channel; empty where the source does not say.
+      std: likewise.
+      task: what one of our own runs was trained for, else None.
+      class_names: of its classes, labels or values, else empty.
       headless: the source says that it has no linear layer at the end.
     """
 
@@ -62,6 +66,10 @@ class Source:
     arch: str | None = None
     spec: ResNetSpec | None = None
     preprocessing: Preprocessing | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    task: str | None = None
+    class_names: tuple[str, ...] = ()
     headless: bool = False
 
     @property
@@ -97,9 +105,11 @@ def open_source(path_or_id: str | os.PathLike, headers_only: bool = False) -> So
 
 def _open_run_source(path: pathlib.Path) -> Source:
     path, step = run_and_step(path)
-    record, spec, _ = open_run(path)
+    record, spec, config = open_run(path)
     tensors = tensors_from_variables(load_variables(path, 'last' if step is None else step), ResNet(spec))
-    return Source(tensors, record['arch'], spec)
+    data = record['dataset']
+    names, mean, std = (tuple(data[name]) for name in ('class_names', 'mean', 'std'))
+    return Source(tensors, record['arch'], spec, None, mean, std, config.task, names)
 
 
 def run_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
@@ -154,7 +164,8 @@ def _with_config(tensors: dict[str, Any], path: pathlib.Path) -> Source:
         preprocessing = from_timm_config(details)
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
-    return Source(tensors, arch, None, preprocessing, headless=config.get('num_classes') == 0)
+    mean, std = preprocessing.mean, preprocessing.std
+    return Source(tensors, arch, None, preprocessing, mean, std, headless=config.get('num_classes') == 0)
 
 
 def load_weights(

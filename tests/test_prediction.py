@@ -1,7 +1,10 @@
 """Every task on a few examples, from the data to what the network says of new images."""
 
+import csv
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from resnet_jax import InputError, ResNetSpec, TrainConfig, load_predictor, trai
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.training.evaluation import make_evaluator, make_task, target_statistics
+from resnet_jax.training.tasks import TASKS
 from resnet_jax.weights import load_variables
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
@@ -51,7 +55,7 @@ def run(request, tmp_path_factory):
 
 def test_every_task_is_learnt(run):
     workdir, result, dataset, config = run
-    best, headline = {'regression': 0.9}.get(config.task, 0.95), result['headline']
+    best, headline = {'regression': 0.9}.get(config.task, 0.95), TASKS[config.task].headline
     assert result[f'test_{headline}'] >= best
     assert json.loads((workdir / 'result.json').read_text()) == result
     assert (workdir / 'report.png').read_bytes()[:4] == b'\x89PNG'
@@ -73,7 +77,7 @@ def test_a_predictor_says_what_the_evaluation_found(run):
     evaluate = make_evaluator(model, dataset.test, dataset.mean, dataset.std, task=task, keep_outputs=True)
     evaluation = evaluate(load_variables(workdir))
     np.testing.assert_allclose(predictions, task.predictions(evaluation.outputs), rtol=1e-4, atol=1e-5)
-    assert evaluation.summary[result['headline']] == pytest.approx(result[f'test_{result["headline"]}'], abs=1e-6)
+    assert evaluation.summary[task.headline] == pytest.approx(result[f'test_{task.headline}'], abs=1e-6)
     names, targets = predictor.names(predictions), dataset.test.labels
     if config.task == 'multiclass':
         assert np.mean([name == dataset.class_names[t] for name, t in zip(names, targets, strict=True)]) >= 0.95
@@ -83,6 +87,37 @@ def test_a_predictor_says_what_the_evaluation_found(run):
         assert set(names) <= {(), ('not black',), ('not black', 'bright')}
     else:
         assert abs(names[2][0] - 1100) < 60
+
+
+def test_the_script_scores_it_and_writes_every_prediction(run, root, tmp_path):
+    workdir, result, dataset, config = run
+    if config.task == 'multiclass':
+        pytest.skip('with the other scripts')
+    for name, split in (('train', dataset.train), ('test', dataset.test)):
+        np.savez(tmp_path / f'{name}.npz', images=split.images, labels=split.labels)
+    (tmp_path / 'classes.txt').write_text('\n'.join(dataset.class_names))
+    flags = [f'--init_from={workdir}', f'--dataset=arrays:{tmp_path}', f'--workdir={tmp_path / "out"}']
+    command = [sys.executable, '-m', 'experiments.evaluate', *flags]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    headline = TASKS[config.task].headline
+    assert done.stdout.splitlines()[-1].startswith(f'test {headline} {result[f"test_{headline}"]:.4f}')
+    found = json.loads((tmp_path / 'out' / 'result.json').read_text())
+    for name, value in found.items():
+        if name.startswith('test_'):
+            assert value == pytest.approx(result[name], rel=1e-4, abs=1e-6), name
+    assert (tmp_path / 'out' / f'{config.task}.png').read_bytes()[:4] == b'\x89PNG'
+    with (tmp_path / 'out' / 'predictions.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 21
+    predictions = load_predictor(workdir)(dataset.test.images)
+    columns = dataset.class_names[1:] if config.task == 'binary' else dataset.class_names
+    written = [[float(row[name]) for name in columns] for row in rows]
+    np.testing.assert_allclose(written, predictions, rtol=1e-3, atol=1e-5)
+    if config.task == 'binary':
+        assert [row['true'] for row in rows] == [dataset.class_names[label] for label in dataset.test.labels]
+    elif config.task == 'regression':
+        np.testing.assert_allclose([float(row['true']) for row in rows], dataset.test.labels[:, 0])
 
 
 def test_predictions_do_not_depend_on_the_batch(run):
@@ -98,6 +133,7 @@ def test_predictions_do_not_depend_on_the_batch(run):
     [
         (np.zeros((2, 6, 6, 1)), "images must be uint8 ['N', 6, 6, 1], found float64 [2, 6, 6, 1]"),
         (np.zeros((6, 6, 1), np.uint8), 'images[None] makes a batch of one'),
+        (np.zeros((2, 6, 6), np.uint8), 'images[..., None] has a channel'),
         (np.zeros((2, 8, 8, 1), np.uint8), 'found uint8 [2, 8, 8, 1]'),
     ],
 )

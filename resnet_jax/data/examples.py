@@ -79,8 +79,10 @@ def classes_of(dataset: Dataset, classes: Sequence[int], examples_per_class: int
       The part, with the mean and deviation of the whole.
 
     Raises:
-      InputError: a class that is not there or has fewer training images.
+      InputError: a class that is not there or has fewer training images; classes that do not ascend.
     """
+    if dataset.task != 'multiclass' or list(classes) != sorted(set(classes)) or not classes:
+        raise InputError(f'classes={list(classes)} must ascend, and {dataset.name} be a dataset of classes')
     if missing := [label for label in classes if not 0 <= label < dataset.num_classes]:
         raise InputError(f'class {missing[0]} is not there: {dataset.name} has {dataset.num_classes} classes')
 
@@ -125,7 +127,12 @@ def describe(name: str, parts: Parts, class_names: tuple[str, ...], task: str) -
     Raises:
       InputError: targets that are none of this task.
     """
+    shapes = {place: targets.shape[1:] for place, (_, targets) in parts.items()}
+    if len(set(shapes.values())) > 1:
+        raise InputError(f'{name!r}: the labels of {" and ".join(shapes)} differ in shape: {[*shapes.values()]}')
     for place, (_, targets) in parts.items():
+        if not targets.size:
+            raise InputError(f'{place}: expected at least one label for each image, found {targets.shape}')
         class_names = _CHECKS[task](place, targets, class_names)
     dtype = np.float32 if task == 'regression' else np.int32
     columns = (-1,) if task == 'regression' else ()
@@ -184,10 +191,11 @@ def _check_labels(place: str, labels: np.ndarray, names: tuple[str, ...]) -> tup
 
 
 def _check_values(place: str, values: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-    if values.ndim not in (1, 2) or not np.issubdtype(values.dtype, np.number):
+    real = np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)
+    if values.ndim not in (1, 2) or not real:
         raise InputError(f'{place}: task=regression takes numbers [N] or [N, D], found {values.dtype} {values.shape}')
-    if not np.isfinite(values).all():
-        raise InputError(f'{place}: task=regression takes finite numbers, found {values[~np.isfinite(values)][0]}')
+    if (wrong := ~(np.abs(values) <= np.finfo(np.float32).max)).any():
+        raise InputError(f'{place}: task=regression takes finite float32 numbers, found {values[wrong][0]}')
     columns = values.shape[1] if values.ndim == 2 else 1
     if names and len(names) != columns:
         raise InputError(f'{place}: expected {len(names)} values for each image, as there are names, found {columns}')

@@ -134,7 +134,9 @@ def _crc32(path: pathlib.Path) -> int:
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
-        return {name: manifest[name] for name in ('score', 'arrays', 'files')}
+        # Earlier manifests call the score by the one metric there was.
+        score = manifest['score'] if 'score' in manifest else manifest['test_accuracy']
+        return {'score': score, 'arrays': manifest['arrays'], 'files': manifest['files']}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f'{_MANIFEST}: {error}') from error
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -119,11 +120,11 @@ def normalized_as(dataset: Dataset, config: TrainConfig, source: Source | None =
     Raises:
       InputError: not one number for each channel of the images.
     """
-    brought = source.preprocessing if source and dataset.image_shape[-1] == 3 else None
+    brought = source if source and len(source.mean) == dataset.image_shape[-1] else dataset
     channels: dict[str, Any] = {}
     for name in ('mean', 'std'):
         asked = getattr(config, name)
-        values = tuple((getattr(brought, name) if brought else getattr(dataset, name)) if asked is None else asked)
+        values = tuple(getattr(brought, name) if asked is None else asked)
         if len(values) != dataset.image_shape[-1]:
             raise InputError(f'{name}={values} must be {dataset.image_shape[-1]} numbers, one a channel of the images')
         channels[name] = values
@@ -169,10 +170,20 @@ class _Run:
         key = jax.random.fold_in(self.root_key, _INIT)
         channels = self.dataset.image_shape[-1]
         variables = source_variables(source, str(self.config.init_from), self.model, channels, key)
-        if self.config.new_head:
+        if self.config.new_head or not self._wants_head_of(source):
             head = self._init(key)['params']['head']
             variables = variables | {'params': variables['params'] | {'head': head}}
         return variables
+
+    def _wants_head_of(self, source: Source) -> bool:
+        """Whether the last layer of one of our runs says what this run is to learn; said aloud where it is doubtful."""
+        if source.task not in (None, self.config.task):
+            warnings.warn(f'a new head for {self.config.task} in the place of one for {source.task}', stacklevel=2)
+            return False
+        fits = source.num_classes == self.model.spec.num_classes
+        if fits and source.class_names and source.class_names != self.dataset.class_names:
+            warnings.warn('the head is kept, though the classes have other names; new_head starts afresh', stacklevel=2)
+        return True
 
     def initial_state(self, variables: dict[str, Any] | None) -> TrainState:
         """The state before the first step, on the devices, from given variables or fresh ones."""
@@ -292,7 +303,6 @@ def _finish(run: _Run, test: Evaluation, log: Log, workdir: pathlib.Path, arch: 
     result = {
         **{f'test_{name}': value for name, value in summary.items()},
         f'best_test_{headline}': max((record[headline] for record in evaluations), default=summary[headline]),
-        'headline': headline,
         'num_test_examples': len(dataset.test),
         'num_train_examples': len(dataset.train),
         'num_parameters': run.num_parameters,
@@ -342,12 +352,11 @@ def train_seeds(
     for seed in seeds:
         seeded = dataclasses.replace(config, seed=seed)
         runs.append(train_and_evaluate(spec, seeded, workdir / f'seed{seed}', **kwargs))
-    headline = runs[0]['headline']
+    headline = TASKS[config.task].headline
     scores = [run[f'test_{headline}'] for run in runs]
     result = {
         f'test_{headline}_mean': float(np.mean(scores)),
         f'test_{headline}_std': float(np.std(scores, ddof=1)) if num_seeds > 1 else 0.0,
-        'headline': headline,
         'seeds': list(seeds),
         'runs': runs,
     }

@@ -32,14 +32,16 @@ def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing
 
     Args:
       logits: ``[N, K]``.
-      targets: ``[N, K]``, 0 or 1 or in between.
+      targets: ``[N, K]``, from 0 to 1.
       label_smoothing: ``s`` in [0, 1): targets become ``(1 - s) t + s / 2``.
 
     Returns:
-      float32 ``[N]``.
+      float32 ``[N]``; NaN where a target is not from 0 to 1.
     """
-    smooth = (1 - label_smoothing) * targets.astype(jnp.float32) + label_smoothing / 2
-    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), smooth).mean(-1)
+    targets = targets.astype(jnp.float32)
+    smooth = (1 - label_smoothing) * targets + label_smoothing / 2
+    losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), smooth)
+    return jnp.where((targets >= 0) & (targets <= 1), losses, jnp.nan).mean(-1)
 
 
 def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:

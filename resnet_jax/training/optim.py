@@ -73,15 +73,17 @@ def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientT
     """
     rate = learning_rate_schedule(config, steps_per_epoch)
     decay = optax.add_decayed_weights(config.weight_decay, lambda params: weight_decay_mask(params, config.decayed))
-    steps: tuple[optax.GradientTransformation, ...] = {
+    first, second = {
         'sgd': (decay, optax.trace(config.momentum, config.nesterov)),
         'adam': (decay, optax.scale_by_adam()),
         'adamw': (optax.scale_by_adam(), decay),
     }[config.optimizer]
+    scale = [optax.scale_by_learning_rate(rate)]
     if config.head_learning_rate is not None:
         ratio = config.head_learning_rate / config.learning_rate
-        steps += (optax.masked(optax.scale(ratio), head_parameters),)
-    optimizer = optax.chain(*steps, optax.scale_by_learning_rate(rate))
+        scale.insert(0, optax.masked(optax.scale(ratio), head_parameters))
+    # Checkpoints hold the state of this very nesting.
+    optimizer = optax.chain(first, optax.chain(second, *scale))
     if config.freeze is None:
         return optimizer
     pattern = config.freeze

@@ -96,7 +96,9 @@ class MultiClass(Task):
         smoothing = self.label_smoothing if smooth else 0.0
         if self.loss == 'softmax_cross_entropy':
             return losses.softmax_cross_entropy(outputs, targets, smoothing)
-        return losses.sigmoid_cross_entropy(outputs, jax.nn.one_hot(targets, outputs.shape[-1]), smoothing)
+        known = (targets >= 0) & (targets < outputs.shape[-1])
+        one_hot = jnp.where(known[:, None], jax.nn.one_hot(targets, outputs.shape[-1]), jnp.nan)
+        return losses.sigmoid_cross_entropy(outputs, one_hot, smoothing)
 
     def sums(
         self, example_losses: jax.Array, outputs: jax.Array, targets: jax.Array, mask: jax.Array

@@ -246,7 +246,11 @@ class TestClasses:
 
     @pytest.mark.parametrize(
         ('classes', 'limit', 'message'),
-        [([3, 10], None, 'class 10 is not there'), ([1], 1000, 'examples_per_class=1000 must be at most 146')],
+        [
+            ([3, 10], None, 'class 10 is not there'),
+            ([1], 1000, 'examples_per_class=1000 must be at most 146'),
+            ([5, 3], None, r'classes=\[5, 3\] must ascend'),
+        ],
     )
     def test_what_is_not_there(self, classes: list[int], limit: int | None, message: str, digits: Dataset) -> None:
         with pytest.raises(InputError, match=message):
@@ -355,7 +359,10 @@ class TestArrays:
             ),
             ({'train_labels': np.zeros(12)}, 'train.npz: labels must be integers, found float64'),
             ({'train_labels': np.zeros(12, bool)}, 'train.npz: labels must be integers, found bool'),
-            ({'train_labels': np.zeros((12, 2), int)}, 'task=multilabel takes columns of 0 and 1'),
+            (
+                {'train_labels': np.zeros((12, 2), int), 'test_labels': np.zeros((6, 2), int)},
+                'task=multilabel takes columns of 0 and 1',
+            ),
             ({'train_images': np.zeros((12, 60), np.uint8)}, '1 or 3 channels, found (12, 60)'),
             ({'train_images': np.zeros((12, 5, 4, 4), np.uint8)}, '1 or 3 channels, found (12, 5, 4, 4)'),
             ({'train_images': np.zeros((0, 5, 4, 3), np.uint8)}, 'at least one pixel, found (0, 5, 4, 3)'),
@@ -429,13 +436,15 @@ class TestArrays:
             ('binary', np.zeros(12), 'train.npz: labels must be integers or bool, found float64'),
             ('multilabel', np.zeros(12, int), 'task=multilabel takes labels [N, K], found (12,)'),
             ('multilabel', -np.ones((12, 2), int), 'task=multilabel takes labels 0 and 1, found -1'),
-            ('regression', np.full(12, np.nan), 'train.npz: task=regression takes finite numbers, found nan'),
+            ('regression', np.full(12, np.nan), 'train.npz: task=regression takes finite float32 numbers, found nan'),
             ('regression', np.zeros((12, 2, 2)), 'takes numbers [N] or [N, D], found float64 (12, 2, 2)'),
             ('regression', np.array(['a'] * 12), 'takes numbers [N] or [N, D], found <U1 (12,)'),
+            ('regression', np.full(12, 1e300), 'train.npz: task=regression takes finite float32 numbers, found 1e+300'),
+            ('regression', np.zeros(12, complex), 'takes numbers [N] or [N, D], found complex128 (12,)'),
             (
-                'regression',
-                np.zeros((12, 2)),
-                'test.npz: expected 2 values for each image, as there are names, found 1',
+                'multilabel',
+                np.zeros((12, 0), int),
+                'train.npz: expected at least one label for each image, found (12, 0)',
             ),
             ('ordinal', np.zeros(12), "task='ordinal' must be one of multiclass, binary, multilabel, regression"),
         ],
@@ -443,7 +452,13 @@ class TestArrays:
     def test_wrong_targets_of_other_tasks(
         self, task: str, labels: np.ndarray, message: str, tmp_path: pathlib.Path
     ) -> None:
-        assert error_of(write_arrays(tmp_path, train_labels=labels), task=task).endswith(message)
+        name = write_arrays(tmp_path, train_labels=labels, test_labels=labels[:6])
+        assert error_of(name, task=task).endswith(message)
+
+    def test_labels_of_two_shapes(self, tmp_path: pathlib.Path) -> None:
+        name = write_arrays(tmp_path, train_labels=np.zeros((12, 2)))
+        message = error_of(name, task='regression')
+        assert message.endswith(f'{tmp_path}/train.npz and {tmp_path}/test.npz differ in shape: [(2,), ()]')
 
     def test_names_must_be_as_many_as_the_columns(self, tmp_path: pathlib.Path) -> None:
         name = write_arrays(tmp_path, train_labels=np.arange(12) % 2, test_labels=np.arange(6) % 2)

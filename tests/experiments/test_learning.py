@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from experiments import comparison, degradation
 from resnet_jax import BottleneckBlock, InputError
@@ -110,7 +112,7 @@ def test_degradation_and_cardinality_run(root, tmp_path):
 
 
 def test_tasks_are_compared_with_what_is_simpler(root, tmp_path):
-    flags = ('--tasks=regression', '--epochs=2', '--num_seeds=1', f'--workdir={tmp_path}/t')
+    flags = ('--tasks=binary,regression', '--epochs=1', '--num_seeds=1', f'--workdir={tmp_path}/t')
     out, _ = run(root, 'tasks', *flags)
     table = (tmp_path / 't' / 'table.md').read_text()
     assert table in out
@@ -119,6 +121,14 @@ def test_tasks_are_compared_with_what_is_simpler(root, tmp_path):
     assert -0.05 < scores['constant']['r2'] <= 0
     assert 0.5 < scores['linear']['r2'] < 1
     assert scores['constant']['mae'] > scores['linear']['mae']
+    digits = load_dataset('digits', task='binary')
+    pixels, unseen = (part.images.reshape(len(part), -1) / 255 for part in (digits.train, digits.test))
+    linear = LogisticRegression(max_iter=5000).fit(pixels, digits.train.labels)
+    binary = json.loads((tmp_path / 't' / 'result.json').read_text())['scores']['binary']
+    assert binary['linear']['accuracy'] == pytest.approx(linear.score(unseen, digits.test.labels))
+    scored = linear.decision_function(unseen)
+    assert binary['linear']['roc_auc'] == pytest.approx(roc_auc_score(digits.test.labels, scored), abs=1e-6)
+    assert binary['constant']['roc_auc'] == binary['constant']['accuracy'] == 0.5
     # Ridge regression by its closed form
     digits = load_dataset('digits', task='regression')
     pixels, unseen = (part.images.reshape(len(part), -1) / 255 for part in (digits.train, digits.test))
@@ -148,6 +158,12 @@ def test_wrong_values_of_the_experiments_are_one_line(root, tmp_path):
         err
         == "error: tasks=binary,ranking: unknown task 'ranking'; known: multiclass, binary, multilabel, regression\n"
     )
+    _, err = run(root, 'tasks', '--tasks=', f'--workdir={tmp_path}/t', status=2)
+    assert err.startswith('error: tasks= must name some of multiclass')
+    _, err = run(root, 'transfer', '--source_classes=9', f'--workdir={tmp_path}/r', status=2)
+    assert err == 'error: source_classes=9 must be from 2 to 8: digits has 10\n'
+    _, err = run(root, 'transfer', '--mean=0.5', f'--workdir={tmp_path}/r', status=2)
+    assert '--mean' in err or "flag 'mean'" in err
     _, err = run(root, 'transfer', '--examples_per_class=1000', f'--workdir={tmp_path}/r', status=2)
     assert 'examples_per_class=1000 must be at most' in err
     _, err = run(root, 'degradation', '--depths=20,21', f'--workdir={tmp_path}/d', status=2)

@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what comes back, what is refused."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,14 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         kept.append(checkpoint_steps(tmp_path))
     assert kept == [[1], [2], [2, 3], [2, 4], [5]]  # of two equals, the later is the best
     assert best_step(tmp_path) == 5
+
+
+def test_the_manifests_of_earlier_versions_are_read(folder):
+    path = next((folder / '7').glob('*.json'))
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({'test_accuracy' if name == 'score' else name: manifest[name] for name in manifest}))
+    assert best_step(folder) == 7
+    jax.tree.map(np.testing.assert_array_equal, restore_checkpoint(folder, 7, STATE), STATE)
 
 
 def test_a_folder_without_checkpoints(tmp_path):

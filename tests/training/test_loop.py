@@ -1,5 +1,6 @@
 """Whole runs on a few examples: files, resumption, devices, refusals."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -25,11 +26,10 @@ from resnet_jax import (
     train_seeds,
 )
 from resnet_jax.data.examples import Dataset, Split
-from resnet_jax.models.preprocessing import Preprocessing
 from resnet_jax.models.weight_files import write_safetensors
 from resnet_jax.training import checkpoint, evaluation, loop
 from resnet_jax.training.loop import is_due
-from resnet_jax.weights import Source
+from resnet_jax.weights import Source, open_source
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
 CONFIG = TrainConfig(dataset='shades', epochs=4, batch_size=8, learning_rate=0.05, crop_padding=1, log_every_steps=2)
@@ -294,7 +294,7 @@ def test_a_network_without_running_statistics_trains_resumes_and_loads(shades, t
     assert total['correct'] / total['count'] == pytest.approx(result['test_accuracy'])
 
 
-BROUGHT = Source({}, preprocessing=Preprocessing(32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+BROUGHT = Source({}, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 SILENT = Source({})
 
 
@@ -320,6 +320,39 @@ def test_whose_mean_and_deviation_count(fields, source, mean, std):
 def test_grey_images_keep_their_mean_under_weights_for_colour(shades):
     found = loop.normalized_as(shades, CONFIG, BROUGHT)
     assert (found.mean, found.std) == (shades.mean, shades.std)
+
+
+def test_a_run_brings_its_mean_and_deviation(finished, shades):
+    other = dataclasses.replace(shades, mean=(0.5,), std=(0.5,))
+    found = loop.normalized_as(other, CONFIG, open_source(finished[0]))
+    assert (found.mean, found.std) == (shades.mean, shades.std)
+
+
+STILL = {'epochs': 1, 'learning_rate': 0.0, 'weight_decay': 0.0, 'head_learning_rate': None}
+
+
+@pytest.mark.parametrize('case', ['kept', 'other names', 'new_head', 'other task'])
+def test_whose_head_a_run_starts_with(case, finished, shades, tmp_path):
+    """At learning rate zero the weights stay those of the start."""
+    config = dataclasses.replace(CONFIG, init_from=str(finished[0]), new_head=case == 'new_head', **STILL)
+    dataset = shades
+    if case == 'other names':
+        dataset = dataclasses.replace(shades, class_names=('x', 'y', 'z'))
+    elif case == 'other task':
+        config = dataclasses.replace(config, task='multilabel')
+        columns = [Split(part.images, np.eye(3, dtype=np.int32)[part.labels]) for part in (shades.train, shades.test)]
+        dataset = dataclasses.replace(shades, train=columns[0], test=columns[1], task='multilabel')
+    notes = {
+        'other names': 'the head is kept, though',
+        'other task': 'a new head for multilabel in the place of one for',
+    }
+    with pytest.warns(match=notes[case]) if case in notes else contextlib.nullcontext():
+        train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=dataset)
+    before, after = (load_variables(folder)['params'] for folder in (finished[0], tmp_path / 'run'))
+    np.testing.assert_array_equal(before['stem']['conv']['kernel'], after['stem']['conv']['kernel'])
+    same = np.array_equal(before['head']['kernel'], after['head']['kernel'])
+    assert same == (case in ('kept', 'other names'))
+    assert after['head']['kernel'].shape == before['head']['kernel'].shape
 
 
 DROPPING = dataclasses.replace(SPEC, drop_path_rate=0.5, dropout_rate=0.3)

@@ -5,6 +5,7 @@ import pytest
 
 from resnet_jax import numpy_reference as reference
 from resnet_jax.training.losses import absolute_error, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
+from resnet_jax.training.tasks import MultiClass
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
@@ -35,3 +36,10 @@ def test_errors_by_hand():
     outputs, targets = np.array([[1.0, 2.0], [0.0, -1.0]], np.float32), np.array([[0.0, 4.0], [0.0, 0.0]], np.float32)
     np.testing.assert_allclose(squared_error(outputs, targets), [2.5, 0.5])
     np.testing.assert_allclose(absolute_error(outputs, targets), [1.5, 0.5])
+
+
+def test_a_target_out_of_range_spoils_the_sigmoids_too():
+    losses = sigmoid_cross_entropy(np.zeros((3, 1), np.float32), np.array([[1], [5], [-1]]))
+    np.testing.assert_array_equal(np.isnan(losses), [False, True, True])
+    classes = MultiClass('sigmoid_cross_entropy').losses(np.zeros((3, 4), np.float32), np.array([0, 4, -1]))
+    np.testing.assert_array_equal(np.isnan(classes), [False, True, True])

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from resnet_jax import InputError, TrainConfig
@@ -76,6 +77,14 @@ def test_two_steps_of_sgd_by_hand(nesterov):
     np.testing.assert_allclose(params['conv1']['kernel'], [expected['kernel']], rtol=1e-6)
     np.testing.assert_allclose(params['norm1']['scale'], [expected['scale']], rtol=1e-6)
     np.testing.assert_allclose(params['norm1']['bias'], [0.5])
+
+
+def test_the_state_of_sgd_is_nested_as_in_the_checkpoints_there_are():
+    expected = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(lambda step: 0.1, 0.9)).init(PARAMS)
+    found = make_optimizer(TrainConfig(), 10).init(PARAMS)
+    assert [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(found)[0]] == [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(expected)[0]
+    ]
 
 
 @pytest.mark.parametrize('name', ['adam', 'adamw'])
