@@ -208,7 +208,8 @@ def default_recipe(dataset: str | None) -> str:
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, without a last line feed."""
-    return '\n'.join(f'| {" | ".join(row)} |' for row in (columns, ('---',) * len(columns), *rows))
+    lines = ([cell.replace('|', r'\|') for cell in row] for row in (columns, ('---',) * len(columns), *rows))
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def as_file_name(dataset: str) -> str:
