@@ -108,7 +108,7 @@ def _open_run_source(path: pathlib.Path) -> Source:
     record, spec, config = open_run(path)
     tensors = tensors_from_variables(load_variables(path, 'last' if step is None else step), ResNet(spec))
     data = record['dataset']
-    names, mean, std = (tuple(data[name]) for name in ('class_names', 'mean', 'std'))
+    names, mean, std = (tuple(data.get(name, ())) for name in ('class_names', 'mean', 'std'))
     return Source(tensors, record['arch'], spec, None, mean, std, config.task, names)
 
 

@@ -39,6 +39,7 @@ SHARED = [
     *('seed', 'num_seeds', 'compute_dtype', 'implementation', 'scan_blocks', 'image_size', 'init_from'),
     *('compilation_cache', 'eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps'),
     *('freeze', 'mean', 'std', 'drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last'),
+    *('task', 'loss', 'optimizer', 'head_learning_rate', 'new_head', 'crop_padding', 'horizontal_flip'),
 ]
 
 BENCHMARK = [
@@ -47,7 +48,7 @@ BENCHMARK = [
 ]
 EVALUATION = [
     *('init_from', 'arch', 'workdir', 'dataset', 'data_dir', 'image_size', 'mean', 'std', 'checkpoint', 'split'),
-    'compilation_cache',
+    *('task', 'compilation_cache'),
 ]
 CONVERSION = ['init_from', 'arch', 'out', 'layout', 'compilation_cache']
 
@@ -80,10 +81,12 @@ def test_there_is_no_script_without_a_test(root):
     scripts = {path.stem for path in (root / 'experiments').glob('*.py')} - {
         '__init__',
         'common',
+        'comparison',
         'environment',
         'peers',
     }
-    learning = {'numpy_resnet18', 'residual_block', 'degradation', 'cardinality', 'list_models'}  # test_learning.py
+    # In test_learning.py.
+    learning = {'numpy_resnet18', 'residual_block', 'degradation', 'cardinality', 'list_models', 'tasks', 'transfer'}
     assert scripts == {*TRAINING, *learning, 'evaluate', 'benchmark', 'convert'}
 
 
