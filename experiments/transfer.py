@@ -10,6 +10,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
@@ -38,6 +39,12 @@ flags.DEFINE_string('workdir', None, 'Folder for the runs, the table and the pic
 
 COLOURS = {'from scratch': '#7a8fa6', 'frozen features': '#d08c00', 'frozen stem': '#1f5f8b', 'fine-tuned': '#c4372c'}
 _COLUMNS = ('way', 'flags', 'test accuracy')
+
+
+def batch_size_for(wanted: int, examples: int) -> int:
+    """As many examples as there are, at most those wanted, that all devices get equally many of."""
+    devices = jax.device_count()
+    return max(min(wanted, examples) // devices, 1) * devices
 
 
 def ways(pretrained: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -103,8 +110,8 @@ def main() -> None:
     common_fields = common.set_flags(('image_size',))
     epochs = {} if FLAGS.pretraining_epochs is None else {'epochs': FLAGS.pretraining_epochs}
     config = get_config(recipe, dataset=f'{name}, {first} classes', **epochs, **common_fields)
-    config = dataclasses.replace(config, batch_size=min(config.batch_size, len(source.train)))
-    batch_size = min(FLAGS.batch_size, len(target.train))
+    config = dataclasses.replace(config, batch_size=batch_size_for(config.batch_size, len(source.train)))
+    batch_size = batch_size_for(FLAGS.batch_size, len(target.train))
     few = f'{name}, {FLAGS.examples_per_class} of each other class'
     tuning = get_config(recipe, dataset=few, epochs=FLAGS.epochs, batch_size=batch_size, **common_fields)
     out = pathlib.Path(FLAGS.workdir or f'runs/transfer-{common.as_file_name(name)}')
