@@ -18,7 +18,11 @@ from resnet_jax.models.cost import count_parameters, multiply_adds
 FLAGS = flags.FLAGS
 
 common.define_data_flags(default='digits')
-flags.DEFINE_list('stage_sizes', ['1', '1', '1', '1'], 'Blocks in each stage.')
+flags.DEFINE_list(
+    'stage_sizes',
+    ['1', '1', '1', '1'],
+    'Blocks in each stage; the first has 64 channels, each other one twice as many.',
+)
 flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
 flags.DEFINE_integer('epochs', None, "Passes over the training examples. Default: the recipe's.")
 flags.DEFINE_integer('num_seeds', 3, 'Seeds of each network.', lower_bound=1)
@@ -42,7 +46,9 @@ def main() -> None:
     recipe = FLAGS.recipe or common.default_recipe(name)
     config = get_config(recipe, dataset=name, **common.set_flags(('image_size', 'epochs')))
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.image_size)
-    base = ResNetSpec('bottleneck', stage_sizes(), stem='cifar', num_classes=dataset.num_classes)
+    sizes = stage_sizes()
+    widths, strides = tuple(64 * 2**stage for stage in range(len(sizes))), (1, *(2 for _ in sizes[1:]))
+    base = ResNetSpec('bottleneck', sizes, widths, strides, 'cifar', num_classes=dataset.num_classes)
     out = pathlib.Path(FLAGS.workdir or f'runs/cardinality-{common.as_file_name(name)}')
     rows = []
     for cardinality, width in SETTINGS:
