@@ -25,7 +25,7 @@ from resnet_jax import (
 from resnet_jax.models.conv import IMPLEMENTATIONS
 from resnet_jax.models.layers import STEMS
 from resnet_jax.training.losses import LOSSES
-from resnet_jax.training.recipes import COMPUTE_DTYPES, OPTIMIZERS, RECIPES
+from resnet_jax.training.recipes import AUGMENT_POLICIES, COMPUTE_DTYPES, OPTIMIZERS, RECIPES
 from resnet_jax.training.tasks import TASKS
 
 FLAGS = flags.FLAGS
@@ -131,6 +131,12 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
         'crop_padding', None, "Random crops of images padded by so many pixels. Default: the recipe's; 0 in regression."
     )
     flags.DEFINE_bool('horizontal_flip', None, "Mirror half of the images. Default: the recipe's; not in regression.")
+    flags.DEFINE_enum(
+        'policy',
+        None,
+        AUGMENT_POLICIES,
+        "Operations drawn for each training image. Default: the recipe's; mostly none.",
+    )
     flags.DEFINE_integer('seed', 0, 'Seed of initialization, order and augmentation.')
     flags.DEFINE_integer('num_seeds', None, 'Train this many seeds, from --seed on, and report mean and deviation.')
     flags.DEFINE_string('init_from', None, INIT_FROM + ' Training starts from them.')
@@ -168,6 +174,7 @@ _CONFIG_FLAGS = (
     'label_smoothing',
     'crop_padding',
     'horizontal_flip',
+    'policy',
     'seed',
     'compute_dtype',
     'implementation',

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.data.policies import POLICIES, apply_operations
+
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """uint8 ``[N, H, W, C]`` to float32 ``(image / 255 - mean) / std``, with one mean and std for each channel."""
@@ -13,8 +15,10 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return images.astype(jnp.float32) * scale[None, None, None] - offset[None, None, None]
 
 
-def random_crop(key: jax.Array, images: jax.Array, padding: int, reflect: bool = False) -> jax.Array:
-    """Shifts every image by up to ``padding`` pixels along H and W, filling with zeros or with its reflection.
+def random_crop(
+    key: jax.Array, images: jax.Array, padding: int, fill: jax.Array | float = 0, reflect: bool = False
+) -> jax.Array:
+    """Shifts every image by up to ``padding`` pixels along H and W, filling with a colour or with its reflection.
 
     The same as a crop of the original size at a random place of the padded image (He et al. 2015, section 4.2,
     with 4 pixels on CIFAR).
@@ -23,15 +27,19 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int, reflect: bool =
       key: random key.
       images: ``[N, H, W, C]``, any dtype.
       padding: pixels added on each side.
-      reflect: fill with the image mirrored at its border pixels; otherwise with zeros, which are black in raw images
-        and the mean colour in normalized ones.
+      fill: value of what comes from outside, one or ``[C]``.
+      reflect: fill with the image mirrored at its border pixels instead.
 
     Returns:
       ``[N, H, W, C]``.
     """
     num, height, width, channels = images.shape
-    widths = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    padded = jnp.pad(images, widths, mode='reflect' if reflect else 'constant')
+    if reflect:
+        padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode='reflect')
+    else:
+        color = jnp.broadcast_to(jnp.asarray(fill, images.dtype), (channels,))
+        outside = jnp.broadcast_to(color, (num, height + 2 * padding, width + 2 * padding, channels))
+        padded = jax.lax.dynamic_update_slice(outside, images, (0, padding, padding, 0))
     corners = jax.random.randint(key, (num, 2), 0, 2 * padding + 1)
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
@@ -55,8 +63,10 @@ def training_images(
     crop_padding: int = 0,
     crop_fill: str = 'black',
     horizontal_flip: bool = False,
+    policy: str | None = None,
+    example_keys: jax.Array | None = None,
 ) -> jax.Array:
-    """The augmentation of the CIFAR papers, normalization included: random crop, then random flip.
+    """Random crop, random flip, the operations of a policy, normalization.
 
     Args:
       key: random key.
@@ -64,17 +74,28 @@ def training_images(
       mean: as in ``normalize``.
       std: as in ``normalize``.
       crop_padding: pixels for the random crop; 0 for none.
-      crop_fill: what the crop is filled with: ``black``, the ``mean`` colour, or ``reflect``.
+      crop_fill: what the crop is filled with: ``black``, the ``mean`` colour in 256 levels, or ``reflect``. A policy
+        fills with the mean colour, too, where this does, else with black.
       horizontal_flip: mirror half of the images.
+      policy: one of ``policies.POLICIES``, or None.
+      example_keys: keys ``[N]`` of what the policy draws for each image.
 
     Returns:
       float32 ``[N, H, W, C]``.
     """
     crop_key, flip_key = jax.random.split(key)
-    if crop_fill == 'mean':
-        images = normalize(images, mean, std)
+    fill = jnp.round(255 * jnp.asarray(mean)).astype(jnp.uint8) if crop_fill == 'mean' else jnp.uint8(0)
     if crop_padding:
-        images = random_crop(crop_key, images, crop_padding, reflect=crop_fill == 'reflect')
+        images = random_crop(crop_key, images, crop_padding, fill, reflect=crop_fill == 'reflect')
     if horizontal_flip:
         images = random_flip(flip_key, images)
-    return images if crop_fill == 'mean' else normalize(images, mean, std)
+    if policy is not None:
+        if example_keys is None:
+            raise ValueError(f'the policy {policy} needs example_keys')
+        draw = POLICIES[policy]
+
+        def augmented(key: jax.Array, image: jax.Array) -> jax.Array:
+            return apply_operations(image, draw(key, *image.shape[:2]), fill)
+
+        images = jax.vmap(augmented)(example_keys, images)
+    return normalize(images, mean, std)

@@ -1,6 +1,7 @@
 """The training loop: the only file that logs, times and writes."""
 
 import dataclasses
+import functools
 import pathlib
 import time
 import warnings
@@ -37,7 +38,7 @@ from resnet_jax.training.workdir import (
 from resnet_jax.weights import Source, open_source, source_variables
 
 # Purposes of random numbers: each has its own key, folded from the run's root key.
-_INIT, _AUGMENT, _DROPOUT = 0, 1, 2
+_INIT, _AUGMENT, _DROPOUT, _POLICY = 0, 1, 2, 3
 # Stages of so many blocks are compiled as a loop: resnet110 and deeper.
 _SCAN_FROM = 16
 
@@ -225,6 +226,8 @@ class _Run:
             augment, dropout = (
                 jax.random.fold_in(jax.random.fold_in(key, purpose), state.step) for purpose in (_AUGMENT, _DROPOUT)
             )
+            # What a policy draws belongs to an example and an epoch, wherever in the batch it lies.
+            epoch_key = jax.random.fold_in(jax.random.fold_in(key, _POLICY), state.step // self.epoch_steps)
             image = training_images(
                 augment,
                 images[indices],
@@ -233,6 +236,8 @@ class _Run:
                 crop_padding=config.crop_padding,
                 crop_fill=config.crop_fill,
                 horizontal_flip=config.horizontal_flip,
+                policy=config.policy,
+                example_keys=jax.vmap(functools.partial(jax.random.fold_in, epoch_key))(indices),
             )
             batch = {'image': image, 'label': labels[indices]}
             how: dict[str, Any] = {'model': self.model, 'optimizer': self.optimizer, 'task': self.task}

@@ -14,6 +14,11 @@ OPTIMIZERS = ('sgd', 'adam', 'adamw')
 SCHEDULES = ('cosine', 'linear', 'step')
 DECAYED = ('all', 'kernels')
 CROP_FILLS = ('black', 'mean', 'reflect')
+# Keys of data.policies.POLICIES.
+AUGMENT_POLICIES = (
+    *('rand_augment', 'trivial_augment_wide', 'auto_augment_cifar10', 'auto_augment_imagenet'),
+    *('rand-m7-mstd0.5-inc1', 'rand-m6-mstd0.5-inc1'),
+)
 COMPUTE_DTYPES = ('float32', 'bfloat16')
 
 
@@ -45,6 +50,8 @@ class TrainConfig:
       crop_padding: pixels of padding for the random crop; 0 for none.
       crop_fill: what the crop is filled with: ``black``, the ``mean`` colour, or ``reflect``.
       horizontal_flip: mirror half of the images.
+      policy: operations drawn for each image: ``rand_augment``, ``trivial_augment_wide``, ``auto_augment_cifar10``,
+        ``auto_augment_imagenet``, ``rand-m7-mstd0.5-inc1`` or ``rand-m6-mstd0.5-inc1``; None for none.
       image_size: pixels to which the images are resized; None keeps their size.
       compute_dtype: ``float32`` or ``bfloat16``.
       implementation: ``auto`` or ``xla``, as in ``models.conv.convolution``.
@@ -87,6 +94,7 @@ class TrainConfig:
     crop_padding: int = 0
     crop_fill: str = 'black'
     horizontal_flip: bool = False
+    policy: str | None = None
     image_size: int | None = None
     compute_dtype: str = 'float32'
     implementation: str = 'auto'
@@ -111,6 +119,7 @@ class TrainConfig:
             'schedule': SCHEDULES,
             'decayed': DECAYED,
             'crop_fill': CROP_FILLS,
+            'policy': (None, *AUGMENT_POLICIES),
             'compute_dtype': COMPUTE_DTYPES,
         }
         for name, known in choices.items():
@@ -242,7 +251,7 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
     What is not replaced itself follows what is: with another number of ``epochs``, ``warmup_epochs`` and
     ``decay_epochs`` keep their share of the training; with another ``optimizer`` than the recipe's the learning rate is
     1e-3; ``task='regression'`` has no label smoothing, a fifth of the learning rate, as gradients of errors have no
-    bound and those of probabilities have, and neither crop nor flip, as numbers may depend on where things are.
+    bound and those of probabilities have, and neither crop, flip nor policy, as numbers may depend on where things are.
 
     Raises:
       InputError: an unknown recipe or field, or a value that TrainConfig refuses.
@@ -260,7 +269,7 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
         'decay_epochs': tuple(epoch * share for epoch in base.decay_epochs),
     }
     if overrides.get('task') == 'regression':
-        implied |= {'label_smoothing': 0.0, 'crop_padding': 0, 'horizontal_flip': False}
+        implied |= {'label_smoothing': 0.0, 'crop_padding': 0, 'horizontal_flip': False, 'policy': None}
         implied['learning_rate'] = base.learning_rate / 5
     if overrides.get('optimizer', base.optimizer) != base.optimizer:
         implied['learning_rate'] = _ADAM_RATE

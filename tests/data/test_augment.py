@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from resnet_jax.data.augment import normalize, random_crop, random_flip, training_images
+from resnet_jax.data.policies import POLICIES
+from resnet_jax.training.recipes import AUGMENT_POLICIES
 
 KEY = jax.random.key(0)
 
@@ -50,4 +52,27 @@ def test_what_a_crop_is_filled_with(fill, border):
     """White images, with mean 0.3 and deviation 0.2: black is -1.5, white 3.5, and the mean 0."""
     images = jnp.full((32, 4, 4, 1), 255, jnp.uint8)
     cropped = training_images(KEY, images, (0.3,), (0.2,), crop_padding=2, crop_fill=fill)
-    np.testing.assert_allclose(sorted({round(float(v), 4) for v in cropped.ravel()}), sorted({border, 3.5}), atol=1e-4)
+    # The mean colour is rounded to one of 256 levels.
+    atol = 0.5 / 255 / 0.2 if fill == 'mean' else 1e-4
+    np.testing.assert_allclose(sorted({round(float(v), 4) for v in cropped.ravel()}), sorted({border, 3.5}), atol=atol)
+
+
+@pytest.mark.parametrize('policy', ['rand_augment', 'trivial_augment_wide'])
+def test_a_policy_draws_for_each_example_by_its_key(policy, rng):
+    """The same image with the same key becomes the same, wherever in the batch it lies."""
+    images = jnp.asarray(rng.integers(0, 255, (6, 8, 8, 3), np.uint8))
+    keys = jax.random.split(jax.random.key(1), 6)
+
+    @jax.jit
+    def augmented(images, keys):
+        return training_images(KEY, images, (0.5,) * 3, (0.2,) * 3, policy=policy, example_keys=keys)
+
+    whole = augmented(images, keys)
+    order = jnp.array([3, 0, 5, 1, 4, 2])
+    np.testing.assert_array_equal(augmented(images[order], keys[order]), whole[order])
+    others = augmented(images, jax.random.split(jax.random.key(2), 6))
+    assert sum(not np.array_equal(a, b) for a, b in zip(whole, others, strict=True)) >= 3
+
+
+def test_recipes_know_the_policies():
+    assert set(AUGMENT_POLICIES) == set(POLICIES)

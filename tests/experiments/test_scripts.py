@@ -39,7 +39,7 @@ SHARED = [
     *('seed', 'num_seeds', 'compute_dtype', 'implementation', 'scan_blocks', 'image_size', 'init_from'),
     *('compilation_cache', 'eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps'),
     *('freeze', 'mean', 'std', 'drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last'),
-    *('task', 'loss', 'optimizer', 'head_learning_rate', 'new_head', 'crop_padding', 'horizontal_flip'),
+    *('task', 'loss', 'optimizer', 'head_learning_rate', 'new_head', 'crop_padding', 'horizontal_flip', 'policy'),
 ]
 
 BENCHMARK = [
@@ -86,7 +86,16 @@ def test_there_is_no_script_without_a_test(root):
         'peers',
     }
     # In test_learning.py.
-    learning = {'numpy_resnet18', 'residual_block', 'degradation', 'cardinality', 'list_models', 'tasks', 'transfer'}
+    learning = {
+        'numpy_resnet18',
+        'residual_block',
+        'degradation',
+        'cardinality',
+        'list_models',
+        'tasks',
+        'transfer',
+        'show_augment',
+    }
     assert scripts == {*TRAINING, *learning, 'evaluate', 'benchmark', 'convert'}
 
 

@@ -1,0 +1,284 @@
+"""Published augmentation policies: which operations an image goes through, drawn from a key.
+
+A policy draws numbers of operations and magnitudes; ``apply_operations`` computes them. The magnitudes are those of
+torchvision's classes of the same name, and of timm's ``rand-m7-mstd0.5-inc1`` and its like.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.data import image_ops
+
+# Affine operations first: their number is their row in the table of matrices.
+OPERATIONS = (
+    *('identity', 'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate'),
+    *('brightness', 'contrast', 'posterize', 'solarize', 'solarize_add', 'autocontrast', 'equalize', 'invert'),
+    *('color', 'sharpness'),
+)
+_NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
+_FIRST_TABLE, _FIRST_BLEND = _NUMBER['brightness'], _NUMBER['color']
+
+# Operations and magnitudes drawn for one image, both [L]: each is applied in its turn.
+Drawn = tuple[jax.Array, jax.Array]
+Policy = Callable[[jax.Array, int, int], Drawn]
+
+
+def apply_operations(image: jax.Array, drawn: Drawn, fill: jax.Array | int = 0, bilinear: bool = False) -> jax.Array:
+    """An image after the operations of a policy: uint8 ``[H, W, C]`` to the same.
+
+    Args:
+      image: uint8 ``[H, W, C]``.
+      drawn: numbers in OPERATIONS and magnitudes. A magnitude is the share of a shear, pixels of a translation, degrees
+        of a rotation, the factor of brightness, contrast, color and sharpness, bits, a threshold, or what is added.
+      fill: value of pixels from outside of the image, one or ``[C]``.
+      bilinear: how affine maps read pixels.
+    """
+    for operation, magnitude in zip(*drawn, strict=True):
+        image = _apply(image, operation, magnitude, fill, bilinear)
+    return image
+
+
+def _apply(
+    image: jax.Array, operation: jax.Array, magnitude: jax.Array, fill: jax.Array | int, bilinear: bool
+) -> jax.Array:
+    """One operation. All kinds are computed, those that were not drawn with what changes nothing."""
+    height, width, channels = image.shape
+    zero = jnp.zeros(())
+    matrices = jnp.stack(
+        [
+            image_ops.shear_matrix(zero, zero),
+            image_ops.shear_matrix(magnitude, zero),
+            image_ops.shear_matrix(zero, magnitude),
+            image_ops.translation_matrix(magnitude, zero),
+            image_ops.translation_matrix(zero, magnitude),
+            image_ops.rotation_matrix(magnitude, height, width),
+        ]
+    )
+    whole = magnitude.astype(jnp.int32)
+    single = [
+        image_ops.brightness_table(magnitude),
+        image_ops.contrast_table(image, magnitude),
+        image_ops.posterize_table(jnp.clip(whole, 0, 8)),
+        image_ops.solarize_table(whole),
+        image_ops.solarize_add_table(whole),
+    ]
+    tables = [jnp.broadcast_to(table, (channels, 256)) for table in single]
+    tables += [image_ops.autocontrast_table(image), image_ops.equalize_table(image)]
+    tables += [jnp.broadcast_to(image_ops.solarize_table(jnp.int32(0)), (channels, 256))]
+    same = jnp.broadcast_to(jnp.arange(256, dtype=jnp.uint8), (channels, 256))
+    is_table = (operation >= _FIRST_TABLE) & (operation < _FIRST_BLEND)
+    table = jnp.stack([*tables, same])[jnp.where(is_table, operation - _FIRST_TABLE, len(tables))]
+    matrix = matrices[jnp.where(operation < _FIRST_TABLE, operation, 0)]
+
+    image = image_ops.affine(image, matrix, fill, bilinear)
+    image = image_ops.apply_table(image, table)
+    if channels == 3:
+        image = image_ops.color(image, jnp.where(operation == _NUMBER['color'], magnitude, 1.0))
+    return image_ops.sharpness(image, jnp.where(operation == _NUMBER['sharpness'], magnitude, 1.0))
+
+
+def _signed(key: jax.Array, magnitudes: jax.Array, signed: jax.Array) -> jax.Array:
+    """Half of those that have a sign become negative."""
+    return jnp.where(signed & jax.random.bernoulli(key, 0.5, magnitudes.shape), -magnitudes, magnitudes)
+
+
+_SIGNED = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'brightness', 'contrast', 'color', 'sharpness')
+_FACTORS = ('brightness', 'contrast', 'color', 'sharpness')
+
+
+def _draw_by_strength(
+    key: jax.Array, operations: jax.Array, strengths: Sequence[float | jax.Array], positions: jax.Array
+) -> Drawn:
+    """Magnitudes in torchvision's way: a position from 0 to 1 on the range of each operation, half of them negative.
+
+    Args:
+      key: of the signs.
+      operations: numbers ``[L]``.
+      strengths: what the position 1 stands for, one for each of OPERATIONS.
+      positions: ``[L]``.
+    """
+    ranges = jnp.stack([jnp.asarray(strength, jnp.float32) for strength in strengths])[operations]
+    signed = jnp.array([name in _SIGNED for name in OPERATIONS])[operations]
+    factors = jnp.array([name in _FACTORS for name in OPERATIONS])[operations]
+    magnitudes = _signed(key, positions * ranges, signed) + factors
+    bits = 8 - jnp.round(positions * ranges)
+    magnitudes = jnp.where(operations == _NUMBER['posterize'], bits, magnitudes)
+    return operations, jnp.where(operations == _NUMBER['solarize'], 255 * (1 - positions), magnitudes)
+
+
+def _strengths(
+    shear: float, translate: tuple[float, float], rotate: float, factor: float, bits: float
+) -> list[float | jax.Array]:
+    known = {
+        **{'shear_x': shear, 'shear_y': shear, 'rotate': rotate},
+        **{'translate_x': translate[1], 'translate_y': translate[0]},
+        **dict.fromkeys(_FACTORS, factor),
+        'posterize': bits,
+    }
+    return [known.get(name, 0.0) for name in OPERATIONS]
+
+
+_TORCHVISION = tuple(
+    _NUMBER[name]
+    for name in (
+        *('identity', 'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'brightness', 'color', 'contrast'),
+        *('sharpness', 'posterize', 'solarize', 'autocontrast', 'equalize'),
+    )
+)
+
+
+def rand_augment(num_operations: int = 2, magnitude: int = 9, bins: int = 31) -> Policy:
+    """RandAugment (Cubuk et al. 2019, arXiv:1909.13719) as in torchvision: so many operations of one magnitude."""
+
+    def draw(key: jax.Array, height: int, width: int) -> Drawn:
+        chosen, signs = jax.random.split(key)
+        operations = jax.random.choice(chosen, jnp.array(_TORCHVISION), (num_operations,))
+        strengths = _strengths(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4.0)
+        return _draw_by_strength(signs, operations, strengths, jnp.full(num_operations, magnitude / (bins - 1)))
+
+    return draw
+
+
+def trivial_augment_wide(bins: int = 31) -> Policy:
+    """TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158), wide: one operation of any magnitude."""
+
+    def draw(key: jax.Array, height: int, width: int) -> Drawn:
+        del height, width  # it translates by up to 32 pixels whatever the size
+        chosen, signs, positions = jax.random.split(key, 3)
+        operations = jax.random.choice(chosen, jnp.array(_TORCHVISION), (1,))
+        position = jax.random.randint(positions, (1,), 0, bins) / (bins - 1)
+        return _draw_by_strength(signs, operations, _strengths(0.99, (32.0, 32.0), 135.0, 0.99, 6.0), position)
+
+    return draw
+
+
+# Operation, probability and magnitude in tenths of its range, twice for each sub-policy (Cubuk et al. 2018,
+# arXiv:1805.09501, Tables 7 and 9).
+_Step = tuple[str, float, int]
+AUTO_AUGMENT: dict[str, tuple[tuple[_Step, _Step], ...]] = {
+    'cifar10': (
+        (('invert', 0.1, 0), ('contrast', 0.2, 6)),
+        (('rotate', 0.7, 2), ('translate_x', 0.3, 9)),
+        (('sharpness', 0.8, 1), ('sharpness', 0.9, 3)),
+        (('shear_y', 0.5, 8), ('translate_y', 0.7, 9)),
+        (('autocontrast', 0.5, 0), ('equalize', 0.9, 0)),
+        (('shear_y', 0.2, 7), ('posterize', 0.3, 7)),
+        (('color', 0.4, 3), ('brightness', 0.6, 7)),
+        (('sharpness', 0.3, 9), ('brightness', 0.7, 9)),
+        (('equalize', 0.6, 0), ('equalize', 0.5, 0)),
+        (('contrast', 0.6, 7), ('sharpness', 0.6, 5)),
+        (('color', 0.7, 7), ('translate_x', 0.5, 8)),
+        (('equalize', 0.3, 0), ('autocontrast', 0.4, 0)),
+        (('translate_y', 0.4, 3), ('sharpness', 0.2, 6)),
+        (('brightness', 0.9, 6), ('color', 0.2, 8)),
+        (('solarize', 0.5, 2), ('invert', 0.0, 0)),
+        (('equalize', 0.2, 0), ('autocontrast', 0.6, 0)),
+        (('equalize', 0.2, 0), ('equalize', 0.6, 0)),
+        (('color', 0.9, 9), ('equalize', 0.6, 0)),
+        (('autocontrast', 0.8, 0), ('solarize', 0.2, 8)),
+        (('brightness', 0.1, 3), ('color', 0.7, 0)),
+        (('solarize', 0.4, 5), ('autocontrast', 0.9, 0)),
+        (('translate_y', 0.9, 9), ('translate_y', 0.7, 9)),
+        (('autocontrast', 0.9, 0), ('solarize', 0.8, 3)),
+        (('equalize', 0.8, 0), ('invert', 0.1, 0)),
+        (('translate_y', 0.7, 9), ('autocontrast', 0.9, 0)),
+    ),
+    'imagenet': (
+        (('posterize', 0.4, 8), ('rotate', 0.6, 9)),
+        (('solarize', 0.6, 5), ('autocontrast', 0.6, 0)),
+        (('equalize', 0.8, 0), ('equalize', 0.6, 0)),
+        (('posterize', 0.6, 7), ('posterize', 0.6, 6)),
+        (('equalize', 0.4, 0), ('solarize', 0.2, 4)),
+        (('equalize', 0.4, 0), ('rotate', 0.8, 8)),
+        (('solarize', 0.6, 3), ('equalize', 0.6, 0)),
+        (('posterize', 0.8, 5), ('equalize', 1.0, 0)),
+        (('rotate', 0.2, 3), ('solarize', 0.6, 8)),
+        (('equalize', 0.6, 0), ('posterize', 0.4, 6)),
+        (('rotate', 0.8, 8), ('color', 0.4, 0)),
+        (('rotate', 0.4, 9), ('equalize', 0.6, 0)),
+        (('equalize', 0.0, 0), ('equalize', 0.8, 0)),
+        (('invert', 0.6, 0), ('equalize', 1.0, 0)),
+        (('color', 0.6, 4), ('contrast', 1.0, 8)),
+        (('rotate', 0.8, 8), ('color', 1.0, 2)),
+        (('color', 0.8, 8), ('solarize', 0.8, 7)),
+        (('sharpness', 0.4, 7), ('invert', 0.6, 0)),
+        (('shear_x', 0.6, 5), ('equalize', 1.0, 0)),
+        (('color', 0.4, 0), ('equalize', 0.6, 0)),
+        (('equalize', 0.4, 0), ('solarize', 0.2, 4)),
+        (('solarize', 0.6, 5), ('autocontrast', 0.6, 0)),
+        (('invert', 0.6, 0), ('equalize', 1.0, 0)),
+        (('color', 0.6, 4), ('contrast', 1.0, 8)),
+        (('equalize', 0.8, 0), ('equalize', 0.6, 0)),
+    ),
+}
+
+
+def auto_augment(name: str) -> Policy:
+    """AutoAugment's policy for ``cifar10`` or ``imagenet``: one of 25 pairs of operations with their probabilities."""
+    steps = AUTO_AUGMENT[name]
+
+    def draw(key: jax.Array, height: int, width: int) -> Drawn:
+        numbers = jnp.array([[_NUMBER[step[0]] for step in pair] for pair in steps])
+        shares, tenths = (jnp.array([[step[place] for step in pair] for pair in steps]) for place in (1, 2))
+        chosen, signs, happens = jax.random.split(key, 3)
+        pair = jax.random.randint(chosen, (), 0, len(steps))
+        operations = jnp.where(jax.random.uniform(happens, (2,)) < shares[pair], numbers[pair], _NUMBER['identity'])
+        strengths = _strengths(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4.0)
+        return _draw_by_strength(signs, operations, strengths, tenths[pair] / 9)
+
+    return draw
+
+
+# timm's operations whose strength grows with the magnitude.
+_INCREASING = tuple(
+    _NUMBER[name]
+    for name in (
+        *('autocontrast', 'equalize', 'invert', 'rotate', 'posterize', 'solarize', 'solarize_add', 'color', 'contrast'),
+        *('brightness', 'sharpness', 'shear_x', 'shear_y', 'translate_x', 'translate_y'),
+    )
+)
+
+
+def rand_augment_increasing(
+    magnitude: float = 7.0, deviation: float = 0.5, num_operations: int = 2, probability: float = 0.5
+) -> Policy:
+    """timm's ``rand-m7-mstd0.5-inc1`` (Wightman et al. 2021, arXiv:2110.00476): stronger with the magnitude, of 10.
+
+    Args:
+      magnitude: mean of the magnitudes, 10 being the strongest.
+      deviation: their standard deviation.
+      num_operations: drawn for each image, with repetition.
+      probability: of each of them.
+    """
+
+    def draw(key: jax.Array, height: int, width: int) -> Drawn:
+        chosen, signs, happens, noise = jax.random.split(key, 4)
+        operations = jax.random.choice(chosen, jnp.array(_INCREASING), (num_operations,))
+        happening = jax.random.uniform(happens, (num_operations,)) < probability
+        operations = jnp.where(happening, operations, _NUMBER['identity'])
+        drawn = magnitude + deviation * jax.random.normal(noise, (num_operations,))
+        positions = jnp.clip(drawn, 0, 10) / 10
+        strengths = _strengths(0.3, (0.45 * height, 0.45 * width), 30.0, 0.9, 4.0)
+        _, magnitudes = _draw_by_strength(signs, operations, strengths, positions)
+        for name, value in (
+            ('posterize', 4 - jnp.floor(positions * 4)),
+            ('solarize', 256 - jnp.minimum(256, jnp.floor(positions * 256))),
+            ('solarize_add', jnp.minimum(128, jnp.floor(positions * 110))),
+        ):
+            magnitudes = jnp.where(operations == _NUMBER[name], value, magnitudes)
+        return operations, magnitudes
+
+    return draw
+
+
+# By the names that configurations give them.
+POLICIES: dict[str, Policy] = {
+    'rand_augment': rand_augment(),
+    'trivial_augment_wide': trivial_augment_wide(),
+    'auto_augment_cifar10': auto_augment('cifar10'),
+    'auto_augment_imagenet': auto_augment('imagenet'),
+    'rand-m7-mstd0.5-inc1': rand_augment_increasing(7.0),
+    'rand-m6-mstd0.5-inc1': rand_augment_increasing(6.0),
+}
