@@ -127,6 +127,11 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     flags.DEFINE_float('warmup_epochs', None, "Epochs of linear warmup. Default: the recipe's.")
     flags.DEFINE_float('weight_decay', None, "L2 coefficient. Default: the recipe's.")
     flags.DEFINE_float('label_smoothing', None, "Share of the target spread over all classes. Default: the recipe's.")
+    flags.DEFINE_float(
+        'target_threshold', None, 'Of sigmoids: targets above it become 1, others 0. Default: as they are.'
+    )
+    flags.DEFINE_float('mixup', None, "Alpha of mixup; 0 for none. Default: the recipe's.")
+    flags.DEFINE_float('cutmix', None, "Alpha of CutMix; 0 for none. Default: the recipe's.")
     flags.DEFINE_integer(
         'crop_padding', None, "Random crops of images padded by so many pixels. Default: the recipe's; 0 in regression."
     )
@@ -172,6 +177,9 @@ _CONFIG_FLAGS = (
     'warmup_epochs',
     'weight_decay',
     'label_smoothing',
+    'target_threshold',
+    'mixup',
+    'cutmix',
     'crop_padding',
     'horizontal_flip',
     'policy',

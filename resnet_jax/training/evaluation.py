@@ -35,7 +35,7 @@ def make_task(config: TrainConfig, target_mean: Sequence[float], target_std: Seq
     loss = config.loss or ''
     if config.task == 'regression':
         return Regression(loss, mean=tuple(target_mean), std=tuple(target_std))
-    return TASKS[config.task](loss, config.label_smoothing)
+    return TASKS[config.task](loss, config.label_smoothing, config.target_threshold)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

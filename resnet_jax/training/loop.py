@@ -16,6 +16,7 @@ from resnet_jax.data.augment import training_images
 from resnet_jax.data.batches import steps_per_epoch, train_indices
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
+from resnet_jax.data.mixing import mix
 from resnet_jax.errors import InputError
 from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_blocks, unstack_blocks
 from resnet_jax.training import checkpoint
@@ -38,7 +39,7 @@ from resnet_jax.training.workdir import (
 from resnet_jax.weights import Source, open_source, source_variables
 
 # Purposes of random numbers: each has its own key, folded from the run's root key.
-_INIT, _AUGMENT, _DROPOUT, _POLICY = 0, 1, 2, 3
+_INIT, _AUGMENT, _DROPOUT, _POLICY, _MIXING = range(5)
 # Stages of so many blocks are compiled as a loop: resnet110 and deeper.
 _SCAN_FROM = 16
 
@@ -223,8 +224,9 @@ class _Run:
         images, labels, key = jax.device_put((train.images, train.labels, self.root_key), replicated(self.mesh))
 
         def program(state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array) -> Any:
-            augment, dropout = (
-                jax.random.fold_in(jax.random.fold_in(key, purpose), state.step) for purpose in (_AUGMENT, _DROPOUT)
+            augment, dropout, mixing = (
+                jax.random.fold_in(jax.random.fold_in(key, purpose), state.step)
+                for purpose in (_AUGMENT, _DROPOUT, _MIXING)
             )
             # What a policy draws belongs to an example and an epoch, wherever in the batch it lies.
             epoch_key = jax.random.fold_in(jax.random.fold_in(key, _POLICY), state.step // self.epoch_steps)
@@ -240,6 +242,11 @@ class _Run:
                 example_keys=jax.vmap(functools.partial(jax.random.fold_in, epoch_key))(indices),
             )
             batch = {'image': image, 'label': labels[indices]}
+            if config.mixup or config.cutmix:
+                outputs = jnp.zeros((len(indices), self.model.spec.num_classes))  # for its shape alone
+                targets = self.task.dense_targets(outputs, batch['label'])
+                mixed = mix(mixing, image, targets, config.mixup, config.cutmix)
+                batch |= dict(zip(('image', 'target'), mixed, strict=True))
             how: dict[str, Any] = {'model': self.model, 'optimizer': self.optimizer, 'task': self.task}
             return train_step(state, batch, **how, key=dropout)
 

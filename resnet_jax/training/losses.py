@@ -22,24 +22,34 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing:
       float32 ``[N]``; NaN where a label is not in [0, K), which a one-hot would turn into zero.
     """
     classes = logits.shape[-1]
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), label_smoothing)
-    losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+    losses = soft_cross_entropy(logits, jax.nn.one_hot(labels, classes), label_smoothing)
     return jnp.where((labels >= 0) & (labels < classes), losses, jnp.nan)
 
 
-def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+def soft_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """``softmax_cross_entropy`` of targets ``[N, K]`` that are shares of the classes, as mixed images have them."""
+    smooth = optax.smooth_labels(targets, label_smoothing)
+    return optax.softmax_cross_entropy(logits.astype(jnp.float32), smooth)
+
+
+def sigmoid_cross_entropy(
+    logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0, threshold: float | None = None
+) -> jax.Array:
     """``mean_k -(t_k log p_k + (1 - t_k) log(1 - p_k))`` with ``p = sigmoid(logits)``: PyTorch's BCEWithLogitsLoss.
 
     Args:
       logits: ``[N, K]``.
       targets: ``[N, K]``, from 0 to 1.
       label_smoothing: ``s`` in [0, 1): targets become ``(1 - s) t + s / 2``.
+      threshold: targets above it become 1, the others 0, after smoothing; None leaves them.
 
     Returns:
       float32 ``[N]``; NaN where a target is not from 0 to 1.
     """
     targets = targets.astype(jnp.float32)
     smooth = (1 - label_smoothing) * targets + label_smoothing / 2
+    if threshold is not None:
+        smooth = jnp.where(smooth > threshold, 1.0, 0.0)
     losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), smooth)
     return jnp.where((targets >= 0) & (targets <= 1), losses, jnp.nan).mean(-1)
 

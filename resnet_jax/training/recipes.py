@@ -47,6 +47,9 @@ class TrainConfig:
       weight_decay: L2 coefficient; with ``adamw`` the decoupled one, times the learning rate.
       decayed: which parameters decay: ``all`` or ``kernels``.
       label_smoothing: in [0, 1).
+      target_threshold: of sigmoids: smoothed or mixed targets above it become 1, the others 0; None leaves them.
+      mixup: alpha of mixup, one share a batch; 0 for none.
+      cutmix: alpha of CutMix; with both, each batch gets one of them. Training metrics then count the first image.
       crop_padding: pixels of padding for the random crop; 0 for none.
       crop_fill: what the crop is filled with: ``black``, the ``mean`` colour, or ``reflect``.
       horizontal_flip: mirror half of the images.
@@ -91,6 +94,9 @@ class TrainConfig:
     weight_decay: float = 1e-4
     decayed: str = 'all'
     label_smoothing: float = 0.0
+    target_threshold: float | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
     crop_padding: int = 0
     crop_fill: str = 'black'
     horizontal_flip: bool = False
@@ -125,7 +131,9 @@ class TrainConfig:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(f'{name}={getattr(self, name)!r} must be one of {", ".join(map(str, known))}')
-        TASKS[self.task](loss=self.loss or '')  # raises where they do not go together
+        TASKS[self.task](
+            self.loss or '', target_threshold=self.target_threshold
+        )  # raises where they do not go together
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             values = value if isinstance(value, tuple) else (value,)
@@ -172,6 +180,8 @@ _AT_LEAST = {
     'weight_decay': 0,
     'decay_factor': 0,
     'crop_padding': 0,
+    'mixup': 0,
+    'cutmix': 0,
     'image_size': 1,
     'eval_every_epochs': 1,
     'checkpoint_every_epochs': 1,
@@ -251,7 +261,8 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
     What is not replaced itself follows what is: with another number of ``epochs``, ``warmup_epochs`` and
     ``decay_epochs`` keep their share of the training; with another ``optimizer`` than the recipe's the learning rate is
     1e-3; ``task='regression'`` has no label smoothing, a fifth of the learning rate, as gradients of errors have no
-    bound and those of probabilities have, and neither crop, flip nor policy, as numbers may depend on where things are.
+    bound and those of probabilities have, and neither crop, flip, policy nor mixing, as numbers may depend on where
+    things are.
 
     Raises:
       InputError: an unknown recipe or field, or a value that TrainConfig refuses.
@@ -269,7 +280,14 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
         'decay_epochs': tuple(epoch * share for epoch in base.decay_epochs),
     }
     if overrides.get('task') == 'regression':
-        implied |= {'label_smoothing': 0.0, 'crop_padding': 0, 'horizontal_flip': False, 'policy': None}
+        implied |= {
+            'label_smoothing': 0.0,
+            'crop_padding': 0,
+            'horizontal_flip': False,
+            'policy': None,
+            'mixup': 0.0,
+            'cutmix': 0.0,
+        }
         implied['learning_rate'] = base.learning_rate / 5
     if overrides.get('optimizer', base.optimizer) != base.optimizer:
         implied['learning_rate'] = _ADAM_RATE

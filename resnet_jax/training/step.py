@@ -56,7 +56,7 @@ def loss_fn(
       params: parameters, with respect to which the gradient is taken.
       batch_stats: running statistics before the step.
       batch: ``image`` float ``[N, H, W, C]``, normalized, and ``label``, for classes int32 ``[N]``, else as the task
-        says.
+        says; ``target`` from ``task.dense_targets``, mixed, is what the loss takes if it is there.
       model: the network.
       task: what it is trained for.
       key: of what the network drops at random; a network that drops nothing needs none.
@@ -68,7 +68,10 @@ def loss_fn(
     variables = {'params': params, 'batch_stats': batch_stats}
     rngs = {} if key is None else {'dropout': key}
     logits, updates = model.apply(variables, batch['image'], train=True, mutable=['batch_stats'], rngs=rngs)
-    losses = task.losses(logits, batch['label'], smooth=True)
+    if 'target' in batch:
+        losses = task.dense_losses(logits, batch['target'], smooth=True)
+    else:
+        losses = task.losses(logits, batch['label'], smooth=True)
     sums = task.sums(losses, logits, batch['label'], jnp.ones(losses.shape, bool))
     return losses.mean(), (sums, updates.get('batch_stats', batch_stats))
 

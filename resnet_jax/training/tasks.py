@@ -25,6 +25,7 @@ class Task:
       headline: the metric that stands for the others; higher is better.
       loss: one of the known losses; empty is the usual one.
       label_smoothing: share of the target that is spread over all classes, in [0, 1).
+      target_threshold: of sigmoids in training: smoothed or mixed targets above it become 1, the others 0. None: none.
       needs_outputs: ``scores`` or the report look at all outputs.
     """
 
@@ -34,11 +35,14 @@ class Task:
     needs_outputs: ClassVar[bool] = True
     loss: str = ''
     label_smoothing: float = 0.0
+    target_threshold: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'loss', self.loss or self.known_losses[0])
         if self.loss not in self.known_losses:
             raise InputError(f'loss={self.loss!r} must be one of {", ".join(self.known_losses)} for task={self.name}')
+        if self.target_threshold is not None and self.loss != 'sigmoid_cross_entropy':
+            raise InputError(f'target_threshold={self.target_threshold} is for sigmoid_cross_entropy, not {self.loss}')
 
     @staticmethod
     def num_outputs(num_targets: int) -> int:
@@ -51,6 +55,18 @@ class Task:
         Raises:
           InputError: targets that do not belong to such outputs.
         """
+        return self.dense_losses(outputs, self.dense_targets(outputs, targets), smooth)
+
+    def dense_targets(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """Targets as float32 of the outputs' shape ``[N, K]``, which may be mixed; of the outputs only that is read.
+
+        Raises:
+          InputError: targets that do not belong to such outputs.
+        """
+        raise NotImplementedError
+
+    def dense_losses(self, outputs: jax.Array, targets: jax.Array, smooth: bool = False) -> jax.Array:
+        """As ``losses``, of targets from ``dense_targets``."""
         raise NotImplementedError
 
     def sums(
@@ -86,19 +102,24 @@ class MultiClass(Task):
     known_losses = ('softmax_cross_entropy', 'sigmoid_cross_entropy')
     headline = 'accuracy'
 
-    def losses(self, outputs: jax.Array, targets: jax.Array, smooth: bool = False) -> jax.Array:
-        """As in Task."""
+    def dense_targets(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """As in Task: one-hot, and NaN for a label that is no class."""
         if targets.shape == outputs.shape:
             raise _misfit(self, outputs, targets, 'one integer for each example, [N]: labels.argmax(-1) of a one-hot')
         _check_rank_and_number(self, outputs, targets, 1, 'one integer for each example, [N]')
         if not jnp.issubdtype(targets.dtype, jnp.integer):
             raise _misfit(self, outputs, targets, 'integers: labels.astype(int)')
+        known = (targets >= 0) & (targets < outputs.shape[-1])
+        return jnp.where(known[:, None], jax.nn.one_hot(targets, outputs.shape[-1]), jnp.nan)
+
+    def dense_losses(self, outputs: jax.Array, targets: jax.Array, smooth: bool = False) -> jax.Array:
+        """As in Task."""
         smoothing = self.label_smoothing if smooth else 0.0
         if self.loss == 'softmax_cross_entropy':
-            return losses.softmax_cross_entropy(outputs, targets, smoothing)
-        known = (targets >= 0) & (targets < outputs.shape[-1])
-        one_hot = jnp.where(known[:, None], jax.nn.one_hot(targets, outputs.shape[-1]), jnp.nan)
-        return losses.sigmoid_cross_entropy(outputs, one_hot, smoothing)
+            return losses.soft_cross_entropy(outputs, targets, smoothing)
+        # Over K classes a share goes to each K-th, with sigmoids as with softmax.
+        spread = (1 - smoothing) * targets + smoothing / outputs.shape[-1]
+        return losses.sigmoid_cross_entropy(outputs, spread, threshold=self.target_threshold if smooth else None)
 
     def sums(
         self, example_losses: jax.Array, outputs: jax.Array, targets: jax.Array, mask: jax.Array
@@ -142,10 +163,15 @@ class MultiLabel(Task):
     known_losses = ('sigmoid_cross_entropy',)
     headline = 'accuracy'
 
-    def losses(self, outputs: jax.Array, targets: jax.Array, smooth: bool = False) -> jax.Array:
+    def dense_targets(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """As in Task."""
-        smoothing = self.label_smoothing if smooth else 0.0
-        return losses.sigmoid_cross_entropy(outputs, self._columns(outputs, targets), smoothing)
+        return self._columns(outputs, targets).astype(jnp.float32)
+
+    def dense_losses(self, outputs: jax.Array, targets: jax.Array, smooth: bool = False) -> jax.Array:
+        """As in Task."""
+        if not smooth:
+            return losses.sigmoid_cross_entropy(outputs, targets)
+        return losses.sigmoid_cross_entropy(outputs, targets, self.label_smoothing, self.target_threshold)
 
     def _columns(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """Targets ``[N, K]``, whose shape is the outputs'."""
@@ -208,13 +234,14 @@ class Regression(Task):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
-    def losses(self, outputs: jax.Array, targets: jax.Array, smooth: bool = False) -> jax.Array:
+    def dense_losses(self, outputs: jax.Array, targets: jax.Array, smooth: bool = False) -> jax.Array:
         """Errors in standard deviations of the targets."""
         del smooth
         function = losses.squared_error if self.loss == 'squared_error' else losses.absolute_error
-        return function(outputs, self._standardized(outputs, targets))
+        return function(outputs, targets)
 
-    def _standardized(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def dense_targets(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """Targets in standard deviations from their mean."""
         if targets.shape != outputs.shape:  # [N] and [N, 1] would silently become [N, N]
             advice = ': targets[:, None] makes one' if targets.ndim == 1 else ''
             raise _misfit(self, outputs, targets, f'a column for each output of the network, [N, D]{advice}')
@@ -226,7 +253,7 @@ class Regression(Task):
         self, example_losses: jax.Array, outputs: jax.Array, targets: jax.Array, mask: jax.Array
     ) -> dict[str, jax.Array]:
         """As in Task."""
-        return metrics.regression_sums(example_losses, outputs, self._standardized(outputs, targets), mask)
+        return metrics.regression_sums(example_losses, outputs, self.dense_targets(outputs, targets), mask)
 
     def summarize(self, total: dict[str, Any]) -> dict[str, float]:
         """``loss`` in standard deviations; ``r2``; ``mae`` and ``rmse`` in the targets' units, averaged over the D."""

@@ -40,6 +40,7 @@ SHARED = [
     *('compilation_cache', 'eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps'),
     *('freeze', 'mean', 'std', 'drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last'),
     *('task', 'loss', 'optimizer', 'head_learning_rate', 'new_head', 'crop_padding', 'horizontal_flip', 'policy'),
+    *('mixup', 'cutmix', 'target_threshold'),
 ]
 
 BENCHMARK = [

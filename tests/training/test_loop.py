@@ -449,6 +449,30 @@ def test_label_smoothing_reaches_the_loss(finished, shades, tmp_path):
     assert smooth['steps'] == 4
 
 
+def test_a_run_with_policy_and_mixing_resumes_bit_for_bit(shades, tmp_path, monkeypatch):
+    """What is drawn is a function of seed, epoch, example and step."""
+    fields = {'epochs': 2, 'policy': 'rand_augment', 'mixup': 0.2, 'cutmix': 1.0, 'loss': 'sigmoid_cross_entropy'}
+    config = dataclasses.replace(CONFIG, **fields, target_threshold=0.2)
+    whole, halved = tmp_path / 'whole', tmp_path / 'halved'
+    train_and_evaluate(SPEC, config, whole, dataset=shades)
+    save = checkpoint.save_checkpoint
+
+    def stop_late(folder, step, *args):
+        if step > 4:
+            raise KeyboardInterrupt
+        return save(folder, step, *args)
+
+    monkeypatch.setattr(loop.checkpoint, 'save_checkpoint', stop_late)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(SPEC, config, halved, dataset=shades)
+    monkeypatch.setattr(loop.checkpoint, 'save_checkpoint', save)
+    train_and_evaluate(SPEC, config, halved, dataset=shades)
+    assert last_state(halved) == last_state(whole)
+    plain = dataclasses.replace(config, policy=None)
+    train_and_evaluate(SPEC, plain, tmp_path / 'plain', dataset=shades)
+    assert last_state(tmp_path / 'plain') != last_state(whole)
+
+
 def test_seeds_are_summed_up(shades, tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1)
     result = train_seeds(SPEC, config, tmp_path, 2, dataset=shades)

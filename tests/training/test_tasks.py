@@ -110,6 +110,46 @@ def test_labels_are_smoothed_in_training_alone(task):
 
 
 @pytest.mark.parametrize(
+    ('task', 'targets'),
+    [
+        (MultiClass(label_smoothing=0.1), jnp.array([0, 2])),
+        (MultiClass('sigmoid_cross_entropy', label_smoothing=0.1), jnp.array([0, 2])),
+        (MultiLabel(label_smoothing=0.1), jnp.array([[1, 0, 1], [0, 0, 1]])),
+        (Regression(mean=(1.0,), std=(3.0,)), jnp.array([[1.0, 2, 3], [4, 5, 6]])),
+    ],
+)
+def test_dense_targets_give_the_losses_of_the_labels(task, targets, rng):
+    outputs = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
+    dense = task.dense_targets(outputs, targets)
+    assert (dense.shape, dense.dtype) == (outputs.shape, jnp.float32)
+    for smooth in (False, True):
+        found = task.dense_losses(outputs, dense, smooth)
+        np.testing.assert_allclose(found, task.losses(outputs, targets, smooth), rtol=1e-6)
+
+
+def test_mixed_classes_by_hand():
+    """Half of class 0 and half of class 1, smoothed by 0.3 over three classes: 0.45, 0.45, 0.1."""
+    outputs, dense = jnp.array([[2.0, -1.0, 0.5]]), jnp.array([[0.5, 0.5, 0.0]])
+    smooth = np.array([0.45, 0.45, 0.1])
+    log_shares = np.asarray(jax.nn.log_softmax(outputs))[0]
+    np.testing.assert_allclose(
+        MultiClass(label_smoothing=0.3).dense_losses(outputs, dense, True), [-(smooth * log_shares).sum()], rtol=1e-5
+    )
+    log_yes, log_no = np.asarray(jax.nn.log_sigmoid(outputs))[0], np.asarray(jax.nn.log_sigmoid(-outputs))[0]
+    sigmoids = MultiClass('sigmoid_cross_entropy', label_smoothing=0.3)
+    expected = -(smooth * log_yes + (1 - smooth) * log_no).mean()
+    np.testing.assert_allclose(sigmoids.dense_losses(outputs, dense, True), [expected], rtol=1e-5)
+    cut = MultiClass('sigmoid_cross_entropy', label_smoothing=0.3, target_threshold=0.2)
+    expected = -(log_yes[0] + log_yes[1] + log_no[2]) / 3
+    np.testing.assert_allclose(cut.dense_losses(outputs, dense, True), [expected], rtol=1e-5)
+
+
+def test_a_threshold_is_for_sigmoids():
+    with pytest.raises(InputError, match=r'target_threshold=0.2 is for sigmoid_cross_entropy, not softmax'):
+        MultiClass(target_threshold=0.2)
+
+
+@pytest.mark.parametrize(
     ('task', 'outputs', 'targets', 'message'),
     [
         (MultiClass(), (4, 3), jnp.zeros((4, 3)), 'labels.argmax(-1) of a one-hot'),

@@ -1,0 +1,76 @@
+"""Two images in one, and the targets in the same shares: mixup and CutMix, for a whole batch at once."""
+
+import jax
+import jax.numpy as jnp
+
+
+def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """``share x + (1 - share) x'`` with the batch in reverse as x' (Zhang et al. 2017, arXiv:1710.09412).
+
+    Args:
+      key: random key.
+      images: float ``[N, H, W, C]``.
+      targets: float ``[N, K]``.
+      alpha: the share is drawn from Beta(alpha, alpha), one for the batch; above 0.
+
+    Returns:
+      Images and targets, mixed.
+    """
+    share = jax.random.beta(key, alpha, alpha)
+    return _mixed(images, share), _mixed(targets, share)
+
+
+def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """A box of the other image in the place of one's own (Yun et al. 2019, arXiv:1905.04899).
+
+    The box has ``1 - share`` of the area, with its middle anywhere, and what lies outside of the image is cut off; the
+    targets follow the area that is left.
+
+    Args:
+      key: random key.
+      images: float ``[N, H, W, C]``.
+      targets: float ``[N, K]``.
+      alpha: as in ``mixup``.
+
+    Returns:
+      Images and targets, mixed.
+    """
+    share_key, row_key, column_key = jax.random.split(key, 3)
+    height, width = images.shape[1:3]
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
+    inside = jnp.ones((height, width), bool)
+    for axis, (size, middle_key) in enumerate(((height, row_key), (width, column_key))):
+        half = jnp.floor(size * side).astype(jnp.int32) // 2
+        middle = jax.random.randint(middle_key, (), 0, size)
+        places = jnp.arange(size)
+        covered = (places >= middle - half) & (places < middle + half)
+        inside &= jnp.expand_dims(covered, 1 - axis)
+    kept = 1 - jnp.mean(inside, dtype=jnp.float32)
+    return jnp.where(inside[None, :, :, None], images[::-1], images), _mixed(targets, kept)
+
+
+def mix(
+    key: jax.Array, images: jax.Array, targets: jax.Array, mixup_alpha: float, cutmix_alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Mixup, CutMix, or where both are on, one of them with equal chances; an alpha of 0 is off.
+
+    Args:
+      key: random key.
+      images: float ``[N, H, W, C]``.
+      targets: float ``[N, K]``.
+      mixup_alpha: of ``mixup``.
+      cutmix_alpha: of ``cutmix``.
+    """
+    choice, mixing = jax.random.split(key)
+    if not cutmix_alpha:
+        return mixup(mixing, images, targets, mixup_alpha)
+    cut = cutmix(mixing, images, targets, cutmix_alpha)
+    if not mixup_alpha:
+        return cut
+    mixed = mixup(mixing, images, targets, mixup_alpha)
+    is_cut = jax.random.bernoulli(choice)
+    return jnp.where(is_cut, cut[0], mixed[0]), jnp.where(is_cut, cut[1], mixed[1])
+
+
+def _mixed(values: jax.Array, share: jax.Array) -> jax.Array:
+    return share * values + (1 - share) * values[::-1]
