@@ -18,7 +18,7 @@ BRIEF = {
     'preact_resnet': ['--epochs=1'],
     'tasks': ['--epochs=1', '--num_seeds=1'],
     'transfer': ['--epochs=1', '--pretraining_epochs=1', '--num_seeds=1'],
-    'degradation': ['--epochs=1', '--num_seeds=1', '--warmup_epochs=0', '--depths=20'],
+    'degradation': ['--epochs=1', '--num_seeds=1', '--warmup_epochs=0', '--depths=20', '--train_examples=140'],
     'cardinality': ['--epochs=5', '--num_seeds=1', '--stage_sizes=1'],
     'residual_block': ['--depth=20'],
 }
