@@ -86,6 +86,22 @@ def _define_network_flags() -> None:
     flags.DEFINE_enum('stem', None, list(STEMS), "First layers; cifar for small images. Default: the architecture's.")
 
 
+def _define_augmentation_flags() -> None:
+    """What is done to the training images."""
+    flags.DEFINE_float('mixup', None, "Alpha of mixup; 0 for none. Default: the recipe's.")
+    flags.DEFINE_float('cutmix', None, "Alpha of CutMix; 0 for none. Default: the recipe's.")
+    flags.DEFINE_integer(
+        'crop_padding', None, "Random crops of images padded by so many pixels. Default: the recipe's; 0 in regression."
+    )
+    flags.DEFINE_bool('horizontal_flip', None, "Mirror half of the images. Default: the recipe's; not in regression.")
+    flags.DEFINE_enum(
+        'policy',
+        None,
+        AUGMENT_POLICIES,
+        "Operations drawn for each training image. Default: the recipe's; mostly none.",
+    )
+
+
 def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     """The flags of a training script.
 
@@ -96,6 +112,7 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     define_data_flags()
     define_normalization_flags()
     _define_network_flags()
+    _define_augmentation_flags()
     flags.DEFINE_string('arch', arch, f'Architecture: {", ".join(archs)}.')
     flags.DEFINE_string(
         'recipe',
@@ -129,18 +146,6 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     flags.DEFINE_float('label_smoothing', None, "Share of the target spread over all classes. Default: the recipe's.")
     flags.DEFINE_float(
         'target_threshold', None, 'Of sigmoids: targets above it become 1, others 0. Default: as they are.'
-    )
-    flags.DEFINE_float('mixup', None, "Alpha of mixup; 0 for none. Default: the recipe's.")
-    flags.DEFINE_float('cutmix', None, "Alpha of CutMix; 0 for none. Default: the recipe's.")
-    flags.DEFINE_integer(
-        'crop_padding', None, "Random crops of images padded by so many pixels. Default: the recipe's; 0 in regression."
-    )
-    flags.DEFINE_bool('horizontal_flip', None, "Mirror half of the images. Default: the recipe's; not in regression.")
-    flags.DEFINE_enum(
-        'policy',
-        None,
-        AUGMENT_POLICIES,
-        "Operations drawn for each training image. Default: the recipe's; mostly none.",
     )
     flags.DEFINE_integer('seed', 0, 'Seed of initialization, order and augmentation.')
     flags.DEFINE_integer('num_seeds', None, 'Train this many seeds, from --seed on, and report mean and deviation.')
