@@ -27,7 +27,7 @@ from absl import flags
 from experiments import common
 from resnet_jax import InputError, ResNetSpec, get_spec
 from resnet_jax.models.conv import IMPLEMENTATIONS
-from resnet_jax.training.recipes import COMPUTE_DTYPES
+from resnet_jax.training.config import COMPUTE_DTYPES
 
 FLAGS = flags.FLAGS
 OTHERS = ('flax', 'torch')

@@ -24,8 +24,9 @@ from resnet_jax import (
 )
 from resnet_jax.models.conv import IMPLEMENTATIONS
 from resnet_jax.models.layers import STEMS
+from resnet_jax.training.config import AUGMENT_POLICIES, COMPUTE_DTYPES, OPTIMIZERS
 from resnet_jax.training.losses import LOSSES
-from resnet_jax.training.recipes import AUGMENT_POLICIES, COMPUTE_DTYPES, OPTIMIZERS, RECIPES
+from resnet_jax.training.recipes import RECIPES
 from resnet_jax.training.tasks import TASKS
 
 FLAGS = flags.FLAGS

@@ -24,8 +24,9 @@ from resnet_jax.models.norm import BatchNorm, EvoNormS0, FilterResponseNorm, Gro
 from resnet_jax.models.preprocessing import Preprocessing, preprocess
 from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_blocks, unstack_blocks
 from resnet_jax.prediction import Predictor, load_predictor
+from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.loop import train_and_evaluate, train_seeds
-from resnet_jax.training.recipes import RECIPES, TrainConfig, get_config
+from resnet_jax.training.recipes import RECIPES, get_config
 from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
 from resnet_jax.weights import Pretrained, from_pretrained, load_variables, load_weights, save_weights
 

@@ -21,8 +21,8 @@ from resnet_jax.models.pretrained import tensors_from_variables, variables_from_
 from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, unstack_blocks
 from resnet_jax.models.weight_files import read_tensors, write_safetensors
 from resnet_jax.training import checkpoint
+from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.optim import make_optimizer
-from resnet_jax.training.recipes import TrainConfig
 from resnet_jax.training.step import TrainState, create_train_state
 from resnet_jax.training.workdir import CHECKPOINTS, read_record
 

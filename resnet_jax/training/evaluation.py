@@ -13,7 +13,7 @@ from resnet_jax.data.batches import eval_batches
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.resnet import ResNet, stack_blocks
 from resnet_jax.training import metrics
-from resnet_jax.training.recipes import TrainConfig
+from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.sharding import data_mesh, replicated, split_batch
 from resnet_jax.training.step import MULTICLASS, eval_step
 from resnet_jax.training.tasks import TASKS, Regression, Task

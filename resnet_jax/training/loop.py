@@ -20,10 +20,10 @@ from resnet_jax.data.mixing import mix
 from resnet_jax.errors import InputError
 from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_blocks, unstack_blocks
 from resnet_jax.training import checkpoint
+from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.evaluation import Evaluation, make_evaluator, make_task, target_statistics
 from resnet_jax.training.log import Log, divergence
 from resnet_jax.training.optim import make_optimizer
-from resnet_jax.training.recipes import TrainConfig
 from resnet_jax.training.sharding import check_batch_size, data_mesh, replicated, split_batch
 from resnet_jax.training.step import TrainState, create_train_state, train_step
 from resnet_jax.training.tasks import TASKS

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from resnet_jax.errors import InputError
-from resnet_jax.training.recipes import TrainConfig
+from resnet_jax.training.config import TrainConfig
 
 
 def learning_rate_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:

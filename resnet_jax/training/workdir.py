@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from resnet_jax.errors import InputError
-from resnet_jax.training.recipes import TrainConfig
+from resnet_jax.training.config import TrainConfig
 
 CHECKPOINTS = 'checkpoints'
 # How often a run reports does not change what it computes, so it may differ when a run is resumed.

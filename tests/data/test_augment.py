@@ -7,7 +7,7 @@ import pytest
 
 from resnet_jax.data.augment import normalize, random_crop, random_flip, training_images
 from resnet_jax.data.policies import POLICIES
-from resnet_jax.training.recipes import AUGMENT_POLICIES
+from resnet_jax.training.config import AUGMENT_POLICIES
 
 KEY = jax.random.key(0)
 

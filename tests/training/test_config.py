@@ -1,0 +1,55 @@
+"""The checks of a configuration."""
+
+import pytest
+
+from resnet_jax import InputError, TrainConfig
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'epochs': 0}, 'epochs=0 must be at least 1'),
+        ({'batch_size': -4}, 'batch_size=-4'),
+        ({'learning_rate': float('nan')}, 'learning_rate=nan must be finite'),
+        ({'learning_rate': float('inf')}, 'learning_rate=inf must be finite'),
+        ({'momentum': 1.0}, r'momentum=1.0 must be in \[0, 1\)'),
+        ({'label_smoothing': -0.1}, 'label_smoothing=-0.1'),
+        ({'schedule': 'wavy'}, "schedule='wavy' must be one of cosine, linear, polynomial"),
+        ({'schedule': 'step'}, 'needs decay_epochs'),
+        ({'compute_dtype': 'float16'}, "compute_dtype='float16' must be one of float32, bfloat16"),
+        ({'seed': -1}, 'seed=-1'),
+        ({'seed': 2**32}, 'seed=4294967296 must be less'),
+        ({'epochs': 3, 'warmup_epochs': 3}, 'must lie before the end of epochs=3'),
+        ({'crop_fill': 'white'}, "crop_fill='white' must be one of black, mean, reflect"),
+        ({'task': 'segmentation'}, "task='segmentation' must be one of multiclass, binary, multilabel, regression"),
+        ({'task': 'binary', 'loss': 'squared_error'}, "loss='squared_error' must be one of sigmoid_cross_entropy"),
+        ({'loss': 'hinge'}, "loss='hinge' must be one of None, softmax"),
+        ({'optimizer': 'lbfgs'}, "optimizer='lbfgs' must be one of sgd, adam, adamw"),
+        ({'task': 'regression', 'label_smoothing': 0.1}, 'label_smoothing=0.1 is for classes'),
+        ({'learning_rate': 0.0, 'head_learning_rate': 0.1}, 'head_learning_rate=0.1 needs a learning_rate above 0'),
+        ({'std': (0.2, 0.0, 0.2)}, r'std=\(0.2, 0.0, 0.2\) must be above 0'),
+        ({'std': (-0.2,)}, r'std=\(-0.2,\) must be above 0'),
+        ({'mean': (float('nan'),)}, r'mean=\(nan,\) must be finite'),
+        ({'ema_decay': 1.0}, r'ema_decay=1.0 must be in \[0, 1\)'),
+        ({'clip_norm': 0.0}, 'clip_norm=0.0 must be above 0'),
+        ({'random_erasing': 1.5}, r'random_erasing=1.5 must be in \[0, 1\]'),
+        ({'accumulation_steps': 3}, 'accumulation_steps=3 must divide the batch_size=128'),
+        ({'crop_area': (0.5, 0.1)}, r'crop_area=\(0.5, 0.1\) must be two shares'),
+        ({'crop_area': (0.5, 1.0), 'crop_padding': 4}, 'crop_padding=4 does not go with crop_area'),
+        ({'color_jitter': (0.4,)}, r'color_jitter=\(0.4,\) must be three or four numbers'),
+        ({'color_jitter': (0.4, 0.4, 0.4, 0.6)}, 'the range of the hue must be at most 0.5'),
+        ({'learning_rate_factors': (('stem', -1.0),)}, "the factor -1.0 of 'stem' must be at least 0"),
+        ({'learning_rate_factors': ('stem', 1.0)}, "'stem' must be a pattern and a factor"),
+        ({'learning_rate_factors': (('stem[', 1.0),)}, r"learning_rate_factors='stem\[' is no regular expression"),
+        ({'reestimate_examples': 100}, 'reestimate_examples=100 needs ema_decay'),
+        ({'freeze': 'stage['}, r"freeze='stage\[' is no regular expression: unterminated character set"),
+    ],
+)
+def test_a_value_out_of_range_is_named(fields, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**fields)
+
+
+def test_the_learning_rate_is_scaled_to_the_batch_on_request():
+    assert TrainConfig(learning_rate=0.1, batch_size=512).peak_learning_rate == 0.1
+    assert TrainConfig(learning_rate=0.1, batch_size=512, learning_rate_batch_size=256).peak_learning_rate == 0.2
