@@ -54,6 +54,28 @@ def sigmoid_cross_entropy(
     return jnp.where((targets >= 0) & (targets <= 1), losses, jnp.nan).mean(-1)
 
 
+def distillation(logits: jax.Array, taught: jax.Array, temperature: float, sigmoids: bool = False) -> jax.Array:
+    """``T^2 KL(teacher || student)`` of probabilities at temperature T (Hinton et al. 2015, arXiv:1503.02531).
+
+    Args:
+      logits: of the student, ``[N, K]``.
+      taught: of the teacher, ``[N, K]``; no gradient goes through them.
+      temperature: T, above 0, that divides both; ``T^2`` keeps the size of the gradient.
+      sigmoids: K yes-or-no distributions, over which the mean is taken, in the place of one over K classes.
+
+    Returns:
+      float32 ``[N]``, 0 where both are the same.
+    """
+    student = logits.astype(jnp.float32) / temperature
+    teacher = jax.lax.stop_gradient(taught.astype(jnp.float32)) / temperature
+    if sigmoids:
+        shares = jax.nn.sigmoid(teacher)
+        entropies = optax.sigmoid_binary_cross_entropy(teacher, shares)
+        return temperature**2 * (optax.sigmoid_binary_cross_entropy(student, shares) - entropies).mean(-1)
+    log_shares = jax.nn.log_softmax(teacher)
+    return temperature**2 * jnp.sum(jnp.exp(log_shares) * (log_shares - jax.nn.log_softmax(student)), axis=-1)
+
+
 def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """``mean_d (y_d - t_d)^2``: ``[N, D]`` and ``[N, D]`` to float32 ``[N]``."""
     return jnp.square(outputs.astype(jnp.float32) - targets).mean(-1)

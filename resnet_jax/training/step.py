@@ -1,5 +1,6 @@
 """One step of training and of evaluation: pure functions, without sharding, input or output."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -22,23 +23,65 @@ class TrainState:
       params: the network's parameters, float32.
       batch_stats: its running statistics, float32.
       opt_state: the optimizer's slots.
+      average: exponential moving average, ``{'params': …, 'batch_stats': …}``, or None where none is kept.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    average: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes."""
+        """What ``model.apply`` takes in training."""
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
+    @property
+    def eval_variables(self) -> dict[str, Any]:
+        """What ``model.apply`` takes in evaluation: the average, where there is one."""
+        return self.variables if self.average is None else self.average
 
-def create_train_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, from ``init_variables`` or loaded weights."""
-    params = variables['params']
-    return TrainState(jnp.zeros((), jnp.int32), params, variables['batch_stats'], optimizer.init(params))
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """How a step is taken, beyond network, optimizer and task; the names and meanings are those of ``TrainConfig``.
+
+    Attributes:
+      accumulation_steps: parts of the batch, one after the other.
+      sam_rho: radius of sharpness-aware minimization, 0 for none.
+      ema_decay: of the average; None for none.
+      ema_warmup: let it follow faster in the beginning.
+      ema_every_steps: steps between its updates.
+      average_statistics: average the running statistics, too; False leaves them to a re-estimation.
+      distill_weight: share of the teacher in the loss.
+      distill_temperature: divides its logits and the network's.
+      log_norms: give norms of every layer.
+    """
+
+    accumulation_steps: int = 1
+    sam_rho: float = 0.0
+    ema_decay: float | None = None
+    ema_warmup: bool = False
+    ema_every_steps: int = 1
+    average_statistics: bool = True
+    distill_weight: float = 0.5
+    distill_temperature: float = 1.0
+    log_norms: bool = False
+
+
+PLAIN = StepOptions()
+
+
+def create_train_state(
+    variables: dict[str, Any], optimizer: optax.GradientTransformation, average: bool = False
+) -> TrainState:
+    """The state before the first step, from ``init_variables`` or loaded weights; ``average`` keeps one of them."""
+    params, batch_stats = variables['params'], variables['batch_stats']
+    # Copies: a step may be given the state's memory to write the next one to, each buffer once.
+    start = {'params': jax.tree.map(jnp.copy, params), 'batch_stats': jax.tree.map(jnp.copy, batch_stats)}
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, batch_stats, optimizer.init(params), start if average else None)
 
 
 def loss_fn(
@@ -49,6 +92,7 @@ def loss_fn(
     model: nn.Module,
     task: Task = MULTICLASS,
     key: jax.Array | None = None,
+    options: StepOptions = PLAIN,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
     """Mean loss of a batch, as ``jax.value_and_grad(..., has_aux=True)`` takes it.
 
@@ -56,10 +100,12 @@ def loss_fn(
       params: parameters, with respect to which the gradient is taken.
       batch_stats: running statistics before the step.
       batch: ``image`` float ``[N, H, W, C]``, normalized, and ``label``, for classes int32 ``[N]``, else as the task
-        says; ``target`` from ``task.dense_targets``, mixed, is what the loss takes if it is there.
+        says; ``target`` from ``task.dense_targets``, mixed, is what the loss takes if it is there; ``teacher``, a
+        teacher's outputs ``[N, K]``, has ``options.distill_weight`` of the loss if it is there.
       model: the network.
       task: what it is trained for.
       key: of what the network drops at random; a network that drops nothing needs none.
+      options: of which those of the distillation count.
 
     Returns:
       The loss, float32, and ``(sums for metrics, running statistics after the step)``. Weight decay is the
@@ -72,6 +118,9 @@ def loss_fn(
         losses = task.dense_losses(logits, batch['target'], smooth=True)
     else:
         losses = task.losses(logits, batch['label'], smooth=True)
+    if 'teacher' in batch:
+        taught = task.teacher_losses(logits, batch['teacher'], options.distill_temperature)
+        losses = (1 - options.distill_weight) * losses + options.distill_weight * taught
     sums = task.sums(losses, logits, batch['label'], jnp.ones(losses.shape, bool))
     return losses.mean(), (sums, updates.get('batch_stats', batch_stats))
 
@@ -84,30 +133,108 @@ def train_step(
     optimizer: optax.GradientTransformation,
     task: Task = MULTICLASS,
     key: jax.Array | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update of parameters, statistics and optimizer.
+    options: StepOptions = PLAIN,
+) -> tuple[TrainState, dict[str, Any]]:
+    """One update of parameters, statistics, optimizer and average.
+
+    Where the loss or a gradient is not finite, all of them stay as they were, and only the step is counted: by
+    ``state.step`` and by the learning-rate schedule.
 
     Args:
       state: before the step.
-      batch: as in ``loss_fn``.
+      batch: as in ``loss_fn``; N must be a multiple of ``options.accumulation_steps``.
       model: the network.
       optimizer: the one that made ``state.opt_state``.
       task: as in ``loss_fn``.
       key: as in ``loss_fn``.
+      options: how the step is taken.
 
     Returns:
-      The state after the step, and the task's sums over the batch.
+      The state after the step, and: the task's sums over the batch, zero if the step was skipped; ``skipped``, int32 0
+      or 1; ``gradient_norm``, float32, of all gradients together, before any clipping; and on request ``norms``, for
+      each layer by its path float32 ``[3]``: of its parameters, their gradients, and their updates.
 
     Raises:
       InputError: targets that do not belong to the network's outputs.
     """
-    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (_, (sums, batch_stats)), gradients = gradient_fn(
-        state.params, state.batch_stats, batch, model=model, task=task, key=key
-    )
+    how: dict[str, Any] = {'model': model, 'task': task, 'options': options}
+    sums, batch_stats, gradients = _gradients(state.params, state.batch_stats, batch, key, how)
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
+    if options.sam_rho:
+        ascent = options.sam_rho / jnp.maximum(norm, 1e-12)
+        uphill = jax.tree.map(lambda w, g: w + ascent * g, state.params, gradients)
+        _, _, gradients = _gradients(uphill, state.batch_stats, batch, key, how)
+        finite &= jnp.isfinite(optax.tree.norm(gradients))
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), sums
+    new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
+    if options.ema_decay is not None:
+        new = dataclasses.replace(new, average=_averaged(state, new, options))
+    sums = {name: jnp.where(finite, value, jnp.zeros_like(value)) for name, value in sums.items()}
+    sums |= {'skipped': 1 - finite.astype(jnp.int32), 'gradient_norm': norm}
+    if options.log_norms:
+        sums['norms'] = _layer_norms(state.params, gradients, updates)
+    return _select(finite, new, state), sums
+
+
+def _gradients(
+    params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array | None, how: dict[str, Any]
+) -> tuple[dict[str, Any], Any, Any]:
+    """The sums of ``loss_fn``, the running statistics after it, and the gradient of the mean loss."""
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    parts = how['options'].accumulation_steps
+    if parts == 1:
+        (_, (sums, batch_stats)), gradients = gradient_fn(params, batch_stats, batch, key=key, **how)
+        return sums, batch_stats, gradients
+    # Every parts-th example is in a part, so that each device has its share of every part.
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+    def accumulate(carry: tuple[Any, Any], numbered: tuple[jax.Array, Any]) -> tuple[tuple[Any, Any], Any]:
+        batch_stats, total = carry
+        index, part = numbered
+        part_key = None if key is None else jax.random.fold_in(key, index)
+        (_, (sums, batch_stats)), gradients = gradient_fn(params, batch_stats, part, key=part_key, **how)
+        return (batch_stats, jax.tree.map(jnp.add, total, gradients)), sums
+
+    start = batch_stats, jax.tree.map(jnp.zeros_like, params)
+    (batch_stats, total), sums = jax.lax.scan(accumulate, start, (jnp.arange(parts), split))
+    return jax.tree.map(lambda x: x.sum(0), sums), batch_stats, jax.tree.map(lambda x: x / parts, total)
+
+
+def _averaged(old: TrainState, new: TrainState, options: StepOptions) -> dict[str, Any]:
+    """The average after a step: ``decay average + (1 - decay) new`` at every ``ema_every_steps``-th."""
+    assert options.ema_decay is not None
+    every, decay = options.ema_every_steps, jnp.float32(options.ema_decay)
+    if options.ema_warmup:
+        updates = (new.step // every).astype(jnp.float32)
+        decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    share = jnp.where(new.step % every == 0, 1 - decay, 0.0)
+    followed = new.variables
+    if not options.average_statistics:
+        followed = followed | {'batch_stats': old.average['batch_stats']}
+    return jax.tree.map(lambda average, now: average + share * (now - average), old.average, followed)
+
+
+def _select(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """The new state, or the old one but for what counts steps."""
+
+    def counts(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def choose(now: Any, before: Any) -> Any:
+        return now if counts(now) else jnp.where(finite, now, before)
+
+    return dataclasses.replace(jax.tree.map(choose, new, old, is_leaf=counts), step=new.step)
+
+
+def _layer_norms(params: Any, gradients: Any, updates: Any) -> dict[str, jax.Array]:
+    """``{'stage1_block1/conv1': [parameters, gradients, updates]}``, the norms over what a layer holds."""
+    squares: dict[str, list[jax.Array]] = {}
+    trees = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (params, gradients, updates))
+    for leaves in zip(*trees, strict=True):
+        layer = jax.tree_util.keystr(leaves[0][0][:-1], simple=True, separator='/')
+        squares.setdefault(layer, []).append(jnp.stack([jnp.sum(jnp.square(leaf)) for _, leaf in leaves]))
+    return {layer: jnp.sqrt(sum(parts)) for layer, parts in squares.items()}
 
 
 def eval_step(

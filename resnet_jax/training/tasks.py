@@ -69,6 +69,10 @@ class Task:
         """As ``losses``, of targets from ``dense_targets``."""
         raise NotImplementedError
 
+    def teacher_losses(self, outputs: jax.Array, taught: jax.Array, temperature: float) -> jax.Array:
+        """Distance from a teacher's outputs ``[N, K]``, float32 ``[N]``; the gradient does not reach the teacher."""
+        raise NotImplementedError
+
     def sums(
         self, example_losses: jax.Array, outputs: jax.Array, targets: jax.Array, mask: jax.Array
     ) -> dict[str, jax.Array]:
@@ -121,6 +125,10 @@ class MultiClass(Task):
         spread = (1 - smoothing) * targets + smoothing / outputs.shape[-1]
         return losses.sigmoid_cross_entropy(outputs, spread, threshold=self.target_threshold if smooth else None)
 
+    def teacher_losses(self, outputs: jax.Array, taught: jax.Array, temperature: float) -> jax.Array:
+        """As in Task: ``losses.distillation`` between softmaxes, or between sigmoids where those are trained."""
+        return losses.distillation(outputs, taught, temperature, sigmoids=self.loss == 'sigmoid_cross_entropy')
+
     def sums(
         self, example_losses: jax.Array, outputs: jax.Array, targets: jax.Array, mask: jax.Array
     ) -> dict[str, jax.Array]:
@@ -172,6 +180,10 @@ class MultiLabel(Task):
         if not smooth:
             return losses.sigmoid_cross_entropy(outputs, targets)
         return losses.sigmoid_cross_entropy(outputs, targets, self.label_smoothing, self.target_threshold)
+
+    def teacher_losses(self, outputs: jax.Array, taught: jax.Array, temperature: float) -> jax.Array:
+        """As in Task: ``losses.distillation`` between sigmoids."""
+        return losses.distillation(outputs, taught, temperature, sigmoids=True)
 
     def _columns(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """Targets ``[N, K]``, whose shape is the outputs'."""
@@ -239,6 +251,11 @@ class Regression(Task):
         del smooth
         function = losses.squared_error if self.loss == 'squared_error' else losses.absolute_error
         return function(outputs, targets)
+
+    def teacher_losses(self, outputs: jax.Array, taught: jax.Array, temperature: float) -> jax.Array:
+        """The task's own loss of the teacher's outputs; numbers have no temperature."""
+        del temperature
+        return self.dense_losses(outputs, jax.lax.stop_gradient(taught))
 
     def dense_targets(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """Targets in standard deviations from their mean."""
