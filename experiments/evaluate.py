@@ -22,8 +22,9 @@ from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.resnet import check_images
 from resnet_jax.training import metrics
-from resnet_jax.training.evaluation import Evaluation, make_evaluator, make_task, target_statistics
-from resnet_jax.training.loop import make_model, normalized_as
+from resnet_jax.training.evaluation import Evaluation, Evaluator, make_task, target_statistics
+from resnet_jax.training.loop import normalized_as
+from resnet_jax.training.program import make_model
 from resnet_jax.training.report import draw_result_alone, result_drawing
 from resnet_jax.training.tasks import TASKS, Task
 from resnet_jax.training.workdir import make_folder, write_json
@@ -165,7 +166,7 @@ def main() -> None:
 
     task = task_of(subject, dataset)
     names = [*dataset.class_names, *map(str, range(dataset.num_classes, model.spec.num_classes))]
-    score = make_evaluator(model, split, dataset.mean, dataset.std, task=task, keep_outputs=True)
+    score = Evaluator(model, split, dataset.mean, dataset.std, task=task, keep_outputs=True)
     evaluation = score(subject.variables)
     result: dict[str, Any] = {f'{FLAGS.split}_{name}': value for name, value in evaluation.summary.items()}
     headline = f'{FLAGS.split} {task.headline} {evaluation.summary[task.headline]:.4f}'

@@ -11,3 +11,15 @@ class InputError(ValueError):
 
 class DivergenceError(RuntimeError):
     """Training cannot go on because the loss is not finite; the message says where and what is left."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a run, in good order; the message says what was saved.
+
+    Attributes:
+      signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal

@@ -13,7 +13,7 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.errors import InputError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.training.evaluation import make_task
-from resnet_jax.training.loop import make_model
+from resnet_jax.training.program import make_model
 from resnet_jax.training.tasks import Task
 from resnet_jax.weights import load_variables, open_run
 

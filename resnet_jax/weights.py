@@ -279,7 +279,7 @@ def open_run(workdir: str | pathlib.Path) -> tuple[dict[str, Any], ResNetSpec, T
 
 
 def load_variables(workdir: str | pathlib.Path, which: str | int = 'last') -> dict[str, Any]:
-    """Parameters and running statistics from the checkpoint of a run, for the run's own network.
+    """Parameters and running statistics from the checkpoint of a run: their average, where the run keeps one.
 
     Args:
       workdir: folder of the run.
@@ -300,7 +300,8 @@ def load_variables(workdir: str | pathlib.Path, which: str | int = 'last') -> di
     model, optimizer = ResNet(spec), make_optimizer(config, 1)
 
     def create(key: jax.Array) -> TrainState:
-        return create_train_state(init_variables(model, key, tuple(record['dataset']['image_shape'])), optimizer)
+        variables = init_variables(model, key, tuple(record['dataset']['image_shape']))
+        return create_train_state(variables, optimizer, average=config.ema_decay is not None)
 
     like = jax.eval_shape(create, jax.random.key(0))
-    return checkpoint.restore_checkpoint(folder, step, like).variables
+    return checkpoint.restore_checkpoint(folder, step, like).eval_variables

@@ -12,7 +12,7 @@ import pytest
 from resnet_jax import InputError, ResNetSpec, TrainConfig, load_predictor, train_and_evaluate
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.training.evaluation import make_evaluator, make_task, target_statistics
+from resnet_jax.training.evaluation import Evaluator, make_task, target_statistics
 from resnet_jax.training.tasks import TASKS
 from resnet_jax.weights import load_variables
 
@@ -74,7 +74,7 @@ def test_a_predictor_says_what_the_evaluation_found(run):
     predictions = predictor(dataset.test.images)
     task = make_task(config, *target_statistics(dataset))
     model = ResNet(dataclasses.replace(SPEC, num_classes=predictions.shape[1]))
-    evaluate = make_evaluator(model, dataset.test, dataset.mean, dataset.std, task=task, keep_outputs=True)
+    evaluate = Evaluator(model, dataset.test, dataset.mean, dataset.std, task=task, keep_outputs=True)
     evaluation = evaluate(load_variables(workdir))
     np.testing.assert_allclose(predictions, task.predictions(evaluation.outputs), rtol=1e-4, atol=1e-5)
     assert evaluation.summary[task.headline] == pytest.approx(result[f'test_{task.headline}'], abs=1e-6)

@@ -28,6 +28,7 @@ def room_of(path):
     return parts[0] if len(parts) > 1 else path.stem
 
 
+LEADING = ('loop.py', 'program.py', 'evaluation.py')
 FORBIDDEN = {
     'models': ('resnet_jax.data', 'resnet_jax.training'),
     'data': ('resnet_jax.models', 'resnet_jax.training'),
@@ -39,7 +40,7 @@ FORBIDDEN = {
 @pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_who_imports_whom(path):
     forbidden = {'experiments', 'tests', 'absl', 'tensorflow'}
-    if not (room_of(path) == 'training' and path.name in ('loop.py', 'evaluation.py')):
+    if not (room_of(path) == 'training' and path.name in LEADING):
         forbidden |= set(FORBIDDEN.get(room_of(path), ()))
     for name in imports_of(path):
         assert not any(name == module or name.startswith(module + '.') for module in forbidden), (
@@ -48,11 +49,9 @@ def test_who_imports_whom(path):
 
 
 def test_training_takes_models_as_arguments():
-    """Only the loop builds networks, and the evaluation stacks the blocks of one."""
+    """Only what leads networks and data together knows both."""
     for path in (PACKAGE / 'training').glob('*.py'):
-        assert path.name in ('loop.py', 'evaluation.py') or not any(
-            name.startswith('resnet_jax.models') for name in imports_of(path)
-        ), path
+        assert path.name in LEADING or not any(name.startswith('resnet_jax.models') for name in imports_of(path)), path
 
 
 def test_the_reference_needs_numpy_alone():

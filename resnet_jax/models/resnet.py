@@ -188,6 +188,7 @@ class ResNet(nn.Module):
       scan_blocks: compile the blocks 2, 3, … of a stage, which are alike, once, as the body of a loop, instead of one
         after the other: a deep network then compiles in the time of a shallow one. Their variables are stacked, at
         ``stage1_blocks/…`` with one more axis in front; ``stack_blocks`` and ``unstack_blocks`` convert.
+      remat: keep only what goes into each block for the backward pass, and compute its inside again.
       frozen: None, or a regular expression: the stem, the blocks and the last normalization whose names it matches at
         their beginning compute in training what they compute in evaluation.
     """
@@ -197,6 +198,7 @@ class ResNet(nn.Module):
     implementation: str = 'auto'
     statistics: str | int = 'global'
     scan_blocks: bool = False
+    remat: bool = False
     frozen: str | None = None
 
     @nn.compact
@@ -260,16 +262,16 @@ class ResNet(nn.Module):
         first: dict[str, Any] = {'first': True} if block.pre_activation and stage == 1 else {}
         first |= {'stride': stride, 'first_dilation': first_dilation}
         names = [f'stage{stage}_block{index}' for index in range(1, size + 1)]
-        x = make(**first, **pruned[0], name=names[0])(x, **self._mode(names[0], mode), drop_rate=rates[0])
+        x = self._call(make(**first, **pruned[0], name=names[0]), x, self._mode(names[0], mode), rates[0])
         if self.scan_blocks and (spec.channels or self.frozen):
             raise InputError('scan_blocks=True: pruned or frozen blocks are not alike')
         if not self.scan_blocks or size < _FEWEST_BLOCKS:
             for name, channels, rate in zip(names[1:], pruned[1:], rates[1:], strict=True):
-                x = make(**channels, name=name)(x, **self._mode(name, mode), drop_rate=rate)
+                x = self._call(make(**channels, name=name), x, self._mode(name, mode), rate)
             return x
 
         def once(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
-            return block(x, **mode, drop_rate=0.0 if rate is None else rate), None
+            return self._call(block, x, mode, 0.0 if rate is None else rate), None
 
         repeated = nn.scan(
             once,
@@ -279,6 +281,14 @@ class ResNet(nn.Module):
         )
         scanned = jnp.asarray(rates[1:]) if spec.drop_path_rate else None
         return repeated(make(name=f'stage{stage}_blocks'), x, scanned)[0]
+
+    def _call(self, block: nn.Module, x: jax.Array, mode: dict[str, Any], rate: float | jax.Array) -> jax.Array:
+        """A block applied, whose inside is kept for the backward pass or not."""
+
+        def call(block: nn.Module, x: jax.Array) -> jax.Array:
+            return block(x, **mode, drop_rate=rate)
+
+        return (nn.remat(call) if self.remat else call)(block, x)
 
     def _mode(self, name: str, mode: dict[str, Any]) -> dict[str, Any]:
         """The mode of a part by its name."""

@@ -1,8 +1,7 @@
 """Scoring a network on every example of a split."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,10 +10,11 @@ import numpy as np
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.batches import eval_batches
 from resnet_jax.data.examples import Dataset, Split
+from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.resnet import ResNet, stack_blocks
 from resnet_jax.training import metrics
 from resnet_jax.training.config import TrainConfig
-from resnet_jax.training.sharding import data_mesh, replicated, split_batch
+from resnet_jax.training.sharding import data_mesh, place, replicated, split_batch
 from resnet_jax.training.step import MULTICLASS, eval_step
 from resnet_jax.training.tasks import TASKS, Regression, Task
 
@@ -53,16 +53,8 @@ class Evaluation:
     outputs: np.ndarray | None
 
 
-def make_evaluator(
-    model: ResNet,
-    split: Split,
-    mean: Sequence[float],
-    std: Sequence[float],
-    devices: Sequence[jax.Device] | None = None,
-    task: Task = MULTICLASS,
-    keep_outputs: bool = False,
-) -> Callable[[dict[str, Any]], Evaluation]:
-    """A function that scores variables on every example of a split.
+class Evaluator:
+    """Scores variables on every example of a split.
 
     Args:
       model: the network.
@@ -72,34 +64,112 @@ def make_evaluator(
       devices: None is all of them.
       task: what the network was trained for.
       keep_outputs: bring the outputs to the host though the task's metrics do not need them.
-
-    Returns:
-      ``variables -> Evaluation`` of the split.
     """
-    mesh = data_mesh(devices)
-    images, labels = jax.device_put((split.images, split.labels), replicated(mesh))
-    batch_size = min(_EVAL_BATCH, len(split))
-    batch_size += -batch_size % mesh.size
 
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def program(variables: Any, images: jax.Array, labels: jax.Array, indices: jax.Array, mask: jax.Array) -> Any:
-        batch = {'image': normalize(images[indices], mean, std), 'label': labels[indices], 'mask': mask}
-        sums, outputs = eval_step(variables, batch, model=model, task=task)
-        return sums, outputs if keep_outputs or task.needs_outputs else ()
+    def __init__(
+        self,
+        model: ResNet,
+        split: Split,
+        mean: Sequence[float],
+        std: Sequence[float],
+        devices: Sequence[jax.Device] | None = None,
+        task: Task = MULTICLASS,
+        keep_outputs: bool = False,
+    ):
+        self._model, self._split, self._task = model, split, task
+        self._keep = keep_outputs or task.needs_outputs
+        self._mesh = data_mesh(devices)
+        self._data = place((split.images, split.labels), replicated(self._mesh))
 
-    def evaluate(variables: dict[str, Any]) -> Evaluation:
-        if model.scan_blocks:
-            variables = stack_blocks(variables)
-        batches = jax.device_put(list(eval_batches(len(split), batch_size)), split_batch(mesh))
-        results = [program(variables, images, labels, *batch) for batch in batches]
+        def program(variables: Any, images: jax.Array, labels: jax.Array, indices: jax.Array, mask: jax.Array) -> Any:
+            batch = {'image': normalize(images[indices], mean, std), 'label': labels[indices], 'mask': mask}
+            sums, outputs = eval_step(variables, batch, model=model, task=task)
+            return sums, outputs if self._keep else ()
+
+        self._program = jax.jit(program, out_shardings=replicated(self._mesh))
+
+    def _batches(self) -> Iterator[Any]:
+        size = min(_EVAL_BATCH, len(self._split))
+        size += -size % self._mesh.size
+        return (place(batch, split_batch(self._mesh)) for batch in eval_batches(len(self._split), size))
+
+    def compile(self, variables: dict[str, Any]) -> None:
+        """Compiles for variables of these shapes, by scoring one batch."""
+        jax.block_until_ready(self._program(self._taken(variables), *self._data, *next(self._batches())))
+
+    def _taken(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return stack_blocks(variables) if self._model.scan_blocks else variables
+
+    def __call__(self, variables: dict[str, Any], poll: Callable[[], None] = lambda: None) -> Evaluation:
+        """Scores variables; ``poll`` is called after every batch, and may raise."""
+        variables, results = self._taken(variables), []
+        for batch in self._batches():
+            results.append(self._program(variables, *self._data, *batch))
+            jax.block_until_ready(results[-2:-1])  # so that no more than two are under way when poll raises
+            poll()
         total = metrics.add_up(sums for sums, _ in results)
-        if total['count'] != len(split):
-            raise AssertionError(f'evaluated {total["count"]} of {len(split)} examples')
-        summary, outputs = task.summarize(total), None
-        if keep_outputs or task.needs_outputs:
-            outputs = np.concatenate(jax.device_get([part for _, part in results]))[: len(split)]
+        if total['count'] != len(self._split):
+            raise AssertionError(f'evaluated {total["count"]} of {len(self._split)} examples')
+        summary, outputs = self._task.summarize(total), None
+        if self._keep:
+            outputs = np.concatenate(jax.device_get([part for _, part in results]))[: len(self._split)]
             if np.isfinite(outputs).all():
-                summary |= task.scores(outputs, split.labels)
+                summary |= self._task.scores(outputs, self._split.labels)
         return Evaluation(summary, total, outputs)
 
-    return evaluate
+
+class StatisticsEstimator:
+    """Finds the running statistics of given parameters anew, as means over batches of training images.
+
+    The images are as an evaluation sees them, not augmented, evenly spread over the split. Where averaged parameters
+    are evaluated, the statistics of no network that was trained are theirs (Izmailov et al. 2018, arXiv:1803.05407,
+    section 3.2).
+
+    Args:
+      model: the network.
+      split: of which the images are taken.
+      mean: of the images, one for each channel.
+      std: likewise.
+      num_examples: how many; whole batches of 512 of them are taken, at least one batch.
+      devices: None is all of them.
+    """
+
+    def __init__(
+        self,
+        model: ResNet,
+        split: Split,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_examples: int,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        mesh = data_mesh(devices)
+        num_examples = min(num_examples, len(split))
+        size = min(_EVAL_BATCH, num_examples)
+        size += -size % mesh.size
+        chosen = np.linspace(0, len(split) - 1, max(num_examples // size, 1) * size).astype(np.int32)
+        self._batches = place(list(chosen.reshape(-1, size)), split_batch(mesh))
+        self._images = place(split.images, replicated(mesh))
+
+        def program(variables: Any, images: jax.Array, indices: jax.Array) -> Any:
+            _, updates = model.apply(
+                variables, normalize(images[indices], mean, std), train=True, mutable=['batch_stats'], rngs=_fixed()
+            )
+
+            # new = decay old + (1 - decay) batch; what is frozen stays what it is.
+            def of_batch(new: jax.Array, old: jax.Array) -> jax.Array:
+                return old + (new - old) / (1 - BatchNorm.decay)
+
+            return jax.tree.map(of_batch, updates['batch_stats'], variables['batch_stats'])
+
+        self._program = jax.jit(program, out_shardings=replicated(mesh))
+
+    def __call__(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """The variables with new ``batch_stats``."""
+        found = [self._program(variables, self._images, batch) for batch in self._batches]
+        return variables | {'batch_stats': jax.tree.map(lambda *parts: sum(parts) / len(parts), *found)}
+
+
+def _fixed() -> dict[str, jax.Array]:
+    """Randomness of what a network drops in training, the same every time."""
+    return {'dropout': jax.random.key(0)}

@@ -2,6 +2,7 @@
 
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,91 +12,164 @@ from resnet_jax.errors import DivergenceError
 from resnet_jax.training import metrics
 from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.optim import learning_rate_schedule
-from resnet_jax.training.progress import Display, open_display
+from resnet_jax.training.progress import Display
 from resnet_jax.training.tasks import Task
 from resnet_jax.training.workdir import MetricsFile
+
+# What a step gives beside the sums of its task.
+_OF_A_STEP = ('skipped', 'gradient_norm', 'norms')
 
 
 class Log:
     """What a run reports: lines of ``metrics.jsonl``, TensorBoard's events, and what the terminal shows.
 
     Args:
-      workdir: of the run.
+      workdir: of the run; None writes nothing, for the processes beside the main one.
       task: what the network is trained for.
       config: of the run.
       epoch_steps: steps in an epoch.
       step: the steps taken so far.
+      display: where records of the training are shown.
+      place: which of the runs that take every step together this one is; None where it is alone.
     """
 
-    def __init__(self, workdir: pathlib.Path, task: Task, config: TrainConfig, epoch_steps: int, step: int):
-        self._task, self._config, self._epoch_steps = task, config, epoch_steps
+    def __init__(
+        self,
+        workdir: pathlib.Path | None,
+        task: Task,
+        config: TrainConfig,
+        epoch_steps: int,
+        step: int,
+        display: Display,
+        place: int | None = None,
+    ):
+        self._task, self._config, self._epoch_steps, self._place = task, config, epoch_steps, place
         self._schedule = learning_rate_schedule(config, epoch_steps)
-        self.file = MetricsFile(workdir / 'metrics.jsonl', step)
+        self.file = MetricsFile(None if workdir is None else workdir / 'metrics.jsonl', step)
+        norms = workdir is not None and config.log_norms
+        self._norms = MetricsFile(workdir / 'norms.jsonl', step) if workdir is not None and norms else None
         self.train_seconds = self.file.records[-1]['train_seconds'] if self.file.records else 0.0
-        self._board = SummaryWriter(str(workdir), purge_step=step + 1)
-        self.display: Display = open_display(config.epochs * epoch_steps, step, task.headline)
-        self._window: list[dict[str, jax.Array]] = []
-        self._ready: tuple[int, list[dict[str, jax.Array]]] | None = None
+        self._board = None if workdir is None else SummaryWriter(str(workdir), purge_step=step + 1)
+        self._display = display
+        self._window: list[dict[str, Any]] = []
+        self._ready: tuple[int, list[dict[str, Any]]] | None = None
+        self._skipped_in_a_row = 0
         self._since = time.perf_counter()
+        self._speed: float | None = None
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """Of the last interval that this process has seen the end of; None before."""
+        return self._speed
 
     def start_clock(self) -> None:
         """Training time counts from here."""
         self._since = time.perf_counter()
 
-    def step(self, step: int, sums: dict[str, jax.Array], last: bool) -> None:
-        """Takes the sums of a step; writes those of the interval before, which the device has finished by now.
+    def step(self, step: int, sums: dict[str, Any], last: bool) -> None:
+        """Takes what a step gave; writes that of the interval before, which the device has finished by now.
 
-        Intervals are counted from the start of an epoch and end with it, when ``last`` is set.
+        Intervals are counted from the start of an epoch, or of a run that was resumed in its midst, and end with it,
+        when ``last`` is set.
+
+        Raises:
+          DivergenceError: too many steps in a row were skipped.
         """
         self._window.append(sums)
-        self.display.step()
-        if last or len(self._window) == self._config.log_every_steps:
+        self._step = step
+        self._display.step()
+        if len(self._window) == self._config.log_every_steps:
             self._write_ready()
             self._ready, self._window = (step, self._window), []
         if last:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what there is; a new interval begins."""
+        self._write_ready()
+        if self._window:
+            self._ready, self._window = (self._step, self._window), []
             self._write_ready()
 
     def _write_ready(self) -> None:
         if self._ready is None:
             return
         (step, window), self._ready = self._ready, None
-        summary = self._task.summarize(total := metrics.add_up(window))
+        fetched = jax.device_get(window)
+        if self._place is not None:
+            fetched = jax.tree.map(lambda leaf: leaf[self._place], fetched)
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         self.train_seconds += seconds
-        rate = float(self._schedule(step - 1))
-        if not np.isfinite(summary['loss']):
-            raise divergence(f'the loss is {summary["loss"]} at step {step} (learning rate {rate:.3g})')
-        self._record('train', step, summary | {'learning_rate': rate, 'examples_per_second': total['count'] / seconds})
+        self._count_skipped(step - len(window), fetched)
+        total = metrics.add_up([{k: v for k, v in one.items() if k not in _OF_A_STEP} for one in fetched])
+        skipped = int(sum(one['skipped'] for one in fetched))
+        record: dict[str, Any] = {'learning_rate': self._rate(step)}
+        if skipped < len(window):
+            norms = [one['gradient_norm'] for one in fetched if not one['skipped']]
+            record = self._task.summarize(total) | record | {'gradient_norm': float(np.mean(norms))}
+        self._speed = record['examples_per_second'] = len(window) * self._config.batch_size / seconds
+        if skipped:
+            record['skipped_steps'] = skipped
+        self._record('train', step, record)
+        if self._norms is not None:
+            layers = {name: np.asarray(values).tolist() for name, values in fetched[-1]['norms'].items()}
+            if all(np.isfinite(values).all() for values in layers.values()):
+                self._norms.write({'step': step, 'norms': layers})
 
-    def test(self, step: int, summary: dict[str, float]) -> None:
-        """Writes an evaluation."""
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        return float(self._schedule(step - 1))
+
+    def _count_skipped(self, before: int, fetched: list[dict[str, Any]]) -> None:
+        """Stops a run that no longer learns."""
+        for step, one in enumerate(fetched, start=before + 1):
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if one['skipped'] else 0
+            if self._skipped_in_a_row == self._config.max_skipped_steps:
+                raise DivergenceError(
+                    f'the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a row, to step'
+                    f' {step} (learning rate {self._rate(step):.3g}, gradient norm {float(one["gradient_norm"]):.3g});'
+                    ' none of them changed the weights, and the last checkpoint is good: start again in another'
+                    ' --workdir with a lower --learning_rate or more --warmup_epochs'
+                )
+
+    def test(self, step: int, summary: dict[str, float]) -> str:
+        """Writes an evaluation, and gives the line that tells of it."""
         if not np.isfinite(summary['loss']):
             raise divergence(f'the test loss is {summary["loss"]} after step {step}')
         self._record('test', step, summary)
-        train = next(record for record in reversed(self.file.records) if record['split'] == 'train')
         headline = self._task.headline
-        self.display.message(
-            f'epoch {step / self._epoch_steps:g}  train loss {train["loss"]:.4f}  {headline} {train[headline]:.4f}'
-            f'  test loss {summary["loss"]:.4f}  {headline} {summary[headline]:.4f}'
-            f'  {train["examples_per_second"]:,.0f} images/s'
-        )
+        line = f'epoch {step / self._epoch_steps:g}'
+        trained = [r for r in self.file.records if r['split'] == 'train' and 'loss' in r and r['step'] <= step]
+        if trained:
+            line += f'  train loss {trained[-1]["loss"]:.4f}  {headline} {trained[-1][headline]:.4f}'
+        line += f'  test loss {summary["loss"]:.4f}  {headline} {summary[headline]:.4f}'
+        if trained:
+            line += f'  {trained[-1]["examples_per_second"]:,.0f} images/s'
         self.start_clock()
+        return line
 
     def _record(self, split: str, step: int, values: dict[str, float]) -> None:
         place = {'split': split, 'step': step, 'epoch': step / self._epoch_steps}
         record = {**place, **values, 'train_seconds': self.train_seconds}
         self.file.write(record)
-        for name, value in values.items():
-            self._board.add_scalar(f'{split}/{name}', value, step)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f'{split}/{name}', value, step)
         if split == 'train':
-            self.display.training(record)
+            self._display.training(record)
+
+    def has_test(self, step: int) -> bool:
+        """Whether the evaluation after a step is written."""
+        return any(record['split'] == 'test' and record['step'] == step for record in self.file.records)
 
     def close(self) -> None:
-        """Leaves the files whole and the terminal as it was."""
-        self.display.close()
+        """Leaves the files whole."""
         self.file.close()
-        self._board.close()
+        if self._norms is not None:
+            self._norms.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def divergence(what: str) -> DivergenceError:

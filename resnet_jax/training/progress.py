@@ -48,7 +48,10 @@ class Bar:
 
     def training(self, record: dict[str, Any]) -> None:
         speed = f'{record["examples_per_second"]:,.0f} images/s'
-        status = f'loss {record["loss"]:.3f}  {self._headline} {record[self._headline]:.3f}  {speed}'
+        learnt = (
+            f'loss {record["loss"]:.3f}  {self._headline} {record[self._headline]:.3f}' if 'loss' in record else '-'
+        )
+        status = f'{learnt}  {speed}'
         self._progress.update(self._task, status=status, description=f'epoch {record["epoch"]:.1f}')
 
     def close(self) -> None:
@@ -71,10 +74,26 @@ class Lines:
         if time.monotonic() - self._last >= 30:
             self._last = time.monotonic()
             print(
-                f'  epoch {record["epoch"]:.2f}  step {record["step"]}  loss {record["loss"]:.4f}'
+                f'  epoch {record["epoch"]:.2f}  step {record["step"]}  loss {record.get("loss", float("nan")):.4f}'
                 f'  {record["examples_per_second"]:,.0f} images/s',
                 flush=True,
             )
+
+    def close(self) -> None:
+        pass
+
+
+class Silence:
+    """Shows nothing: for processes and runs beside the one that speaks."""
+
+    def message(self, line: str) -> None:
+        pass
+
+    def step(self) -> None:
+        pass
+
+    def training(self, record: dict[str, Any]) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -1,12 +1,66 @@
-"""Placement on devices: data parallelism over one mesh. The only file that knows meshes."""
+"""Placement on devices, of one process or many: data parallelism over one mesh. The only file that knows meshes."""
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.errors import InputError
+
+
+def join_processes(coordinator: str | None = None, num_processes: int | None = None, index: int | None = None) -> None:
+    """Joins the processes of a job, before anything else of JAX; alone where there is no job.
+
+    On TPU pods, SLURM and Open MPI JAX finds the others by itself; elsewhere the arguments say where they are.
+
+    Args:
+      coordinator: ``HOST:PORT`` of process 0; None asks the environment.
+      num_processes: how many processes there are.
+      index: of this one, from 0.
+
+    Raises:
+      InputError: some of the arguments without the others, or a coordinator that cannot be reached.
+    """
+    given = [value is not None for value in (coordinator, num_processes, index)]
+    if any(given) and not all(given):
+        raise InputError(
+            f'coordinator_address={coordinator}, num_processes={num_processes} and process_index={index} are given'
+            ' together or not at all'
+        )
+    if not any(given) and not _in_a_job():
+        return
+    if num_processes is not None and index is not None and not 0 <= index < num_processes:
+        raise InputError(f'process_index={index} must be from 0 to {num_processes - 1}, the last of {num_processes}')
+    try:
+        jax.distributed.initialize(coordinator, num_processes, index)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f'the other processes cannot be joined: {" ".join(str(error).split())[:300]}') from error
+
+
+def _in_a_job() -> bool:
+    """Whether the environment tells of more than one process."""
+    tasks = (os.environ.get(name, '1') for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'))
+    return ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '') or any(count not in ('', '0', '1') for count in tasks)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def meet(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def agree(value: int) -> int:
+    """What process 0 says."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -19,9 +73,42 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec('data'))
+def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """One axis, the first if not said otherwise, split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
+
+
+def split_evenly(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """The largest of the axes that divide by the number of devices split over them; the whole array where none does."""
+    axes = [axis for axis, size in enumerate(shape) if size and size % mesh.size == 0]
+    return split_batch(mesh, max(axes, key=lambda axis: shape[axis])) if axes else replicated(mesh)
+
+
+def place(tree: Any, sharding: Any) -> Any:
+    """Host arrays on devices; every process has all of them and gives its devices their share.
+
+    Args:
+      tree: of NumPy arrays.
+      sharding: one, or a tree of them like ``tree``.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    if isinstance(sharding, NamedSharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+
+    def put(leaf: Any, where: NamedSharding) -> jax.Array:
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+
+    return jax.tree.map(put, tree, sharding)
+
+
+def fetch(tree: Any, mesh: Mesh) -> Any:
+    """Arrays on the devices as NumPy arrays of their own, whole, in every process."""
+    if any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)) and jax.process_count() > 1:
+        tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    # On a CPU what is fetched may be the device's own memory, which the next step is allowed to overwrite.
+    return jax.tree.map(np.array, jax.device_get(tree))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -18,7 +18,10 @@ from resnet_jax.training.config import TrainConfig
 
 CHECKPOINTS = 'checkpoints'
 # How often a run reports does not change what it computes, so it may differ when a run is resumed.
-_REPORTING = ('eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps')
+_REPORTING = (
+    *('eval_every_epochs', 'checkpoint_every_epochs', 'checkpoint_every_steps', 'log_every_steps', 'log_norms'),
+    'max_skipped_steps',
+)
 
 
 def describe_run(
@@ -172,12 +175,15 @@ class MetricsFile:
     """``metrics.jsonl``: one JSON object a line.
 
     Args:
-      path: of the file.
+      path: of the file; None keeps the records in memory alone.
       last_step: lines of later steps, which a killed process left behind, are dropped.
     """
 
-    def __init__(self, path: pathlib.Path, last_step: int):
+    def __init__(self, path: pathlib.Path | None, last_step: int):
         self.records: list[dict[str, Any]] = []
+        self._file: Any = None
+        if path is None:
+            return
         if path.exists():
             lines = path.read_text().splitlines()
             self.records = [record for record in map(_parse, lines) if record and record['step'] <= last_step]
@@ -189,12 +195,14 @@ class MetricsFile:
     def write(self, record: dict[str, Any]) -> None:
         """Appends a record, on the disk when this returns."""
         self.records.append(record)
-        self._file.write(json.dumps(record, allow_nan=False) + '\n')
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(record, allow_nan=False) + '\n')
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file; ``records`` stays."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _parse(line: str) -> dict[str, Any] | None:

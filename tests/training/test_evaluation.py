@@ -6,7 +6,7 @@ import pytest
 
 from resnet_jax import ResNet, ResNetSpec, TrainConfig, init_variables
 from resnet_jax.data.examples import Dataset, Split
-from resnet_jax.training.evaluation import make_evaluator, make_task, target_statistics
+from resnet_jax.training.evaluation import Evaluator, make_task, target_statistics
 from resnet_jax.training.tasks import Binary, MultiClass, Regression
 
 SPEC = ResNetSpec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=2)
@@ -22,7 +22,7 @@ def test_outputs_are_those_of_the_network(split):
     model = ResNet(SPEC)
     variables = init_variables(model, jax.random.key(0), (6, 6, 1))
     task = make_task(TrainConfig(task='regression', label_smoothing=0.0), (0.0, 1.0), (1.0, 2.0))
-    found = make_evaluator(model, split, (0.5,), (0.25,), task=task)(variables)
+    found = Evaluator(model, split, (0.5,), (0.25,), task=task)(variables)
     expected = model.apply(variables, np.float32((split.images / 255 - 0.5) / 0.25), train=False)
     np.testing.assert_allclose(found.outputs, expected, rtol=1e-4, atol=1e-5)
     assert found.total['count'] == 7
@@ -34,8 +34,8 @@ def test_outputs_of_classes_come_when_asked_for(split):
     model = ResNet(SPEC)
     variables = init_variables(model, jax.random.key(0), (6, 6, 1))
     labelled = Split(split.images, np.array([0, 1, 0, 1, 0, 1, 0], np.int32))
-    assert make_evaluator(model, labelled, (0.5,), (0.25,))(variables).outputs is None
-    kept = make_evaluator(model, labelled, (0.5,), (0.25,), keep_outputs=True)(variables)
+    assert Evaluator(model, labelled, (0.5,), (0.25,))(variables).outputs is None
+    kept = Evaluator(model, labelled, (0.5,), (0.25,), keep_outputs=True)(variables)
     assert kept.summary['accuracy'] == np.mean(kept.outputs.argmax(1) == labelled.labels)
 
 
@@ -43,7 +43,7 @@ def test_a_network_that_diverged_has_sums_but_no_ranking(split):
     model = ResNet(ResNetSpec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=1))
     variables = jax.tree.map(lambda leaf: leaf * np.nan, init_variables(model, jax.random.key(0), (6, 6, 1)))
     labelled = Split(split.images, np.array([0, 1, 0, 1, 0, 1, 0], np.int32))
-    found = make_evaluator(model, labelled, (0.5,), (0.25,), task=Binary())(variables)
+    found = Evaluator(model, labelled, (0.5,), (0.25,), task=Binary())(variables)
     assert np.isnan(found.summary['loss'])
     assert 'roc_auc' not in found.summary
 

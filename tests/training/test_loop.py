@@ -227,7 +227,7 @@ def test_checkpoints_do_not_tell_whether_blocks_were_scanned(shades, tmp_path, m
     assert {'stage1_block1', 'stage1_block2', 'stage1_block3'} <= set(variables['params'])
     for scan in (False, True):
         model = loop.make_model(spec, dataclasses.replace(config, scan_blocks=scan))
-        total = evaluation.make_evaluator(model, shades.test, shades.mean, shades.std)(variables).total
+        total = evaluation.Evaluator(model, shades.test, shades.mean, shades.std)(variables).total
         assert total['correct'] / total['count'] == pytest.approx(result['test_accuracy'])
     again = dataclasses.replace(CONFIG, epochs=1, learning_rate=0, scan_blocks=False, init_from=str(tmp_path / 'run'))
     train_and_evaluate(spec, again, tmp_path / 'again', dataset=shades)
@@ -290,7 +290,7 @@ def test_a_network_without_running_statistics_trains_resumes_and_loads(shades, t
     result = train_and_evaluate(spec, config, tmp_path, dataset=shades)  # reads the checkpoint and evaluates
     variables = load_variables(tmp_path)
     assert variables['batch_stats'] == {}
-    total = evaluation.make_evaluator(ResNet(spec), shades.test, shades.mean, shades.std)(variables).total
+    total = evaluation.Evaluator(ResNet(spec), shades.test, shades.mean, shades.std)(variables).total
     assert total['correct'] / total['count'] == pytest.approx(result['test_accuracy'])
 
 

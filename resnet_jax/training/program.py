@@ -1,0 +1,289 @@
+"""The compiled programs of a run, and its data on the devices."""
+
+import dataclasses
+import functools
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.data.augment import training_images
+from resnet_jax.data.batches import steps_per_epoch, train_indices
+from resnet_jax.data.examples import Dataset
+from resnet_jax.data.mixing import mix
+from resnet_jax.errors import InputError
+from resnet_jax.models.cost import multiply_adds
+from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_blocks, unstack_blocks
+from resnet_jax.training.config import TrainConfig
+from resnet_jax.training.cost import Cost
+from resnet_jax.training.evaluation import StatisticsEstimator, make_task, target_statistics
+from resnet_jax.training.optim import make_optimizer
+from resnet_jax.training.sharding import fetch, place, replicated, split_batch, split_evenly
+from resnet_jax.training.step import StepOptions, TrainState, create_train_state, train_step
+from resnet_jax.weights import Source, model_of, open_source, source_variables
+
+# Purposes of random numbers: each has its own key, folded from the run's root key.
+_INIT, _AUGMENT, _DROPOUT, _POLICY, _MIXING = range(5)
+# Stages of so many blocks are compiled as a loop: resnet110 and deeper.
+_SCAN_FROM = 16
+
+StepFunction = Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]]
+
+
+class Program:
+    """A run on the devices, or several that differ in their seeds alone and take every step together.
+
+    The state of several has one more axis in front of every array, ``[seeds, …]``, and so have the sums of a step.
+
+    Args:
+      spec: architecture, with the dataset's number of outputs.
+      config: everything else but the seeds.
+      seeds: one for each run.
+      dataset: with the mean and deviation that the run normalizes with.
+      mesh: of the devices.
+
+    Raises:
+      InputError: what is wrong with the network, the optimizer, the batch size or the teacher.
+    """
+
+    def __init__(self, spec: ResNetSpec, config: TrainConfig, seeds: Sequence[int], dataset: Dataset, mesh: Any):
+        self.config, self.seeds, self.dataset, self.mesh = config, tuple(seeds), dataset, mesh
+        self.epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
+        self.total_steps = config.epochs * self.epoch_steps
+        self.model = make_model(spec, config)
+        self.optimizer = make_optimizer(config, self.epoch_steps)
+        self.task = make_task(config, *target_statistics(dataset))
+        self.compile_seconds = 0.0
+        self._each = together if len(self.seeds) > 1 else (lambda function: function)
+        self._seeds = np.asarray(self.seeds if len(self.seeds) > 1 else self.seeds[0], np.uint32)
+        seed = jax.ShapeDtypeStruct((), jnp.uint32)
+        self._single = jax.eval_shape(self._create, seed)  # raises what is wrong with the network or with freeze
+        self._like = jax.eval_shape(self._each(self._create), self._seeds)
+        self._shardings = self._place_state()
+        self._teacher = None if config.distill_from is None else Teacher(config.distill_from, spec, dataset)
+
+    def _create(self, seed: jax.Array, _: Any = ()) -> TrainState:
+        variables = self._init(jax.random.fold_in(jax.random.key(seed), _INIT))
+        return self._start(variables)
+
+    def _start(self, variables: dict[str, Any]) -> TrainState:
+        return create_train_state(variables, self.optimizer, average=self.config.ema_decay is not None)
+
+    def _init(self, key: jax.Array) -> dict[str, Any]:
+        return init_variables(self.model, key, self.dataset.image_shape)
+
+    def _place_state(self) -> TrainState:
+        whole = jax.tree.map(lambda _: replicated(self.mesh), self._like)
+        if not self.config.shard_optimizer:
+            return whole
+        split = jax.tree.map(lambda leaf: split_evenly(self.mesh, leaf.shape), self._like.opt_state)
+        return dataclasses.replace(whole, opt_state=split)
+
+    def load(self, source: Source) -> list[dict[str, Any]]:
+        """Variables for the network of each seed from a source of weights; only a new head depends on the seed."""
+        channels, loaded = self.dataset.image_shape[-1], []
+        for seed in self.seeds:
+            key = jax.random.fold_in(jax.random.key(seed), _INIT)
+            variables = source_variables(source, str(self.config.init_from), self.model, channels, key)
+            if self.config.new_head or not self._wants_head_of(source):
+                head = self._init(key)['params']['head']
+                variables = variables | {'params': variables['params'] | {'head': head}}
+            loaded.append(variables)
+        return loaded
+
+    def _wants_head_of(self, source: Source) -> bool:
+        """Whether the last layer of one of our runs says what this run is to learn; said aloud where it is doubtful."""
+        if source.task not in (None, self.config.task):
+            warnings.warn(f'a new head for {self.config.task} in the place of one for {source.task}', stacklevel=2)
+            return False
+        fits = source.num_classes == self.model.spec.num_classes
+        if fits and source.class_names and source.class_names != self.dataset.class_names:
+            warnings.warn('the head is kept, though the classes have other names; new_head starts afresh', stacklevel=2)
+        return True
+
+    def initial_state(self, loaded: Sequence[dict[str, Any]] | None) -> TrainState:
+        """The state before the first step, on the devices, from given variables of each seed or fresh ones."""
+        if loaded is not None:
+            return self.state_from([jax.device_get(self._start(variables)) for variables in loaded])
+        start = time.perf_counter()
+        state = jax.jit(self._each(self._create), out_shardings=self._shardings)(self._seeds)
+        self.compile_seconds += time.perf_counter() - start
+        return state
+
+    @property
+    def saved_like(self) -> TrainState:
+        """Shapes and dtypes of what ``saved_states`` gives for each seed."""
+        return jax.eval_shape(unstack_blocks, self._single) if self.model.scan_blocks else self._single
+
+    def saved_states(self, state: TrainState) -> list[TrainState]:
+        """The state of each seed as NumPy arrays, the same whether blocks are scanned or not."""
+        host = fetch(state, self.mesh)
+        hosts = [host] if len(self.seeds) == 1 else [take(host, index) for index in range(len(self.seeds))]
+        return [unstack_blocks(one) for one in hosts] if self.model.scan_blocks else hosts
+
+    def state_from(self, saved: Sequence[TrainState]) -> TrainState:
+        """The inverse of ``saved_states``."""
+        hosts = [stack_blocks(one) for one in saved] if self.model.scan_blocks else list(saved)
+        host = hosts[0] if len(hosts) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *hosts)
+        return place(host, self._shardings)
+
+    def eval_variables(self, state: TrainState) -> list[dict[str, Any]]:
+        """What is evaluated of each seed."""
+        variables = state.eval_variables
+        return [variables] if len(self.seeds) == 1 else [take(variables, i) for i in range(len(self.seeds))]
+
+    def with_statistics(self, state: TrainState, estimate: StatisticsEstimator) -> TrainState:
+        """The state whose average has running statistics that were found anew."""
+        found = [fetch(estimate(one)['batch_stats'], self.mesh) for one in self.eval_variables(state)]
+        stats = found[0] if len(found) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+        return dataclasses.replace(state, average=state.average | {'batch_stats': place(stats, replicated(self.mesh))})
+
+    def compile_step(self, state: TrainState) -> StepFunction:
+        """``(state, step) -> (state, sums)``; the state that goes in is given up."""
+        train = self.dataset.train
+        data = place((train.images, train.labels), replicated(self.mesh))
+        teacher = {} if self._teacher is None else place(self._teacher.variables, replicated(self.mesh))
+        shared = (*data, teacher)
+        seeds = place(self._seeds, replicated(self.mesh))
+        each = self._each(self._step)
+
+        def program(state: TrainState, seeds: jax.Array, indices: jax.Array, shared: Any) -> Any:
+            return each((state, seeds, indices), shared)
+
+        start = time.perf_counter()
+        outputs = (self._shardings, replicated(self.mesh))
+        jitted = jax.jit(program, donate_argnums=0, out_shardings=outputs)
+        compiled = jitted.lower(state, seeds, self._indices(0), shared).compile()
+        self.compile_seconds += time.perf_counter() - start
+        self._step_memory = compiled.memory_analysis()
+        return lambda state, step: compiled(state, seeds, self._indices(step), shared)
+
+    def _indices(self, step: int) -> jax.Array:
+        """The examples of a step, int32 ``[N]`` or ``[seeds, N]``, split over the devices."""
+        size = self.config.batch_size
+        orders = [train_indices(seed, step, len(self.dataset.train), size) for seed in self.seeds]
+        many = len(orders) > 1
+        return place(np.stack(orders) if many else orders[0], split_batch(self.mesh, axis=int(many)))
+
+    def _step(self, mapped: tuple[TrainState, jax.Array, jax.Array], shared: Any) -> Any:
+        """One step of one seed: gathers its examples, augments, mixes, teaches, trains."""
+        (state, seed, indices), (images, labels, teacher) = mapped, shared
+        config, key = self.config, jax.random.key(seed)
+        augment, dropout, mixing = (
+            jax.random.fold_in(jax.random.fold_in(key, purpose), state.step)
+            for purpose in (_AUGMENT, _DROPOUT, _MIXING)
+        )
+        # What a policy draws belongs to an example and an epoch, wherever in the batch it lies.
+        epoch_key = jax.random.fold_in(jax.random.fold_in(key, _POLICY), state.step // self.epoch_steps)
+        image = training_images(
+            augment,
+            images[indices],
+            self.dataset.mean,
+            self.dataset.std,
+            crop_padding=config.crop_padding,
+            crop_fill=config.crop_fill,
+            horizontal_flip=config.horizontal_flip,
+            policy=config.policy,
+            example_keys=jax.vmap(functools.partial(jax.random.fold_in, epoch_key))(indices),
+        )
+        batch = {'image': image, 'label': labels[indices]}
+        if config.mixup or config.cutmix:
+            outputs = jnp.zeros((len(indices), self.model.spec.num_classes))  # for its shape alone
+            targets = self.task.dense_targets(outputs, batch['label'])
+            mixed = mix(mixing, image, targets, config.mixup, config.cutmix)
+            batch |= dict(zip(('image', 'target'), mixed, strict=True))
+        if self._teacher is not None:
+            batch['teacher'] = self._teacher.outputs(teacher, batch['image'])
+        how: dict[str, Any] = {'model': self.model, 'optimizer': self.optimizer, 'task': self.task}
+        return train_step(state, batch, **how, key=dropout, options=step_options(config))
+
+    def cost(self) -> Cost:
+        """What the compiled step costs."""
+        size = self.config.crop_size or self.dataset.image_shape[0]
+        shape = (size, self.config.crop_size or self.dataset.image_shape[1], self.dataset.image_shape[2])
+        return Cost(
+            num_parameters=sum(leaf.size for leaf in jax.tree.leaves(self._single.params)),
+            multiply_adds=multiply_adds(self.model, shape),
+            step_bytes=getattr(self._step_memory, 'temp_size_in_bytes', 0),
+            compile_seconds=self.compile_seconds,
+            device_kind=self.mesh.devices.flat[0].device_kind,
+            num_devices=self.mesh.size,
+        )
+
+
+class Teacher:
+    """A second network, whose outputs the first one learns from.
+
+    Args:
+      path_or_id: of its weights, as in ``weights.open_source``.
+      spec: of the network that learns.
+      dataset: as that network sees it.
+
+    Raises:
+      InputError: no such weights, or those of a network for other classes or images.
+    """
+
+    def __init__(self, path_or_id: str, spec: ResNetSpec, dataset: Dataset):
+        source = open_source(path_or_id)
+        self.model, _ = model_of(source, path_or_id)
+        if self.model.spec.num_classes != spec.num_classes:
+            raise InputError(
+                f'distill_from={path_or_id} has {self.model.spec.num_classes} outputs; the task needs {spec.num_classes}'
+            )
+        self.variables = source_variables(source, path_or_id, self.model, dataset.image_shape[-1])
+        brought = source if len(source.mean) == dataset.image_shape[-1] else dataset
+        # From the student's normalization to the teacher's own.
+        std = np.asarray(brought.std, np.float32)
+        self._scale = np.asarray(dataset.std, np.float32) / std
+        self._offset = (np.asarray(dataset.mean, np.float32) - np.asarray(brought.mean, np.float32)) / std
+
+    def outputs(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+        """Outputs ``[N, K]`` for images that are normalized for the student."""
+        images = images * self._scale[None, None, None] + self._offset[None, None, None]
+        outputs: Any = self.model.apply(variables, images, train=False)
+        return outputs
+
+
+def make_model(spec: ResNetSpec, config: TrainConfig) -> ResNet:
+    """The network as a configuration has it computed."""
+    alike = not spec.channels and config.freeze is None
+    if config.scan_blocks and not alike:
+        raise InputError('scan_blocks=True: pruned or frozen blocks are not alike; leave it out')
+    deep = alike and max(spec.stage_sizes) >= _SCAN_FROM
+    scan = deep if config.scan_blocks is None else config.scan_blocks
+    options: dict[str, Any] = {'frozen': config.freeze, 'scan_blocks': scan, 'remat': config.remat}
+    return ResNet(spec, jnp.dtype(config.compute_dtype), config.implementation, config.statistics, **options)
+
+
+def step_options(config: TrainConfig) -> StepOptions:
+    """The options of a step that a configuration names."""
+    names = {field.name for field in dataclasses.fields(StepOptions)} - {'average_statistics'}
+    chosen = {name: getattr(config, name) for name in names}
+    return StepOptions(**chosen, average_statistics=not config.reestimate_examples)
+
+
+def together(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function(one, shared)`` as a function of many at once, with one more axis in front of ``one`` and the result.
+
+    On a CPU one after the other, in one loop: there is nothing to win by side by side, and batched convolutions are
+    those with groups, for which it has no fast form.
+    """
+
+    def apply(many: Any, shared: Any = ()) -> Any:
+        def of_one(one: Any) -> Any:
+            return function(one, shared)
+
+        return jax.lax.platform_dependent(
+            many, cpu=lambda many: jax.lax.map(of_one, many), default=lambda many: jax.vmap(of_one)(many)
+        )
+
+    return apply
+
+
+def take(tree: Any, index: int) -> Any:
+    """One run's part of what several share."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
