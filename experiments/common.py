@@ -16,6 +16,7 @@ from resnet_jax import (
     DivergenceError,
     InputError,
     ResNetSpec,
+    StorageError,
     get_config,
     get_spec,
     list_models,
@@ -306,7 +307,7 @@ def run(main: Callable[[], None]) -> None:
             main()
         except InputError as error:
             _exit(f'error: {error}', 2)
-        except DivergenceError as error:
+        except (DivergenceError, StorageError) as error:
             _exit(f'stopped: {error}', 1)
         except KeyboardInterrupt:
             _exit('interrupted; the same command goes on from the last checkpoint, if there is one', 130)

@@ -23,3 +23,10 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal: int):
         super().__init__(message)
         self.signal = signal
+
+
+class StorageError(RuntimeError):
+    """A file cannot be written, or read for a reason that lies in the machine; what was written before is whole.
+
+    The message is one line that names the path, the system's reason and what is left.
+    """

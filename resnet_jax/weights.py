@@ -304,4 +304,4 @@ def load_variables(workdir: str | pathlib.Path, which: str | int = 'last') -> di
         return create_train_state(variables, optimizer, average=config.ema_decay is not None)
 
     like = jax.eval_shape(create, jax.random.key(0))
-    return checkpoint.restore_checkpoint(folder, step, like).eval_variables
+    return jax.device_put(checkpoint.restore_checkpoint(folder, step, like).eval_variables)

@@ -1,25 +1,36 @@
 """Checkpoints of a train state.
 
-A checkpoint is a folder ``checkpoints/STEP`` with the arrays as Orbax writes them (``state/``) and a manifest: shape
-and dtype of each array, size and CRC-32 of each file, and the test accuracy at that step. The folder is written under
-another name and renamed when it is whole, so a killed process leaves no half a checkpoint.
+A checkpoint is a folder ``checkpoints/STEP``, as ``checkpoint_files`` describes it. It is written under another name
+and renamed when all of it is on the disk, so a killed process leaves no half a checkpoint. One that was damaged later
+is found by its checksums, and a run goes on from the one before it.
 """
 
 import contextlib
-import json
+import math
 import os
 import pathlib
-import shutil
-import zlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
 
-from resnet_jax.errors import InputError
+from resnet_jax.errors import InputError, StorageError
+from resnet_jax.training.checkpoint_files import (
+    DamageError,
+    check_files,
+    describe_arrays,
+    read_arrays,
+    read_manifest,
+    write_step,
+)
+from resnet_jax.training.storage import PARTIAL, discard, reason, sync
 
-_MANIFEST = 'manifest.json'
-_PARTIAL = '.partial'
+DAMAGED = 'damaged'
+
+# Folder, state and score of one of several runs that are saved together.
+Entry = tuple[pathlib.Path, Any, float | None]
 
 
 def save_checkpoint(folder: pathlib.Path, step: int, state: Any, score: float | None) -> None:
@@ -28,38 +39,117 @@ def save_checkpoint(folder: pathlib.Path, step: int, state: Any, score: float | 
     Args:
       folder: ``WORKDIR/checkpoints``.
       step: steps taken.
-      state: tree of arrays.
+      state: tree of arrays that this process has whole, none of them empty.
       score: the headline metric of the test set, higher being better; None if the step was not evaluated.
+
+    Raises:
+      StorageError: the disk is full or broken; the earlier checkpoints are as they were.
     """
-    folder = folder.absolute()
-    partial = folder / f'{step}{_PARTIAL}'
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(partial / 'state', state)
-    manifest = {'step': step, 'score': score, 'arrays': _arrays(state), 'files': _files(partial)}
-    with open(partial / _MANIFEST, 'w') as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _remove(folder / str(step))
-    partial.rename(folder / str(step))
-    for other in set(checkpoint_steps(folder)) - {step, best_step(folder)}:
-        _remove(folder / str(other))
+    save_checkpoints(step, [(folder, state, score)])
+
+
+def save_checkpoints(step: int, entries: Sequence[Entry]) -> None:
+    """``save_checkpoint`` for several runs at the same step: all are written before any loses an older step.
+
+    So there is always a step that all of them have, which ``restore_newest_of_all`` finds.
+
+    Args:
+      step: steps taken.
+      entries: ``(folder, state, score)`` of each run, the folders all different.
+
+    Raises:
+      StorageError: as ``save_checkpoint``; where a folder already has the new step, it has its older ones, too.
+    """
+    entries = [(folder.absolute(), jax.tree.map(np.asarray, state), score) for folder, state, score in entries]
+    folders = [folder for folder, _, _ in entries]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f'folders must all be different: {folders}')
+    try:
+        for folder, state, score in entries:
+            with _storage_errors(folder, step):
+                discard(_partial(folder, step))
+                write_step(_partial(folder, step), step, state, score)
+        for folder in folders:
+            with _storage_errors(folder, step):
+                _commit(folder, step)
+    finally:
+        for folder in folders:
+            discard(_partial(folder, step))
+    for folder in folders:
+        for other in set(checkpoint_steps(folder)) - {step, best_step(folder)}:
+            with contextlib.suppress(OSError):  # what cannot be removed stays until a later step is saved
+                _remove(folder / str(other))
+
+
+def _partial(folder: pathlib.Path, step: int) -> pathlib.Path:
+    return folder / f'{step}{PARTIAL}'
+
+
+def _commit(folder: pathlib.Path, step: int) -> None:
+    """Gives a step that is written its name, which an earlier one may have."""
+    path = folder / str(step)
+    doomed = _make_way(path) if os.path.lexists(path) else None
+    try:
+        _partial(folder, step).rename(path)
+    except OSError:
+        if doomed is not None:
+            doomed.rename(path)
+        raise
+    sync(folder)
+    sync(folder.parent)
+    if doomed is not None:
+        discard(doomed)
+
+
+def _make_way(path: pathlib.Path) -> pathlib.Path:
+    doomed = path.with_name(f'{path.name}.removed{PARTIAL}')
+    discard(doomed)
+    return path.rename(doomed)
 
 
 def _remove(path: pathlib.Path) -> None:
     """Removes a step; under another name, so that a killed process does not leave half of it as a step."""
-    if path.exists():
-        doomed = path.with_name(f'{path.name}.removed{_PARTIAL}')
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+    discard(_make_way(path))
+
+
+@contextlib.contextmanager
+def _storage_errors(folder: pathlib.Path, step: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Orbax says in classes of several libraries that a disk is full
+        discard(_partial(folder, step))  # to make room for what follows
+        last = next((other for other in reversed(checkpoint_steps(folder)) if _is_intact(folder / str(other))), 'none')
+        raise StorageError(
+            f'cannot write checkpoint {folder / str(step)}: {reason(error)}; the last intact step there is {last}'
+        ) from error
+
+
+def _is_intact(path: pathlib.Path) -> bool:
+    try:
+        check_files(path, read_manifest(path))
+    except (DamageError, StorageError):
+        return False
+    return True
 
 
 def checkpoint_steps(folder: pathlib.Path) -> list[int]:
-    """Steps in a ``checkpoints`` folder, ascending; empty if there is no folder."""
-    return sorted(int(path.name) for path in folder.glob('*') if path.name.isdigit() and path.is_dir())
+    """Steps in a ``checkpoints`` folder, ascending, without those set aside; empty if there is no folder.
+
+    Raises:
+      StorageError: the folder cannot be listed.
+    """
+    return [step for step in _names(folder) if (folder / str(step)).is_dir()]
+
+
+def _names(folder: pathlib.Path) -> list[int]:
+    """Whatever is called like a step, be it a folder or not, ascending."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StorageError(f'cannot list {folder}: {reason(error)}') from error
+    return sorted(int(name) for name in names if re.fullmatch('0|[1-9][0-9]*', name))
 
 
 def best_step(folder: pathlib.Path) -> int | None:
@@ -69,79 +159,115 @@ def best_step(folder: pathlib.Path) -> int | None:
     """
     scores = {}
     for step in checkpoint_steps(folder):
-        with contextlib.suppress(InputError):
-            scores[step] = _read_manifest(folder / str(step))['score']
-    evaluated = [step for step, score in scores.items() if score is not None]
-    return max(evaluated, key=lambda step: (scores[step], step), default=None)
+        with contextlib.suppress(DamageError):
+            score = read_manifest(folder / str(step)).score
+            if score is not None and not math.isnan(score):
+                scores[step] = score
+    return max(scores, key=lambda step: (scores[step], step), default=None)
 
 
 def restore_checkpoint(folder: pathlib.Path, step: int, like: Any) -> Any:
-    """The state of a step, after a check of every file.
+    """The state of a step, after a check of every file and every array. Reads on its own in a job of many processes.
 
     Args:
       folder: ``WORKDIR/checkpoints``.
       step: one of ``checkpoint_steps(folder)``.
-      like: a tree of the same structure, shapes and dtypes: arrays, or ``jax.ShapeDtypeStruct`` with shardings.
+      like: a tree of the same structure, shapes and dtypes: of ``jax.ShapeDtypeStruct`` or of arrays.
+
+    Returns:
+      The tree, of NumPy arrays; of ``jax.Array`` placed likewise where a leaf of ``like`` has a sharding.
 
     Raises:
-      InputError: no such step, a damaged checkpoint, or one of another network or optimizer.
+      InputError: no such step, a damaged checkpoint (``DamageError``), or one of another network or optimizer.
+      StorageError: the machine has no means left to read it.
     """
     path = folder.absolute() / str(step)
     if step not in checkpoint_steps(folder):
         raise InputError(f'{folder} has no step {step}; it has {checkpoint_steps(folder) or "none"}')
-    manifest = _read_manifest(path)
-    found = _files(path)
-    for name, expected in manifest['files'].items():
-        if found.get(name) != expected:
-            raise _damaged(path, f'{name} is {"missing" if name not in found else "not as it was written"}')
-    stored, wanted = manifest['arrays'], _arrays(like)
+    try:
+        return _read(path, like)
+    except DamageError as error:
+        others = [other for other in checkpoint_steps(folder) if other != step]
+        place = f'step {others[-1]}' if others else 'the start'
+        raise DamageError(path, error.why, f'move it away to go on from {place}') from error
+
+
+def _read(path: pathlib.Path, like: Any) -> Any:
+    manifest = read_manifest(path)
+    check_files(path, manifest)
+    stored, wanted = manifest.arrays, describe_arrays(like)
     for name in sorted(stored.keys() | wanted.keys()):
         if stored.get(name) != wanted.get(name):
             raise InputError(
                 f'{path} is of another network or optimizer: {name} is {stored.get(name, "missing")} there,'
                 f' {wanted.get(name, "missing")} here'
             )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path / 'state', like)
+    return read_arrays(path, manifest, like)
+
+
+def restore_newest(folder: pathlib.Path, like: Any, report: Callable[[str], None]) -> tuple[int, Any] | None:
+    """The newest step that is intact; damaged ones on the way there are reported and set aside.
+
+    What is set aside is moved to ``folder/damaged/STEP`` (``STEP-2`` and so on where there is one); nothing is removed.
+    In a job of several processes one calls this, and the others read the step that it found.
+
+    Args:
+      folder: ``WORKDIR/checkpoints``.
+      like: as in ``restore_checkpoint``.
+      report: takes a line for every damaged step.
+
+    Returns:
+      Step and state, as ``restore_checkpoint`` gives it; None where no step is left.
+
+    Raises:
+      InputError: the newest intact step is of another network or optimizer.
+      StorageError: the folder cannot be listed, or the machine has no means left to read.
+    """
+    found = restore_newest_of_all([folder], like, report)
+    return None if found is None else (found[0], found[1][0])
+
+
+def restore_newest_of_all(
+    folders: Sequence[pathlib.Path], like: Any, report: Callable[[str], None]
+) -> tuple[int, list[Any]] | None:
+    """The newest step that is intact in every folder, for runs saved together; else as ``restore_newest``.
+
+    Steps that only some folders have stay where they are.
+
+    Returns:
+      The step, and the state of each folder; None where there is no such step.
+    """
+    common = set.intersection(*(set(_names(folder)) for folder in folders))
+    for step in sorted(common, reverse=True):
+        states = []
+        for folder in folders:
+            try:
+                states.append(_read(folder.absolute() / str(step), like))
+            except DamageError as error:
+                report(_set_aside(error))
+        if len(states) == len(folders):
+            return step, states
+    return None
+
+
+def _set_aside(error: DamageError) -> str:
+    """Moves a damaged step away and gives the line that says so."""
+    what, place = f'checkpoint {error.path} is damaged ({error.why})', error.path.parent / DAMAGED
+    target, number = place / error.path.name, 1
+    while os.path.lexists(target):  # an empty folder of this name would be replaced
+        number += 1
+        target = place / f'{error.path.name}-{number}'
+    try:
+        place.mkdir(exist_ok=True)
+        error.path.rename(target)
+        sync(place)
+        sync(place.parent)
+    except OSError as failure:
+        return f'{what}; it is passed over, for it cannot be moved to {place}: {reason(failure)}'
+    return f'{what}; it is now {target}'
 
 
 def remove_partial_checkpoints(folder: pathlib.Path) -> None:
     """Removes what a killed process left half-written."""
-    for path in folder.glob(f'*{_PARTIAL}'):
-        shutil.rmtree(path)
-
-
-def _arrays(tree: Any) -> dict[str, str]:
-    """``path: dtype[shape]`` of every array."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): f'{x.dtype}{list(x.shape)}' for path, x in leaves}
-
-
-def _files(path: pathlib.Path) -> dict[str, list[int]]:
-    """``name: [bytes, CRC-32]`` of every file of the state."""
-    contents = {str(file.relative_to(path)): file for file in sorted((path / 'state').rglob('*')) if file.is_file()}
-    return {name: [file.stat().st_size, _crc32(file)] for name, file in contents.items()}
-
-
-def _crc32(path: pathlib.Path) -> int:
-    checksum = 0
-    with path.open('rb') as file:
-        while block := file.read(1 << 24):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
-
-
-def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        # Earlier manifests call the score by the one metric there was.
-        score = manifest['score'] if 'score' in manifest else manifest['test_accuracy']
-        return {'score': score, 'arrays': manifest['arrays'], 'files': manifest['files']}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f'{_MANIFEST}: {error}') from error
-
-
-def _damaged(path: pathlib.Path, reason: str) -> InputError:
-    others = [step for step in checkpoint_steps(path.parent) if str(step) != path.name]
-    advice = f'step {others[-1]}' if others else 'the start'
-    return InputError(f'checkpoint {path} is damaged ({reason}); move it away to go on from {advice}')
+    for path in folder.glob(f'*{PARTIAL}'):
+        discard(path)

@@ -16,6 +16,7 @@ from resnet_jax.data.examples import Dataset
 from resnet_jax.errors import InputError, Interrupted
 from resnet_jax.models.resnet import ResNetSpec
 from resnet_jax.training import checkpoint
+from resnet_jax.training.checkpoint_writer import CheckpointWriter
 from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.evaluation import Evaluation, Evaluator, StatisticsEstimator, target_statistics
 from resnet_jax.training.interruption import StopRequest
@@ -73,7 +74,7 @@ def train_and_evaluate(
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     runs = [(config.seed, pathlib.Path(workdir))]
-    options = {'data_dir': data_dir, 'dataset': dataset, 'devices': devices, 'profile_steps': profile_steps}
+    options: dict[str, Any] = {'data_dir': data_dir, 'dataset': dataset, 'devices': devices, 'profile_steps': profile_steps}
     return _train_together(spec, config, runs, arch=arch, **options)[0]
 
 
@@ -207,7 +208,7 @@ class _Run:
         if is_main_process():
             for folder in self.folders:
                 checkpoint.remove_partial_checkpoints(folder)
-            found = checkpoint.restore_newest(self.folders, like, lambda line: print(line, file=sys.stderr))
+            found = checkpoint.restore_newest_of_all(self.folders, like, lambda line: print(line, file=sys.stderr))
         step = agree(-1 if found is None else found[0])
         if step < 0:
             return None
@@ -224,7 +225,7 @@ class _Run:
             self.display: Display = shown or Silence()
             stack.callback(self.display.close)
             if main:
-                self.writer = stack.enter_context(checkpoint.CheckpointWriter())
+                self.writer = stack.enter_context(CheckpointWriter())
             self.logs = []
             for index, workdir in enumerate(self.workdirs):
                 place = index if len(self.workdirs) > 1 else None
@@ -327,7 +328,8 @@ class _Run:
         for state in states:
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables)):
                 raise divergence(f'a weight is not finite after step {self.step}')
-        scores = [test.summary[self.program.task.headline] for test in self.tests] or [None] * len(states)
+        scores: list[float | None] = [test.summary[self.program.task.headline] for test in self.tests]
+        scores = scores or [None] * len(states)
         if is_main_process():
             self.writer.save(self.step, list(zip(self.folders, states, scores, strict=True)))
         self.saved = self.step

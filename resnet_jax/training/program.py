@@ -232,7 +232,7 @@ class Teacher:
         self.model, _ = model_of(source, path_or_id)
         if self.model.spec.num_classes != spec.num_classes:
             raise InputError(
-                f'distill_from={path_or_id} has {self.model.spec.num_classes} outputs; the task needs {spec.num_classes}'
+                f'distill_from={path_or_id} has {self.model.spec.num_classes} outputs, where {spec.num_classes} are needed'
             )
         self.variables = source_variables(source, path_or_id, self.model, dataset.image_shape[-1])
         brought = source if len(source.mean) == dataset.image_shape[-1] else dataset

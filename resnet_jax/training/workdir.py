@@ -1,8 +1,10 @@
 """The files of a training run: ``config.json``, ``metrics.jsonl`` and ``result.json`` in its working folder."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -13,8 +15,9 @@ from typing import Any
 
 import jax
 
-from resnet_jax.errors import InputError
+from resnet_jax.errors import InputError, StorageError
 from resnet_jax.training.config import TrainConfig
+from resnet_jax.training.storage import reason, write_file
 
 CHECKPOINTS = 'checkpoints'
 # How often a run reports does not change what it computes, so it may differ when a run is resumed.
@@ -64,10 +67,12 @@ def _git_commit() -> str | None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + '\n')
-    partial.replace(path)
+    """Writes a file whole or not at all, on the disk when this returns.
+
+    Raises:
+      StorageError: the disk is full or broken; what was there is as it was.
+    """
+    write_file(path, (json.dumps(value, indent=1, allow_nan=False) + '\n').encode())
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -177,27 +182,64 @@ class MetricsFile:
     Args:
       path: of the file; None keeps the records in memory alone.
       last_step: lines of later steps, which a killed process left behind, are dropped.
+
+    Raises:
+      StorageError: it cannot be read or written; it is as it was.
     """
 
+    records: list[dict[str, Any]]
+    _file: Any
+
     def __init__(self, path: pathlib.Path | None, last_step: int):
-        self.records: list[dict[str, Any]] = []
-        self._file: Any = None
+        self._path, self._file, self.records = path, None, []
         if path is None:
             return
-        if path.exists():
-            lines = path.read_text().splitlines()
-            self.records = [record for record in map(_parse, lines) if record and record['step'] <= last_step]
-        partial = path.with_name(path.name + '.partial')
-        partial.write_text(''.join(json.dumps(record) + '\n' for record in self.records))
-        partial.replace(path)
-        self._file = path.open('a')  # until close()
+        try:
+            # Of bytes, since a machine that lost its power may leave some that are no text.
+            lines = path.read_bytes().split(b'\n') if path.exists() else []
+            parsed = [record for record in map(_parse, lines) if record is not None]
+            self.records = [record for record in parsed if record['step'] <= last_step]
+            write_file(path, b''.join(map(_line, self.records)))
+            # Without a buffer, which would try again, and fail again, when the file is closed.
+            self._file = path.open('ab', buffering=0)  # until close()
+        except OSError as error:
+            raise StorageError(f'cannot open {path}: {reason(error)}') from error
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a record, on the disk when this returns."""
+        """Appends a record; a process that is killed after this returns has written it.
+
+        Raises:
+          StorageError: the disk is full or broken; the lines before this one are whole, and nothing follows them.
+        """
+        if self._file is None:
+            self.records.append(record)
+            return
+        line = memoryview(_line(record))
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:  # a disk that is almost full takes a part
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):  # else the next start drops what is there of the line
+                self._file.truncate(size)
+            message = f'cannot write {self._path}: {reason(error)}; it ends with step {self._last_step()}'
+            raise StorageError(message) from error
         self.records.append(record)
-        if self._file is not None:
-            self._file.write(json.dumps(record, allow_nan=False) + '\n')
-            self._file.flush()
+
+    def _last_step(self) -> Any:
+        return self.records[-1]['step'] if self.records else 0
+
+    def sync(self) -> None:
+        """Has the lines on the disk, so that a machine that loses its power keeps them.
+
+        Raises:
+          StorageError: the disk is full or broken.
+        """
+        try:
+            if self._file is not None:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StorageError(f'cannot write {self._path}: {reason(error)}') from error
 
     def close(self) -> None:
         """Closes the file; ``records`` stays."""
@@ -205,9 +247,14 @@ class MetricsFile:
             self._file.close()
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _line(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, allow_nan=False) + '\n').encode()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
     """A record, or None for a line that a killed process left unfinished."""
     try:
-        return json.loads(line)
+        record = json.loads(line)
     except ValueError:
         return None
+    return record if isinstance(record, dict) and isinstance(record.get('step'), int) else None
