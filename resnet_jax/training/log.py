@@ -11,8 +11,8 @@ from tensorboardX import SummaryWriter
 from resnet_jax.errors import DivergenceError
 from resnet_jax.training import metrics
 from resnet_jax.training.config import TrainConfig
-from resnet_jax.training.optim import learning_rate_schedule
 from resnet_jax.training.progress import Display
+from resnet_jax.training.schedules import learning_rate_schedule
 from resnet_jax.training.tasks import Task
 from resnet_jax.training.workdir import MetricsFile
 

@@ -9,46 +9,25 @@ import optax
 import pytest
 
 from resnet_jax import InputError, TrainConfig
-from resnet_jax.training.optim import (
-    frozen_parameters,
-    learning_rate_schedule,
-    make_optimizer,
-    weight_decay_mask,
-)
+from resnet_jax.training.optim import make_optimizer, parameter_rules
 
 PARAMS = {'conv1': {'kernel': jnp.array([2.0])}, 'norm1': {'scale': jnp.array([1.0]), 'bias': jnp.array([0.5])}}
 
 
-def rates(steps_per_epoch=10, **fields):
-    schedule = learning_rate_schedule(TrainConfig(**fields), steps_per_epoch)
-    return np.array([schedule(step) for step in range(fields['epochs'] * steps_per_epoch + 1)])
-
-
-def test_warmup_rises_to_the_peak_and_cosine_falls_to_zero():
-    values = rates(epochs=10, learning_rate=0.4, schedule='cosine', warmup_epochs=2)
-    np.testing.assert_allclose(values[:20], 0.4 * np.arange(1, 21) / 20, rtol=1e-6)
-    np.testing.assert_allclose(values[[20, 60, 100]], [0.4, 0.2, 0.0], atol=1e-7)
-
-
-def test_linear():
-    values = rates(epochs=4, learning_rate=1.0, schedule='linear', warmup_epochs=1)
-    np.testing.assert_allclose(values[[9, 10, 25, 40]], [1.0, 1.0, 0.5, 0.0], atol=1e-6)
-
-
-def test_step_falls_exactly_at_its_epochs():
-    values = rates(epochs=6, learning_rate=1.0, schedule='step', decay_epochs=(2, 4), decay_factor=0.2)
-    np.testing.assert_allclose(values[[0, 19, 20, 39, 40, 59]], [1, 1, 0.2, 0.2, 0.04, 0.04], rtol=1e-6)
+def in_order(rules):
+    """The kernel's, the scale's and the bias's of PARAMS."""
+    return [rules['conv1']['kernel'], rules['norm1']['scale'], rules['norm1']['bias']]
 
 
 @pytest.mark.parametrize(('decayed', 'expected'), [('all', [True, True, True]), ('kernels', [True, False, False])])
 def test_which_parameters_decay(decayed, expected):
-    mask = weight_decay_mask(PARAMS, decayed)
-    assert [mask['conv1']['kernel'], mask['norm1']['scale'], mask['norm1']['bias']] == expected
+    rules = parameter_rules(PARAMS, TrainConfig(decayed=decayed))
+    assert [rule.decays for rule in in_order(rules)] == expected
 
 
 def test_a_parameter_without_a_rule_is_an_error():
     with pytest.raises(ValueError, match='mystery'):
-        weight_decay_mask({'conv1': {'mystery': jnp.zeros(1)}}, 'all')
+        parameter_rules({'conv1': {'mystery': jnp.zeros(1)}}, TrainConfig())
 
 
 @pytest.mark.parametrize('nesterov', [False, True])
@@ -130,8 +109,8 @@ def test_the_head_has_its_own_learning_rate(name, freeze):
     [('conv1', [True, False, False]), ('norm1/(scale|bias)', [False, True, True]), ('.*bias', [False, False, True])],
 )
 def test_patterns_match_paths_from_their_beginning(pattern, expected):
-    frozen = frozen_parameters(PARAMS, pattern)
-    assert [frozen['conv1']['kernel'], frozen['norm1']['scale'], frozen['norm1']['bias']] == expected
+    rules = parameter_rules(PARAMS, TrainConfig(freeze=pattern))
+    assert [not rule.trained for rule in in_order(rules)] == expected
 
 
 @pytest.mark.parametrize(('pattern', 'which'), [('kernel', 'none of the parameters'), ('', 'all parameters')])
