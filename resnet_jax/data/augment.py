@@ -1,11 +1,80 @@
-"""Augmentation and normalization on the device: pure functions of a key and a batch of images."""
+"""Augmentation and normalization on the device: pure functions of keys and a batch of images."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.data import random_ops
 from resnet_jax.data.policies import POLICIES, apply_operations
+from resnet_jax.errors import InputError
+
+# Purposes of random numbers: each operation draws from a key of its own, folded from the image's, so that switching one
+# on does not change what the others draw.
+_CROP, _FLIP, _POLICY, _JITTER, _LIGHTING, _ERASING, _CUTOUT = range(7)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done to training images, in this order; by default nothing.
+
+    ``training.config.TrainConfig`` has the same fields and checks their values.
+
+    Attributes:
+      crop_area: smallest and largest share of the image's area in a random crop, which is then resized to
+        ``crop_size``; None for none.
+      crop_ratio: smallest and largest ratio of width to height in such a crop.
+      crop_size: pixels of both sides of the result; None is the size of the images. Without ``crop_area`` the crop is
+        not resized.
+      crop_padding: pixels of padding for the random crop; 0 for none.
+      crop_fill: what the crop is filled with: ``black``, the ``mean`` colour in 256 levels, or ``reflect``. A policy
+        fills with the mean colour, too, where this does, else with black.
+      horizontal_flip: mirror half of the images.
+      policy: one of ``policies.POLICIES``, or None.
+      color_jitter: ranges of brightness, contrast, saturation and, where there is a fourth, hue; () for none. Images of
+        one channel have the first two.
+      lighting: standard deviation of noise along the principal colours of ImageNet; 0 for none.
+      random_erasing: probability with which a box of an image is erased: set to zero, the mean, after normalization.
+      cutout: pixels of the side of a square that is erased, likewise, from each image; 0 for none.
+    """
+
+    crop_area: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_size: int | None = None
+    crop_padding: int = 0
+    crop_fill: str = 'black'
+    horizontal_flip: bool = False
+    policy: str | None = None
+    color_jitter: tuple[float, ...] = ()
+    lighting: float = 0.0
+    random_erasing: float = 0.0
+    cutout: int = 0
+
+    @classmethod
+    def of(cls, settings: Any) -> 'Augmentation':
+        """From an object that has attributes of these names, such as a ``TrainConfig``."""
+        return cls(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)})
+
+    def result_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Shape of images ``(H, W, C)`` after augmentation.
+
+        Raises:
+          InputError: images for which this cannot be done.
+        """
+        height, width, channels = image_shape
+        if self.lighting and channels != 3:
+            raise InputError(f'lighting={self.lighting} is for images of 3 channels, not {channels}: 0 leaves it out')
+        if self.crop_size is None:
+            return height, width, channels
+        room = min(height, width) + 2 * self.crop_padding
+        if self.crop_area is None and self.crop_size > room:
+            raise InputError(
+                f'crop_size={self.crop_size} must be at most {room}, the smaller side of the images with its padding;'
+                ' with crop_area, which resizes, it may be any'
+            )
+        return self.crop_size, self.crop_size, channels
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -15,87 +84,82 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return images.astype(jnp.float32) * scale[None, None, None] - offset[None, None, None]
 
 
-def random_crop(
-    key: jax.Array, images: jax.Array, padding: int, fill: jax.Array | float = 0, reflect: bool = False
-) -> jax.Array:
-    """Shifts every image by up to ``padding`` pixels along H and W, filling with a colour or with its reflection.
-
-    The same as a crop of the original size at a random place of the padded image (He et al. 2015, section 4.2,
-    with 4 pixels on CIFAR).
+def example_keys(key: jax.Array, epoch: jax.Array | int, indices: jax.Array, copies: jax.Array) -> jax.Array:
+    """Keys that belong to an epoch, an example and its copy, wherever in which batch they are: ``[N]``.
 
     Args:
-      key: random key.
-      images: ``[N, H, W, C]``, any dtype.
-      padding: pixels added on each side.
-      fill: value of what comes from outside, one or ``[C]``.
-      reflect: fill with the image mirrored at its border pixels instead.
-
-    Returns:
-      ``[N, H, W, C]``.
+      key: of the run and the purpose.
+      epoch: number of the pass over the examples.
+      indices: int ``[N]``, numbers of the examples.
+      copies: int ``[N]``, which of the copies of ``batches.train_indices`` each is.
     """
-    num, height, width, channels = images.shape
-    if reflect:
-        padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode='reflect')
-    else:
-        color = jnp.broadcast_to(jnp.asarray(fill, images.dtype), (channels,))
-        outside = jnp.broadcast_to(color, (num, height + 2 * padding, width + 2 * padding, channels))
-        padded = jax.lax.dynamic_update_slice(outside, images, (0, padding, padding, 0))
-    corners = jax.random.randint(key, (num, 2), 0, 2 * padding + 1)
-
-    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
-
-    return jax.vmap(crop)(padded, corners)
+    epoch_key = jax.random.fold_in(key, epoch)
+    return jax.vmap(lambda index, copy: jax.random.fold_in(jax.random.fold_in(epoch_key, index), copy))(indices, copies)
 
 
-def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors each image left to right with probability one half: ``[N, H, W, C]`` to the same."""
-    flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
-    return jnp.where(flip, images[:, :, ::-1], images)
-
-
-def training_images(
-    key: jax.Array,
+def augment(
+    keys: jax.Array,
     images: jax.Array,
     mean: Sequence[float],
     std: Sequence[float],
-    *,
-    crop_padding: int = 0,
-    crop_fill: str = 'black',
-    horizontal_flip: bool = False,
-    policy: str | None = None,
-    example_keys: jax.Array | None = None,
+    augmentation: Augmentation = Augmentation(),
 ) -> jax.Array:
-    """Random crop, random flip, the operations of a policy, normalization.
+    """Crop, flip, policy, colour jitter, normalization, lighting, random erasing, cutout: those that are on.
 
     Args:
-      key: random key.
+      keys: random keys ``[N]``, one for each image: what is drawn for it depends on nothing else.
       images: uint8 ``[N, H, W, C]``.
       mean: as in ``normalize``.
       std: as in ``normalize``.
-      crop_padding: pixels for the random crop; 0 for none.
-      crop_fill: what the crop is filled with: ``black``, the ``mean`` colour in 256 levels, or ``reflect``. A policy
-        fills with the mean colour, too, where this does, else with black.
-      horizontal_flip: mirror half of the images.
-      policy: one of ``policies.POLICIES``, or None.
-      example_keys: keys ``[N]`` of what the policy draws for each image.
+      augmentation: what is done.
 
     Returns:
-      float32 ``[N, H, W, C]``.
+      float32 ``[N, H', W', C]``.
+
+    Raises:
+      InputError: as ``Augmentation.result_shape``.
     """
-    crop_key, flip_key = jax.random.split(key)
-    fill = jnp.round(255 * jnp.asarray(mean)).astype(jnp.uint8) if crop_fill == 'mean' else jnp.uint8(0)
-    if crop_padding:
-        images = random_crop(crop_key, images, crop_padding, fill, reflect=crop_fill == 'reflect')
-    if horizontal_flip:
-        images = random_flip(flip_key, images)
-    if policy is not None:
-        if example_keys is None:
-            raise ValueError(f'the policy {policy} needs example_keys')
-        draw = POLICIES[policy]
+    size = augmentation.result_shape(images.shape[1:])[:2]
+    fill: jax.Array | int = 0
+    if augmentation.crop_fill == 'mean':
+        fill = jnp.round(255 * jnp.asarray(mean)).astype(jnp.uint8)
+    images = jax.vmap(lambda key, image: _before_normalization(key, image, size, fill, augmentation))(keys, images)
+    normalized = normalize(images, mean, std)
+    deviations = jnp.asarray(std, jnp.float32)
+    return jax.vmap(lambda key, image: _after_normalization(key, image, deviations, augmentation))(keys, normalized)
 
-        def augmented(key: jax.Array, image: jax.Array) -> jax.Array:
-            return apply_operations(image, draw(key, *image.shape[:2]), fill)
 
-        images = jax.vmap(augmented)(example_keys, images)
-    return normalize(images, mean, std)
+def _before_normalization(
+    key: jax.Array, image: jax.Array, size: tuple[int, int], fill: jax.Array | int, augmentation: Augmentation
+) -> jax.Array:
+    """What is done to uint8 ``[H, W, C]``."""
+
+    def key_of(purpose: int) -> jax.Array:
+        return jax.random.fold_in(key, purpose)
+
+    if augmentation.crop_area is not None:
+        area, ratio = augmentation.crop_area, augmentation.crop_ratio
+        image = random_ops.random_resized_crop(key_of(_CROP), image, size, area, ratio)
+    elif augmentation.crop_padding or size != image.shape[:2]:
+        reflect = augmentation.crop_fill == 'reflect'
+        image = random_ops.random_crop(key_of(_CROP), image, size, augmentation.crop_padding, fill, reflect)
+    if augmentation.horizontal_flip:
+        image = random_ops.random_flip(key_of(_FLIP), image)
+    if augmentation.policy is not None:
+        drawn = POLICIES[augmentation.policy](key_of(_POLICY), *size)
+        image = apply_operations(image, drawn, fill)
+    if any(augmentation.color_jitter):
+        image = random_ops.color_jitter(key_of(_JITTER), image, augmentation.color_jitter)
+    return image
+
+
+def _after_normalization(key: jax.Array, image: jax.Array, std: jax.Array, augmentation: Augmentation) -> jax.Array:
+    """What is done to normalized float32 ``[H, W, C]``, where zero is the mean colour."""
+    if augmentation.lighting:  # Added to values in [0, 1], which are divided by the deviation in between.
+        shift = random_ops.lighting_shift(jax.random.fold_in(key, _LIGHTING), augmentation.lighting)
+        image += (shift / std)[None, None]
+    if augmentation.random_erasing:
+        image = random_ops.random_erasing(jax.random.fold_in(key, _ERASING), image, augmentation.random_erasing)
+    if augmentation.cutout:
+        image = random_ops.cutout(jax.random.fold_in(key, _CUTOUT), image, augmentation.cutout)
+    return image

@@ -8,14 +8,21 @@ import numpy as np
 from resnet_jax.errors import InputError
 
 
-def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+def steps_per_epoch(num_examples: int, batch_size: int, repeats: int = 1) -> int:
     """Whole batches in an epoch; the remainder is left out, another one in every epoch.
 
+    Args:
+      num_examples: in the training set.
+      batch_size: images in a step, copies counted.
+      repeats: as in ``train_indices``; they do not change the number of steps.
+
     Raises:
-      InputError: a batch larger than the data.
+      InputError: a batch larger than the data, or one that does not consist of so many copies.
     """
     if not 1 <= batch_size <= num_examples:
         raise InputError(f'batch_size={batch_size} must be from 1 to the {num_examples} training examples')
+    if batch_size % repeats:
+        raise InputError(f'augmentation_repeats={repeats} must divide the batch_size={batch_size}')
     return num_examples // batch_size
 
 
@@ -27,10 +34,23 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return order
 
 
-def train_indices(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:
-    """The examples of one training step, int32 ``[batch_size]``."""
-    epoch, position = divmod(step, steps_per_epoch(num_examples, batch_size))
-    return epoch_order(seed, epoch, num_examples)[position * batch_size : (position + 1) * batch_size]
+def train_indices(seed: int, step: int, num_examples: int, batch_size: int, repeats: int = 1) -> np.ndarray:
+    """The examples of one training step, int32 ``[batch_size]``.
+
+    With repeated augmentation (Hoffer et al. 2019, arXiv:1901.09335; Berman et al. 2019, arXiv:1902.05509) each of
+    ``batch_size / repeats`` examples is there so many times, its copies in a row; ``copy_numbers`` tells them apart. An
+    epoch keeps its number of steps, and so of images that the network sees, and goes through the first part of its
+    order alone, ``1 / repeats`` of it, as with torchvision's ``RASampler``; the next epoch has another order.
+    """
+    epoch, position = divmod(step, steps_per_epoch(num_examples, batch_size, repeats))
+    distinct = batch_size // repeats
+    examples = epoch_order(seed, epoch, num_examples)[position * distinct : (position + 1) * distinct]
+    return np.repeat(examples, repeats)
+
+
+def copy_numbers(batch_size: int, repeats: int = 1) -> np.ndarray:
+    """Which copy of its example each image of a step is, from 0: int32 ``[batch_size]``, the same in every step."""
+    return np.arange(batch_size, dtype=np.int32) % repeats
 
 
 def eval_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -22,6 +22,11 @@ def gray(image: jax.Array) -> jax.Array:
     return (wide @ jnp.array(_LUMA, jnp.int32) + (1 << 15)) >> 16
 
 
+def mean_gray(light: jax.Array) -> jax.Array:
+    """The mean of ``gray``, rounded half up: int32 ``[]``."""
+    return (2 * jnp.sum(light) + light.size) // (2 * light.size)
+
+
 def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
     """``degenerate + factor (image - degenerate)``, cut to 0 .. 255 and rounded down: Pillow's ``Image.blend``."""
     low, high = degenerate.astype(jnp.float32), image.astype(jnp.float32)
@@ -64,11 +69,8 @@ def brightness_table(factor: jax.Array) -> jax.Array:
 
 def contrast_table(image: jax.Array, factor: jax.Array) -> jax.Array:
     """0 the mean gray, 1 the image, above 1 more contrast: ``[256]``."""
-    light = gray(image)
-    count = light.size
-    mean = (2 * jnp.sum(light) + count) // (2 * count)  # rounded half up
     values = jnp.arange(256)
-    return blend(jnp.full_like(values, mean), values, factor)
+    return blend(jnp.full_like(values, mean_gray(gray(image))), values, factor)
 
 
 def posterize_table(bits: jax.Array) -> jax.Array:

@@ -74,8 +74,8 @@ def train_and_evaluate(
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     runs = [(config.seed, pathlib.Path(workdir))]
-    options: dict[str, Any] = {'data_dir': data_dir, 'dataset': dataset, 'devices': devices, 'profile_steps': profile_steps}
-    return _train_together(spec, config, runs, arch=arch, **options)[0]
+    given: dict[str, Any] = {'data_dir': data_dir, 'dataset': dataset, 'devices': devices}
+    return _train_together(spec, config, runs, arch=arch, profile_steps=profile_steps, **given)[0]
 
 
 def train_seeds(

@@ -1,7 +1,6 @@
 """The compiled programs of a run, and its data on the devices."""
 
 import dataclasses
-import functools
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.data.augment import training_images
-from resnet_jax.data.batches import steps_per_epoch, train_indices
+from resnet_jax.data.augment import Augmentation, augment, example_keys
+from resnet_jax.data.batches import copy_numbers, steps_per_epoch, train_indices
 from resnet_jax.data.examples import Dataset
 from resnet_jax.data.mixing import mix
 from resnet_jax.errors import InputError
@@ -27,7 +26,7 @@ from resnet_jax.training.step import StepOptions, TrainState, create_train_state
 from resnet_jax.weights import Source, model_of, open_source, source_variables
 
 # Purposes of random numbers: each has its own key, folded from the run's root key.
-_INIT, _AUGMENT, _DROPOUT, _POLICY, _MIXING = range(5)
+_INIT, _AUGMENT, _DROPOUT, _MIXING = range(4)
 # Stages of so many blocks are compiled as a loop: resnet110 and deeper.
 _SCAN_FROM = 16
 
@@ -52,11 +51,13 @@ class Program:
 
     def __init__(self, spec: ResNetSpec, config: TrainConfig, seeds: Sequence[int], dataset: Dataset, mesh: Any):
         self.config, self.seeds, self.dataset, self.mesh = config, tuple(seeds), dataset, mesh
-        self.epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
+        self.epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size, config.augmentation_repeats)
         self.total_steps = config.epochs * self.epoch_steps
         self.model = make_model(spec, config)
         self.optimizer = make_optimizer(config, self.epoch_steps)
         self.task = make_task(config, *target_statistics(dataset))
+        self.augmentation = Augmentation.of(config)
+        self._trained_shape = self.augmentation.result_shape(dataset.image_shape)
         self.compile_seconds = 0.0
         self._each = together if len(self.seeds) > 1 else (lambda function: function)
         self._seeds = np.asarray(self.seeds if len(self.seeds) > 1 else self.seeds[0], np.uint32)
@@ -164,8 +165,8 @@ class Program:
 
     def _indices(self, step: int) -> jax.Array:
         """The examples of a step, int32 ``[N]`` or ``[seeds, N]``, split over the devices."""
-        size = self.config.batch_size
-        orders = [train_indices(seed, step, len(self.dataset.train), size) for seed in self.seeds]
+        sizes = len(self.dataset.train), self.config.batch_size, self.config.augmentation_repeats
+        orders = [train_indices(seed, step, *sizes) for seed in self.seeds]
         many = len(orders) > 1
         return place(np.stack(orders) if many else orders[0], split_batch(self.mesh, axis=int(many)))
 
@@ -173,23 +174,13 @@ class Program:
         """One step of one seed: gathers its examples, augments, mixes, teaches, trains."""
         (state, seed, indices), (images, labels, teacher) = mapped, shared
         config, key = self.config, jax.random.key(seed)
-        augment, dropout, mixing = (
-            jax.random.fold_in(jax.random.fold_in(key, purpose), state.step)
-            for purpose in (_AUGMENT, _DROPOUT, _MIXING)
+        dropout, mixing = (
+            jax.random.fold_in(jax.random.fold_in(key, purpose), state.step) for purpose in (_DROPOUT, _MIXING)
         )
-        # What a policy draws belongs to an example and an epoch, wherever in the batch it lies.
-        epoch_key = jax.random.fold_in(jax.random.fold_in(key, _POLICY), state.step // self.epoch_steps)
-        image = training_images(
-            augment,
-            images[indices],
-            self.dataset.mean,
-            self.dataset.std,
-            crop_padding=config.crop_padding,
-            crop_fill=config.crop_fill,
-            horizontal_flip=config.horizontal_flip,
-            policy=config.policy,
-            example_keys=jax.vmap(functools.partial(jax.random.fold_in, epoch_key))(indices),
-        )
+        # What is drawn for an image belongs to its example, epoch and copy, wherever in the batch it lies.
+        epoch, copies = state.step // self.epoch_steps, copy_numbers(len(indices), config.augmentation_repeats)
+        keys = example_keys(jax.random.fold_in(key, _AUGMENT), epoch, indices, jnp.asarray(copies))
+        image = augment(keys, images[indices], self.dataset.mean, self.dataset.std, self.augmentation)
         batch = {'image': image, 'label': labels[indices]}
         if config.mixup or config.cutmix:
             outputs = jnp.zeros((len(indices), self.model.spec.num_classes))  # for its shape alone
@@ -203,11 +194,9 @@ class Program:
 
     def cost(self) -> Cost:
         """What the compiled step costs."""
-        size = self.config.crop_size or self.dataset.image_shape[0]
-        shape = (size, self.config.crop_size or self.dataset.image_shape[1], self.dataset.image_shape[2])
         return Cost(
             num_parameters=sum(leaf.size for leaf in jax.tree.leaves(self._single.params)),
-            multiply_adds=multiply_adds(self.model, shape),
+            multiply_adds=multiply_adds(self.model, self._trained_shape),
             step_bytes=getattr(self._step_memory, 'temp_size_in_bytes', 0),
             compile_seconds=self.compile_seconds,
             device_kind=self.mesh.devices.flat[0].device_kind,
@@ -232,7 +221,7 @@ class Teacher:
         self.model, _ = model_of(source, path_or_id)
         if self.model.spec.num_classes != spec.num_classes:
             raise InputError(
-                f'distill_from={path_or_id} has {self.model.spec.num_classes} outputs, where {spec.num_classes} are needed'
+                f'distill_from={path_or_id} has {self.model.spec.num_classes} outputs, not {spec.num_classes}'
             )
         self.variables = source_variables(source, path_or_id, self.model, dataset.image_shape[-1])
         brought = source if len(source.mean) == dataset.image_shape[-1] else dataset
