@@ -84,6 +84,26 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return images.astype(jnp.float32) * scale[None, None, None] - offset[None, None, None]
 
 
+def pad(images: jax.Array, padding: int, fill: jax.Array | int = 0, reflect: bool = False) -> jax.Array:
+    """Images with a border, from which a crop of the original size is a shift (He et al. 2015, section 4.2).
+
+    Args:
+      images: ``[N, H, W, C]``, any dtype.
+      padding: pixels added on each side.
+      fill: value of the border, one or ``[C]``.
+      reflect: fill with the image mirrored at its border pixels instead.
+
+    Returns:
+      ``[N, H + 2 padding, W + 2 padding, C]``.
+    """
+    num, height, width, channels = images.shape
+    if reflect:
+        return jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode='reflect')
+    color = jnp.broadcast_to(jnp.asarray(fill, images.dtype), (channels,))
+    outside = jnp.broadcast_to(color, (num, height + 2 * padding, width + 2 * padding, channels))
+    return jax.lax.dynamic_update_slice(outside, images, (0, padding, padding, 0))
+
+
 def example_keys(key: jax.Array, epoch: jax.Array | int, indices: jax.Array, copies: jax.Array) -> jax.Array:
     """Keys that belong to an epoch, an example and its copy, wherever in which batch they are: ``[N]``.
 
@@ -123,6 +143,8 @@ def augment(
     fill: jax.Array | int = 0
     if augmentation.crop_fill == 'mean':
         fill = jnp.round(255 * jnp.asarray(mean)).astype(jnp.uint8)
+    if augmentation.crop_padding and augmentation.crop_area is None:
+        images = pad(images, augmentation.crop_padding, fill, augmentation.crop_fill == 'reflect')
     images = jax.vmap(lambda key, image: _before_normalization(key, image, size, fill, augmentation))(keys, images)
     normalized = normalize(images, mean, std)
     deviations = jnp.asarray(std, jnp.float32)
@@ -140,9 +162,8 @@ def _before_normalization(
     if augmentation.crop_area is not None:
         area, ratio = augmentation.crop_area, augmentation.crop_ratio
         image = random_ops.random_resized_crop(key_of(_CROP), image, size, area, ratio)
-    elif augmentation.crop_padding or size != image.shape[:2]:
-        reflect = augmentation.crop_fill == 'reflect'
-        image = random_ops.random_crop(key_of(_CROP), image, size, augmentation.crop_padding, fill, reflect)
+    elif size != image.shape[:2]:
+        image = random_ops.random_crop(key_of(_CROP), image, size)
     if augmentation.horizontal_flip:
         image = random_ops.random_flip(key_of(_FLIP), image)
     if augmentation.policy is not None:

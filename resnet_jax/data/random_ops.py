@@ -28,42 +28,8 @@ ERASED_RATIO = (0.3, 3.3)
 Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def random_crop(
-    key: jax.Array,
-    image: jax.Array,
-    size: tuple[int, int],
-    padding: int = 0,
-    fill: jax.Array | int = 0,
-    reflect: bool = False,
-) -> jax.Array:
-    """A part of the image at a random place, after padding it with a colour or with its reflection.
-
-    He et al. 2015, section 4.2, with 4 pixels of padding on CIFAR and the size of the image.
-
-    Args:
-      key: random key.
-      image: uint8 ``[H, W, C]``.
-      size: ``(H', W')`` of the part, at most that of the padded image.
-      padding: pixels added on each side.
-      fill: value of what comes from outside, one or ``[C]``.
-      reflect: fill with the image mirrored at its border pixels instead.
-
-    Returns:
-      uint8 ``[H', W', C]``.
-    """
-    channels = image.shape[2]
-    sides = (padding, padding)
-    if reflect:
-        image = jnp.pad(image, (sides, sides, (0, 0)), mode='reflect')
-        return _part_at_random(key, image, size)
-    # Padding is with zero, and the colour taken off before and added again after: uint8 wraps around, and it costs less
-    # than a mask.
-    color = jnp.broadcast_to(jnp.asarray(fill, jnp.uint8), (1, 1, channels))
-    padded = jnp.pad(image - color, (sides, sides, (0, 0)))
-    return _part_at_random(key, padded, size) + color
-
-
-def _part_at_random(key: jax.Array, image: jax.Array, size: tuple[int, int]) -> jax.Array:
+def random_crop(key: jax.Array, image: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """A part of the image ``[H, W, C]`` at a random place: ``[H', W', C]`` of ``size``, at most that of the image."""
     room = jnp.array([image.shape[0] - size[0], image.shape[1] - size[1]])
     corner = _integers(jax.random.uniform(key, (2,)), room + 1)
     return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (*size, image.shape[2]))
