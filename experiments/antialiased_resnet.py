@@ -6,11 +6,11 @@ python -m experiments.antialiased_resnet --arch=resnetaa50 --antialias=blur --da
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family('resnetblur.*', '(se)?resne(t|xt)aa.*')
 
-common.define_training_flags(arch='resnetblur18', archs=ARCHS)
+training_flags.define_training_flags(arch='resnetblur18', archs=ARCHS)
 flags.DEFINE_enum(
     'antialias', None, ['none', 'blur', 'average'], "In the place of strides. Default: the architecture's."
 )

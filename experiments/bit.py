@@ -6,11 +6,11 @@ python -m experiments.bit --init_from=BiT-M-R50x1.npz --dataset=arrays:DIR # fin
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family('resnetv2_.*_bit')
 
-common.define_training_flags(arch='resnetv2_50x1_bit', archs=ARCHS)
+training_flags.define_training_flags(arch='resnetv2_50x1_bit', archs=ARCHS)
 flags.DEFINE_float('standardize', None, 'Epsilon of weight standardization. Default: 1e-8.')
 
 

@@ -9,7 +9,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 from experiments.comparison import write_table
 from resnet_jax import InputError, ResNet, ResNetSpec, get_config, train_seeds
 from resnet_jax.data.datasets import load_dataset
@@ -17,7 +17,7 @@ from resnet_jax.models.cost import count_parameters, multiply_adds
 
 FLAGS = flags.FLAGS
 
-common.define_data_flags(default='digits')
+training_flags.define_data_flags(default='digits')
 flags.DEFINE_list(
     'stage_sizes',
     ['1', '1', '1', '1'],
@@ -44,7 +44,7 @@ def stage_sizes() -> tuple[int, ...]:
 def main() -> None:
     name = FLAGS.dataset or 'digits'
     recipe = FLAGS.recipe or common.default_recipe(name)
-    config = get_config(recipe, dataset=name, **common.set_flags(('image_size', 'epochs')))
+    config = get_config(recipe, dataset=name, **training_flags.set_flags(('image_size', 'epochs')))
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.image_size)
     sizes = stage_sizes()
     widths, strides = tuple(64 * 2**stage for stage in range(len(sizes))), (1, *(2 for _ in sizes[1:]))

@@ -11,10 +11,13 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags, logging
 
+from experiments import training_flags
 from experiments.environment import compilation_cache
+from experiments.training_flags import chosen_settings, set_flags
 from resnet_jax import (
     DivergenceError,
     InputError,
+    Interrupted,
     ResNetSpec,
     StorageError,
     get_config,
@@ -23,204 +26,13 @@ from resnet_jax import (
     train_and_evaluate,
     train_seeds,
 )
-from resnet_jax.models.conv import IMPLEMENTATIONS
-from resnet_jax.models.layers import STEMS
-from resnet_jax.training.config import AUGMENT_POLICIES, COMPUTE_DTYPES, OPTIMIZERS
-from resnet_jax.training.losses import LOSSES
-from resnet_jax.training.recipes import RECIPES
+from resnet_jax.training.sharding import is_main_process, join_processes
 from resnet_jax.training.tasks import TASKS
 
 FLAGS = flags.FLAGS
 
-INIT_FROM = (
-    'Weights: a file of PyTorch (.pth, .pt, .bin, .th), safetensors or BiT (.npz); the folder of a run or of one of its'
-    ' checkpoints; or hf:OWNER/NAME on the Hugging Face hub.'
-)
-
-
-def define_data_flags(default: str = "the recipe's") -> None:
-    """Flags of every script that reads a dataset; ``default`` says whose dataset it reads otherwise."""
-    flags.DEFINE_string(
-        'dataset',
-        None,
-        'Data to use: digits, a TFDS name such as cifar10, arrays:DIR with train.npz and test.npz (images uint8,'
-        f' labels), or synthetic (random, for timing). Default: {default}.',
-    )
-    flags.DEFINE_string(
-        'data_dir', None, "Folder of prepared TFDS datasets. Default: TFDS's own, ~/tensorflow_datasets."
-    )
-    flags.DEFINE_integer('image_size', None, 'Resize the images to this many pixels a side. Default: as they are.')
-
-
-def define_normalization_flags() -> None:
-    """Flags of the scripts in which images may be normalized as other weights want it."""
-    flags.DEFINE_list(
-        'mean',
-        None,
-        'Mean of the pixels to subtract, 1 being white: a number a channel, separated by commas. Default: that of the'
-        " weights in --init_from, if they say, else the dataset's.",
-    )
-    flags.DEFINE_list('std', None, 'Standard deviation to divide by, likewise.')
-
-
-def _define_network_flags() -> None:
-    """How the network is computed, and parts of it that every family has."""
-    flags.DEFINE_enum(
-        'compute_dtype', None, COMPUTE_DTYPES, 'Dtype of the layers; parameters stay float32. Default: float32.'
-    )
-    flags.DEFINE_enum(
-        'implementation',
-        None,
-        IMPLEMENTATIONS,
-        'auto computes convolutions and normalizations in the forms that are fast on the platform; xla leaves them to'
-        ' the compiler. Default: auto.',
-    )
-    flags.DEFINE_bool(
-        'scan_blocks',
-        None,
-        'Compile the alike blocks of a stage once instead of one after the other. Default: where a stage has 16 blocks'
-        ' or more.',
-    )
-    flags.DEFINE_bool('zero_init_last', None, "Start residual branches at zero. Default: the architecture's.")
-    flags.DEFINE_float('drop_path_rate', None, "Stochastic depth at the last block. Default: the architecture's.")
-    flags.DEFINE_float('drop_block_rate', None, "DropBlock in stages 3 and 4 of 4. Default: the architecture's.")
-    flags.DEFINE_float('dropout_rate', None, "Dropout in front of the linear layer. Default: the architecture's.")
-    flags.DEFINE_enum('stem', None, list(STEMS), "First layers; cifar for small images. Default: the architecture's.")
-
-
-def _define_augmentation_flags() -> None:
-    """What is done to the training images."""
-    flags.DEFINE_float('mixup', None, "Alpha of mixup; 0 for none. Default: the recipe's.")
-    flags.DEFINE_float('cutmix', None, "Alpha of CutMix; 0 for none. Default: the recipe's.")
-    flags.DEFINE_integer(
-        'crop_padding', None, "Random crops of images padded by so many pixels. Default: the recipe's; 0 in regression."
-    )
-    flags.DEFINE_bool('horizontal_flip', None, "Mirror half of the images. Default: the recipe's; not in regression.")
-    flags.DEFINE_enum(
-        'policy',
-        None,
-        AUGMENT_POLICIES,
-        "Operations drawn for each training image. Default: the recipe's; mostly none.",
-    )
-
-
-def define_training_flags(arch: str, archs: Sequence[str]) -> None:
-    """The flags of a training script.
-
-    Args:
-      arch: default of ``--arch``.
-      archs: the names it takes.
-    """
-    define_data_flags()
-    define_normalization_flags()
-    _define_network_flags()
-    _define_augmentation_flags()
-    flags.DEFINE_string('arch', arch, f'Architecture: {", ".join(archs)}.')
-    flags.DEFINE_string(
-        'recipe',
-        None,
-        f'Training settings to start from: {", ".join(RECIPES)}. Default: digits_quick for digits, else cifar_fast.',
-    )
-    flags.DEFINE_enum(
-        'task',
-        'multiclass',
-        list(TASKS),
-        'What is learned of each image: its class; yes or no; any number of labels; or numbers. Digits have a target'
-        ' for each: the digit, its parity, five attributes, the slant of the writing.',
-    )
-    flags.DEFINE_enum('loss', None, LOSSES, "Loss, one that goes with the task. Default: the task's usual one.")
-    flags.DEFINE_enum('optimizer', None, OPTIMIZERS, "Optimizer. Default: the recipe's.")
-    flags.DEFINE_string('workdir', None, 'Folder for everything the run writes. Default: runs/ARCH-DATASET-seedS.')
-    flags.DEFINE_integer(
-        'epochs',
-        None,
-        "Passes over the training examples; the schedule is stretched to them. Default: the recipe's.",
-    )
-    flags.DEFINE_integer('batch_size', None, "Examples in a step, over all devices. Default: the recipe's.")
-    flags.DEFINE_float(
-        'learning_rate',
-        None,
-        "Peak learning rate. Default: the recipe's, for regression a fifth of it; 1e-3 with Adam.",
-    )
-    flags.DEFINE_float('head_learning_rate', None, 'That of the last linear layer. Default: the same.')
-    flags.DEFINE_float('warmup_epochs', None, "Epochs of linear warmup. Default: the recipe's.")
-    flags.DEFINE_float('weight_decay', None, "L2 coefficient. Default: the recipe's.")
-    flags.DEFINE_float('label_smoothing', None, "Share of the target spread over all classes. Default: the recipe's.")
-    flags.DEFINE_float(
-        'target_threshold', None, 'Of sigmoids: targets above it become 1, others 0. Default: as they are.'
-    )
-    flags.DEFINE_integer('seed', 0, 'Seed of initialization, order and augmentation.')
-    flags.DEFINE_integer('num_seeds', None, 'Train this many seeds, from --seed on, and report mean and deviation.')
-    flags.DEFINE_string('init_from', None, INIT_FROM + ' Training starts from them.')
-    flags.DEFINE_bool(
-        'new_head',
-        None,
-        'Start the last linear layer afresh although that of --init_from would fit: for other classes, as many.',
-    )
-    flags.DEFINE_string(
-        'freeze',
-        None,
-        'Regular expression on the beginning of the paths of parameters that stay as they are: stem|stage[1-3].'
-        ' Default: none.',
-    )
-    flags.DEFINE_integer('eval_every_epochs', None, "Epochs between test evaluations. Default: the recipe's.")
-    flags.DEFINE_integer('checkpoint_every_epochs', None, "Epochs between checkpoints. Default: the recipe's.")
-    flags.DEFINE_integer(
-        'log_every_steps', None, "Steps between records of the training metrics. Default: the recipe's."
-    )
-
-
-# Flags that are fields of TrainConfig under the same name; one left unset keeps the recipe's value.
-_CONFIG_FLAGS = (
-    'dataset',
-    'image_size',
-    'epochs',
-    'batch_size',
-    'task',
-    'loss',
-    'optimizer',
-    'learning_rate',
-    'head_learning_rate',
-    'warmup_epochs',
-    'weight_decay',
-    'label_smoothing',
-    'target_threshold',
-    'mixup',
-    'cutmix',
-    'crop_padding',
-    'horizontal_flip',
-    'policy',
-    'seed',
-    'compute_dtype',
-    'implementation',
-    'scan_blocks',
-    'init_from',
-    'new_head',
-    'freeze',
-    'eval_every_epochs',
-    'checkpoint_every_epochs',
-    'log_every_steps',
-)
-
-
 # Flags that are fields of ResNetSpec under the same name.
 _SPEC_FLAGS = ('zero_init_last', 'drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem')
-
-
-def set_flags(names: Sequence[str]) -> dict[str, Any]:
-    """Values of those of the flags that are not None."""
-    return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
-
-
-def numbers_of(name: str) -> tuple[float, ...] | None:
-    """The numbers of a list flag; None where it is not set."""
-    values: list[str] | None = FLAGS[name].value
-    if values is None:
-        return None
-    try:
-        return tuple(map(float, values))
-    except ValueError as error:
-        raise InputError(f'{name}={",".join(values)} must be numbers separated by commas') from error
 
 
 def default_recipe(dataset: str | None) -> str:
@@ -261,13 +73,14 @@ def spec_from_flags(archs: Sequence[str], options: Sequence[str] = ()) -> ResNet
 
 def train(spec: ResNetSpec) -> None:
     """Trains as the flags say, and ends with the line that names the accuracy and the folder."""
+    join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_index)
     recipe = FLAGS.recipe or default_recipe(FLAGS.dataset)
-    config = get_config(recipe, **set_flags(_CONFIG_FLAGS), mean=numbers_of('mean'), std=numbers_of('std'))
+    config = get_config(recipe, **chosen_settings())
     data = as_file_name(config.dataset)
     seeds = f'seed{config.seed}' if FLAGS.num_seeds is None else f'seeds{config.seed}+{FLAGS.num_seeds}'
     data += '' if config.task == 'multiclass' else f'-{config.task}'
     workdir = FLAGS.workdir or f'runs/{FLAGS.arch}-{data}-{seeds}'
-    options = {'arch': FLAGS.arch, 'data_dir': FLAGS.data_dir}
+    options = {'arch': FLAGS.arch, 'data_dir': FLAGS.data_dir, 'profile_steps': FLAGS.profile_steps}
     headline = TASKS[config.task].headline
     name = f'test_{headline}'
     if FLAGS.num_seeds is None:
@@ -276,7 +89,8 @@ def train(spec: ResNetSpec) -> None:
     else:
         result = train_seeds(spec, config, workdir, FLAGS.num_seeds, **options)
         shown = f'{result[f"{name}_mean"]:.4f} ± {result[f"{name}_std"]:.4f} over {FLAGS.num_seeds} seeds'
-    print(f'test {headline} {shown}; see {workdir}')
+    if is_main_process():
+        print(f'test {headline} {shown}; see {workdir}')
 
 
 def keep_compiled_programs() -> None:
@@ -309,6 +123,11 @@ def run(main: Callable[[], None]) -> None:
             _exit(f'error: {error}', 2)
         except (DivergenceError, StorageError) as error:
             _exit(f'stopped: {error}', 1)
+        except Interrupted as interrupted:
+            print(interrupted, file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            # A compilation may still be under way in its thread, which an ordinary end would wait for or break.
+            os._exit(128 + interrupted.signal)
         except KeyboardInterrupt:
             _exit('interrupted; the same command goes on from the last checkpoint, if there is one', 130)
         except BrokenPipeError:  # whoever read our output has left
@@ -320,8 +139,9 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """As absl parses them, but a bad flag is one line and status 2, like every other mistake."""
-    for flag in FLAGS.get_flags_for_module(__name__):  # absl's --help shows what the main module calls its own
-        FLAGS.register_key_flag_for_module(argv[0], flag)
+    for module in (__name__, training_flags.__name__):  # absl's --help shows what the main module calls its own
+        for flag in FLAGS.get_flags_for_module(module):
+            FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
         if _asks_for_help(argv):
             with contextlib.suppress(SystemExit):  # absl exits with 1 for a question that was answered

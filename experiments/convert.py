@@ -6,12 +6,12 @@ python -m experiments.convert --init_from=resnet50.pth --arch=resnet50 --out=fla
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 from resnet_jax import InputError, from_pretrained, save_weights
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string('init_from', None, common.INIT_FROM)
+flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
 flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
 flags.DEFINE_string('out', None, 'The safetensors file to write.')
 flags.DEFINE_enum(

@@ -13,7 +13,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import common
+from experiments import common, training_flags
 from experiments.comparison import curves_of, spread, write_table
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, list_models, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
@@ -22,7 +22,7 @@ from resnet_jax.training.report import save_figure
 
 FLAGS = flags.FLAGS
 
-common.define_data_flags(default='digits')
+training_flags.define_data_flags(default='digits')
 flags.DEFINE_list('depths', ['20', '56'], 'Depths of the networks: 20, 32, 44, 56, 110.')
 flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
 flags.DEFINE_integer('epochs', None, "Passes over the training examples. Default: the recipe's.")
@@ -90,7 +90,7 @@ def configured() -> tuple[TrainConfig, dict[str, Any]]:
     """The configuration of every run, and the options of ``train_and_evaluate``."""
     name = FLAGS.dataset or 'digits'
     recipe = FLAGS.recipe or common.default_recipe(name)
-    chosen = common.set_flags(('image_size', 'epochs', 'learning_rate', 'warmup_epochs'))
+    chosen = training_flags.set_flags(('image_size', 'epochs', 'learning_rate', 'warmup_epochs'))
     shown = name if FLAGS.train_examples is None else f'{name}[:{FLAGS.train_examples}]'
     config = get_config(recipe, dataset=shown, **chosen)
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.image_size)

@@ -6,11 +6,11 @@ python -m experiments.eca_resnet --arch=ecaresnet50d_pruned --dataset=arrays:DIR
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family('ecaresne.*')
 
-common.define_training_flags(arch='ecaresnet26t', archs=ARCHS)
+training_flags.define_training_flags(arch='ecaresnet26t', archs=ARCHS)
 flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
 
 

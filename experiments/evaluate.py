@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 from resnet_jax import InputError, ResNet, TrainConfig, from_pretrained, load_variables
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split
@@ -32,10 +32,10 @@ from resnet_jax.weights import HUB, open_run, run_and_step
 
 FLAGS = flags.FLAGS
 
-common.define_data_flags(default="the run's")
-common.define_normalization_flags()
+training_flags.define_data_flags(default="the run's")
+training_flags.define_normalization_flags()
 flags.DEFINE_enum('task', None, list(TASKS), 'What a file of weights was trained for. Default: multiclass.')
-flags.DEFINE_string('init_from', None, common.INIT_FROM + ' Default: --workdir.')
+flags.DEFINE_string('init_from', None, training_flags.INIT_FROM + ' Default: --workdir.')
 flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
 flags.DEFINE_string('workdir', None, 'Folder for the result. Default: evaluation-DATASET-SPLIT-CHECKPOINT in the run.')
 flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which checkpoint of a run.')
@@ -119,7 +119,7 @@ def load_data(subject: Subject, source: str) -> Dataset:
         raise InputError(f'dataset={name} has {what}' if config.task == 'multiclass' else f'task={config.task}: {what}')
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     check_images(image, subject.variables['params']['stem'])  # before anything is written
-    asked = TrainConfig(mean=common.numbers_of('mean'), std=common.numbers_of('std'))
+    asked = TrainConfig(mean=training_flags.numbers_of('mean'), std=training_flags.numbers_of('std'))
     known = dataclasses.replace(
         dataset, mean=tuple(subject.mean or dataset.mean), std=tuple(subject.std or dataset.std)
     )

@@ -4,11 +4,11 @@ python -m experiments.plain                                               # plai
 python -m experiments.plain --arch=plain56 --recipe=he2015_cifar          # deeper, and worse than plain20
 """
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family(r'plain\d+')
 
-common.define_training_flags(arch='plain20', archs=ARCHS)
+training_flags.define_training_flags(arch='plain20', archs=ARCHS)
 
 
 def main() -> None:

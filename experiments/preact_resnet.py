@@ -6,11 +6,11 @@ python -m experiments.preact_resnet --arch=preact_resnet164 --recipe=he2015_cifa
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family('preact_resnet.*', r'resnetv2_\d+[dt]?(_gn|_evos|_frn)?')
 
-common.define_training_flags(arch='preact_resnet20', archs=ARCHS)
+training_flags.define_training_flags(arch='preact_resnet20', archs=ARCHS)
 flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
 flags.DEFINE_enum(
     'norm', None, ['batch', 'group', 'evo', 'filter_response'], "Normalization. Default: the architecture's."

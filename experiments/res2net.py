@@ -6,11 +6,11 @@ python -m experiments.res2net --arch=res2net50_26w_4s --scale=6 --dataset=arrays
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family('res2ne.*')
 
-common.define_training_flags(arch='res2net50_48w_2s', archs=ARCHS)
+training_flags.define_training_flags(arch='res2net50_48w_2s', archs=ARCHS)
 flags.DEFINE_integer('scale', None, "Shares of the channels. Default: the architecture's.", lower_bound=2)
 flags.DEFINE_integer(
     'base_width', None, "Channels of a group in the first stage. Default: the architecture's.", lower_bound=1

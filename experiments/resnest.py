@@ -6,11 +6,11 @@ python -m experiments.resnest --arch=resnest50d --radix=4 --dataset=arrays:DIR
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family('resnest.*')
 
-common.define_training_flags(arch='resnest14d', archs=ARCHS)
+training_flags.define_training_flags(arch='resnest14d', archs=ARCHS)
 flags.DEFINE_integer('radix', None, "Branches of the 3x3 convolution. Default: the architecture's.", lower_bound=1)
 flags.DEFINE_integer('cardinality', None, "Groups of the 3x3 convolution. Default: the architecture's.", lower_bound=1)
 flags.DEFINE_integer(

@@ -7,11 +7,11 @@ python -m experiments.resnet --arch=resnet56 --recipe=he2015_cifar        # as i
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family(r'resnet\d+(_cifar|_gn)?')
 
-common.define_training_flags(arch='resnet20', archs=ARCHS)
+training_flags.define_training_flags(arch='resnet20', archs=ARCHS)
 flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
 flags.DEFINE_bool('stride_in_1x1', None, 'Stride of a bottleneck in its first 1x1 (v1) instead of its 3x3 (v1.5).')
 

@@ -6,11 +6,11 @@ python -m experiments.resnet_d --arch=resnet26t --dataset=arrays:DIR       # a t
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family(r'resnet\d+[cdst]', 'test_resnet')
 
-common.define_training_flags(arch='resnet18d', archs=ARCHS)
+training_flags.define_training_flags(arch='resnet18d', archs=ARCHS)
 flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
 flags.DEFINE_enum(
     'norm', None, ['batch', 'group', 'evo', 'filter_response'], "Normalization. Default: the architecture's."

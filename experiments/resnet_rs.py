@@ -6,11 +6,11 @@ python -m experiments.resnet_rs --drop_path_rate=0.1 --dropout_rate=0.25   # wit
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family(r'resnetrs\d+')
 
-common.define_training_flags(arch='resnetrs50', archs=ARCHS)
+training_flags.define_training_flags(arch='resnetrs50', archs=ARCHS)
 flags.DEFINE_float('se_ratio', None, "Share of the channels between the gate's layers. Default: the architecture's.")
 
 

@@ -7,11 +7,11 @@ python -m experiments.resnext --cardinality=8 --base_width=16             # fewe
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family(r'resnext\d+d?_.*')
 
-common.define_training_flags(arch='resnext50_32x4d_cifar', archs=ARCHS)
+training_flags.define_training_flags(arch='resnext50_32x4d_cifar', archs=ARCHS)
 flags.DEFINE_integer('cardinality', None, "Groups of the 3x3 convolution. Default: the architecture's.", lower_bound=1)
 flags.DEFINE_integer(
     'base_width', None, "Channels of a group in the first stage. Default: the architecture's.", lower_bound=1

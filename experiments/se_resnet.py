@@ -6,11 +6,11 @@ python -m experiments.se_resnet --arch=seresnext50_32x4d --dataset=arrays:DIR
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family(r'(legacy_)?seresne(t|xt)\d+[dt]?(_\d+x\d+d)?', '(legacy_)?senet154')
 
-common.define_training_flags(arch='seresnet18', archs=ARCHS)
+training_flags.define_training_flags(arch='seresnet18', archs=ARCHS)
 flags.DEFINE_float('se_ratio', None, "Share of the channels between the gate's layers. Default: the architecture's.")
 
 

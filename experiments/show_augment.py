@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import common
+from experiments import common, training_flags
 from resnet_jax import InputError
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.policies import OPERATIONS, POLICIES, apply_operations
@@ -22,7 +22,7 @@ from resnet_jax.training.workdir import make_folder
 
 FLAGS = flags.FLAGS
 
-common.define_data_flags(default='digits')
+training_flags.define_data_flags(default='digits')
 flags.DEFINE_enum('show', 'policies', ['policies', 'operations'], 'What the rows are.')
 flags.DEFINE_list('policies', list(POLICIES), 'Policies to show.')
 flags.DEFINE_integer('num_images', 10, 'Columns: the first images of the training set.', lower_bound=1)

@@ -6,11 +6,11 @@ python -m experiments.sknet --arch=skresnext50_32x4d --dataset=arrays:DIR
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 
 ARCHS = common.family('skresne.*')
 
-common.define_training_flags(arch='skresnet18', archs=ARCHS)
+training_flags.define_training_flags(arch='skresnet18', archs=ARCHS)
 flags.DEFINE_bool('split_input', None, "Each convolution takes half of the channels. Default: the architecture's.")
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 from experiments.comparison import spread, write_table
 from resnet_jax import InputError, get_config, get_spec, train_seeds
 from resnet_jax.data.datasets import load_dataset
@@ -22,7 +22,7 @@ from resnet_jax.training.tasks import TASKS, Task
 
 FLAGS = flags.FLAGS
 
-common.define_data_flags(default='digits')
+training_flags.define_data_flags(default='digits')
 flags.DEFINE_list('tasks', list(TASKS), 'Tasks to compare.')
 flags.DEFINE_string('arch', 'resnet20', 'Architecture.')
 flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
@@ -82,7 +82,7 @@ def scores_of(outputs: np.ndarray, task: Task, dataset: Dataset) -> dict[str, fl
 def compare(name: str, dataset: Dataset, out: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Metrics of both baselines, and of the networks as lists over the seeds."""
     recipe = FLAGS.recipe or common.default_recipe(dataset.name)
-    config = get_config(recipe, dataset=dataset.name, task=name, **common.set_flags(('image_size', 'epochs')))
+    config = get_config(recipe, dataset=dataset.name, task=name, **training_flags.set_flags(('image_size', 'epochs')))
     task = make_task(config, *target_statistics(dataset))
     found: dict[str, dict[str, Any]] = {
         kind: scores_of(baseline_outputs(kind, task, dataset), task, dataset) for kind in ('constant', 'linear')

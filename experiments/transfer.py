@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import common
+from experiments import common, training_flags
 from experiments.comparison import curves_of, spread, write_table
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
@@ -24,7 +24,7 @@ from resnet_jax.training.report import save_figure
 
 FLAGS = flags.FLAGS
 
-common.define_data_flags(default='digits')
+training_flags.define_data_flags(default='digits')
 flags.DEFINE_string('arch', 'resnet20', 'Architecture.')
 flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
 flags.DEFINE_integer('source_classes', None, 'Pretrain on so many classes, the first. Default: 70 percent of them.')
@@ -107,7 +107,7 @@ def main() -> None:
         )
     source = classes_of(whole, range(first))
     target = classes_of(whole, range(first, whole.num_classes), FLAGS.examples_per_class)
-    common_fields = common.set_flags(('image_size',))
+    common_fields = training_flags.set_flags(('image_size',))
     epochs = {} if FLAGS.pretraining_epochs is None else {'epochs': FLAGS.pretraining_epochs}
     config = get_config(recipe, dataset=f'{name}, {first} classes', **epochs, **common_fields)
     config = dataclasses.replace(config, batch_size=batch_size_for(config.batch_size, len(source.train)))

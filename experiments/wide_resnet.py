@@ -9,12 +9,12 @@ import dataclasses
 
 from absl import flags
 
-from experiments import common
+from experiments import common, training_flags
 from resnet_jax import InputError
 
 ARCHS = common.family('wrn.*', 'wide_resnet.*')
 
-common.define_training_flags(arch='wrn16_8', archs=ARCHS)
+training_flags.define_training_flags(arch='wrn16_8', archs=ARCHS)
 flags.DEFINE_integer(
     'widen_factor',
     None,

@@ -1,7 +1,7 @@
 """Residual networks in JAX and Flax: networks, their training, their measurement."""
 
 from resnet_jax.data.datasets import load_dataset
-from resnet_jax.errors import DivergenceError, InputError, StorageError
+from resnet_jax.errors import DivergenceError, InputError, Interrupted, StorageError
 from resnet_jax.models.architectures import create_model, get_spec, list_models
 from resnet_jax.models.attention import EfficientChannelAttention, SelectiveKernel, SplitAttention, SqueezeExcite
 from resnet_jax.models.blocks import (
@@ -42,6 +42,7 @@ __all__ = [
     'FilterResponseNorm',
     'GroupNorm',
     'InputError',
+    'Interrupted',
     'PlainBlock',
     'PreActBasicBlock',
     'PreActBottleneckBlock',

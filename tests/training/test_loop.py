@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 from resnet_jax import (
     DivergenceError,
     InputError,
+    Interrupted,
     ResNet,
     ResNetSpec,
     TrainConfig,
@@ -28,7 +31,10 @@ from resnet_jax import (
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.weight_files import write_safetensors
 from resnet_jax.training import checkpoint, evaluation, loop
+from resnet_jax.training.evaluation import Evaluator
+from resnet_jax.training.log import Log
 from resnet_jax.training.loop import is_due
+from resnet_jax.training.program import Program, make_model
 from resnet_jax.weights import Source, open_source
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
@@ -175,32 +181,100 @@ def test_bad_values_write_nothing(shades, tmp_path):
     assert not workdir.exists()
 
 
-def test_an_interrupted_run_resumes_bit_for_bit(finished, shades, tmp_path, monkeypatch):
-    """Stopped in the third epoch, after some steps that no checkpoint has: 2 + 2 epochs equal 4."""
-    calls = []
+def after_step(monkeypatch, step, do):
+    """Does something once a run has taken so many steps."""
+    plain = Log.step
 
-    def stop_late(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return save(*args, **kwargs)
+    def step_and_do(self, now, *args):
+        plain(self, now, *args)
+        if now == step:
+            do()
 
-    save = checkpoint.save_checkpoint
-    monkeypatch.setattr(loop.checkpoint, 'save_checkpoint', stop_late)
-    with pytest.raises(KeyboardInterrupt):
-        train_and_evaluate(SPEC, CONFIG, tmp_path / 'run', arch='tiny', dataset=shades)
+    monkeypatch.setattr(Log, 'step', step_and_do)
+
+
+def kill():
+    """Ends a run at once, with nothing saved, as SIGKILL does."""
+    raise SystemError('killed')
+
+
+def metrics_of(workdir):
+    """What the metrics say of every record, but for times."""
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return [(r['split'], r['step'], r['loss']) for r in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize('step', [3, 4, 10, 16])
+def test_a_killed_run_resumes_bit_for_bit(step, finished, shades, tmp_path, monkeypatch):
+    """In the midst of an epoch, and between its last step and its evaluation; metrics are those of one go, too."""
+    after_step(monkeypatch, step, kill)
+    with pytest.raises(SystemError, match='killed'):
+        train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
     monkeypatch.undo()
-    assert not (tmp_path / 'run' / 'result.json').exists()
-    result = train_and_evaluate(SPEC, CONFIG, tmp_path / 'run', arch='tiny', dataset=shades)
+    assert not (tmp_path / 'result.json').exists()
+    result = train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
     workdir, whole = finished
-    assert last_state(tmp_path / 'run') == last_state(workdir)
+    assert last_state(tmp_path) == last_state(workdir)
     assert result['test_loss'] == whole['test_loss']
+    assert metrics_of(tmp_path) == metrics_of(workdir)
 
-    def losses(folder):
-        lines = (folder / 'metrics.jsonl').read_text().splitlines()
-        return [(r['split'], r['step'], r['loss']) for r in map(json.loads, lines)]
 
-    assert losses(tmp_path / 'run') == losses(workdir)
+@pytest.mark.parametrize(('step', 'number'), [(3, signal.SIGTERM), (8, signal.SIGINT)], ids=['TERM', 'INT'])
+def test_a_signal_saves_within_a_step_and_the_run_resumes_bit_for_bit(
+    step, number, finished, shades, tmp_path, monkeypatch
+):
+    after_step(monkeypatch, step, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match=f'stopped by {number.name} after step {step}, which is saved') as raised:
+        train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
+    assert raised.value.signal == number
+    monkeypatch.undo()
+    assert checkpoint.checkpoint_steps(tmp_path / 'checkpoints')[-1] == step
+    result = train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
+    assert last_state(tmp_path) == last_state(finished[0])
+    assert result['test_loss'] == finished[1]['test_loss']
+    assert [record for record in metrics_of(tmp_path) if record[0] == 'test'] == [
+        record for record in metrics_of(finished[0]) if record[0] == 'test'
+    ]
+
+
+@pytest.mark.parametrize('where', ['compilation', 'evaluation'])
+def test_a_signal_is_obeyed_where_there_are_no_steps(where, finished, shades, tmp_path, monkeypatch):
+    owner, name = (Program, 'compile_step') if where == 'compilation' else (Evaluator, '_batches')
+    plain, calls = getattr(owner, name), []
+
+    def with_signal(self, *args):
+        calls.append(args)
+        if len(calls) == (1 if where == 'compilation' else 3):  # it compiles, evaluates the first epoch, the second
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *args)
+
+    monkeypatch.setattr(owner, name, with_signal)
+    step = 0 if where == 'compilation' else 8
+    message = f'after step {step}, which' if step else 'before the first step'
+    with pytest.raises(Interrupted, match=message):
+        train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
+    monkeypatch.undo()
+    assert checkpoint.checkpoint_steps(tmp_path / 'checkpoints')[-1:] == ([step] if step else [])
+    train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
+    assert last_state(tmp_path) == last_state(finished[0])
+    assert metrics_of(tmp_path) == metrics_of(finished[0])
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on(finished, shades, tmp_path, capsys):
+    """To the same end; the damaged one is still there."""
+    after = tmp_path / 'run'
+    shutil.copytree(finished[0], after)
+    (after / 'result.json').unlink()
+    folder = after / 'checkpoints'
+    newest = checkpoint.checkpoint_steps(folder)[-1]
+    data = max((folder / str(newest)).rglob('*'), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    train_and_evaluate(SPEC, CONFIG, after, arch='tiny', dataset=shades)
+    assert f'{newest} is damaged' in capsys.readouterr().err
+    assert (folder / 'damaged' / str(newest)).is_dir()
+    assert last_state(after) == last_state(finished[0])
 
 
 @pytest.mark.slow
@@ -209,15 +283,8 @@ def test_checkpoints_do_not_tell_whether_blocks_were_scanned(shades, tmp_path, m
     spec = dataclasses.replace(SPEC, stage_sizes=(3, 1))
     config = dataclasses.replace(CONFIG, epochs=2, scan_blocks=True)
     train_and_evaluate(spec, config, tmp_path / 'whole', dataset=shades)
-
-    def stop_late(folder, step, *args):
-        if step > 4:
-            raise KeyboardInterrupt
-        return save(folder, step, *args)
-
-    save = checkpoint.save_checkpoint
-    monkeypatch.setattr(loop.checkpoint, 'save_checkpoint', stop_late)
-    with pytest.raises(KeyboardInterrupt):
+    after_step(monkeypatch, 6, kill)
+    with pytest.raises(SystemError, match='killed'):
         train_and_evaluate(spec, config, tmp_path / 'run', dataset=shades)
     monkeypatch.undo()
     result = train_and_evaluate(spec, config, tmp_path / 'run', dataset=shades)
@@ -226,7 +293,7 @@ def test_checkpoints_do_not_tell_whether_blocks_were_scanned(shades, tmp_path, m
     variables = load_variables(tmp_path / 'run')
     assert {'stage1_block1', 'stage1_block2', 'stage1_block3'} <= set(variables['params'])
     for scan in (False, True):
-        model = loop.make_model(spec, dataclasses.replace(config, scan_blocks=scan))
+        model = make_model(spec, dataclasses.replace(config, scan_blocks=scan))
         total = evaluation.Evaluator(model, shades.test, shades.mean, shades.std)(variables).total
         assert total['correct'] / total['count'] == pytest.approx(result['test_accuracy'])
     again = dataclasses.replace(CONFIG, epochs=1, learning_rate=0, scan_blocks=False, init_from=str(tmp_path / 'run'))
@@ -384,14 +451,8 @@ def test_what_is_frozen_stays_and_the_rest_moves(finished, tuned):
 
 
 def test_a_run_that_freezes_and_drops_resumes_bit_for_bit(tuning, tuned, shades, tmp_path, monkeypatch):
-    def stop_late(folder, step, *args):
-        if step > 4:
-            raise KeyboardInterrupt
-        return save(folder, step, *args)
-
-    save = checkpoint.save_checkpoint
-    monkeypatch.setattr(loop.checkpoint, 'save_checkpoint', stop_late)
-    with pytest.raises(KeyboardInterrupt):
+    after_step(monkeypatch, 6, kill)
+    with pytest.raises(SystemError, match='killed'):
         train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades)
     monkeypatch.undo()
     # The weights it began with may be gone: the checkpoints hold everything.
@@ -409,11 +470,12 @@ def test_one_device_drops_what_two_do(tuning, tuned, shades, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shades, tmp_path):
-    config = dataclasses.replace(CONFIG, learning_rate=1e20)
-    with pytest.raises(DivergenceError, match=r'the loss is (nan|inf) at step \d+ \(learning rate 9.9e\+19\)'):
+    config = dataclasses.replace(CONFIG, learning_rate=1e20, max_skipped_steps=3, eval_every_epochs=4)
+    message = r'was not finite in 3 steps in a row, to step \d+ \(learning rate [\d.]+e\+19, gradient norm (nan|inf)\)'
+    with pytest.raises(DivergenceError, match=message):
         train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
     lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
-    assert all(np.isfinite(json.loads(line)['loss']) for line in lines)
+    assert all(np.isfinite(json.loads(line).get('loss', 0)) for line in lines)
 
 
 def test_weights_that_are_not_finite_are_not_saved(shades, tmp_path):
@@ -455,17 +517,10 @@ def test_a_run_with_policy_and_mixing_resumes_bit_for_bit(shades, tmp_path, monk
     config = dataclasses.replace(CONFIG, **fields, target_threshold=0.2)
     whole, halved = tmp_path / 'whole', tmp_path / 'halved'
     train_and_evaluate(SPEC, config, whole, dataset=shades)
-    save = checkpoint.save_checkpoint
-
-    def stop_late(folder, step, *args):
-        if step > 4:
-            raise KeyboardInterrupt
-        return save(folder, step, *args)
-
-    monkeypatch.setattr(loop.checkpoint, 'save_checkpoint', stop_late)
-    with pytest.raises(KeyboardInterrupt):
+    after_step(monkeypatch, 6, kill)
+    with pytest.raises(SystemError, match='killed'):
         train_and_evaluate(SPEC, config, halved, dataset=shades)
-    monkeypatch.setattr(loop.checkpoint, 'save_checkpoint', save)
+    monkeypatch.undo()
     train_and_evaluate(SPEC, config, halved, dataset=shades)
     assert last_state(halved) == last_state(whole)
     plain = dataclasses.replace(config, policy=None)
