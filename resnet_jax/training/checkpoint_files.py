@@ -10,6 +10,7 @@ Nothing here waits for other processes: in a job of several, the one that calls 
 import dataclasses
 import errno
 import json
+import logging
 import os
 import pathlib
 import stat
@@ -76,7 +77,7 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
 
 def _checksums(tree: Any) -> dict[str, int]:
     # As bytes, since bfloat16 has no buffer that zlib takes.
-    return {name: zlib.crc32(memoryview(np.ravel(array).view(np.uint8))) for name, array in _named(tree)}
+    return {name: zlib.crc32(np.ravel(array).view(np.uint8).data) for name, array in _named(tree)}
 
 
 def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None) -> None:
@@ -108,7 +109,13 @@ def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None)
     sync_tree(folder)
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    return '_SignalingThread' not in record.getMessage()
+
+
 def _orbax() -> ocp.Checkpointer:
+    # The threads of Orbax log their errors with pages of traceback; each of them is raised here as well.
+    logging.getLogger('absl').addFilter(_is_ours)
     here = jax.process_index()
     # With itself alone as its peers and its first, no process waits for another one.
     options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})

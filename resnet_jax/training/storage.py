@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import re
 import shutil
 
 from resnet_jax.errors import StorageError
@@ -13,6 +14,8 @@ PARTIAL = '.partial'
 def reason(error: BaseException) -> str:
     """An error in one line of at most 200 characters."""
     text = (error.strerror if isinstance(error, OSError) else None) or ' '.join(str(error).split())
+    if code := re.search(r"os_error_code='(\d+)'", text):  # as TensorStore says it, at the end of long paths
+        text = os.strerror(int(code[1]))
     return text[:200] or type(error).__name__
 
 

@@ -1,19 +1,30 @@
 """Checkpoints: what is kept, what comes back, what is refused."""
 
+import collections
 import json
+import os
+import pathlib
+import re
+import shutil
+import stat
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import InputError
+from resnet_jax import InputError, StorageError
+from resnet_jax.training import checkpoint, checkpoint_files
 from resnet_jax.training.checkpoint import (
     best_step,
     checkpoint_steps,
     remove_partial_checkpoints,
     restore_checkpoint,
+    restore_newest,
+    restore_newest_of_all,
     save_checkpoint,
+    save_checkpoints,
 )
 
 STATE = {'step': jnp.array(7, jnp.int32), 'params': {'w': jnp.linspace(-1.0, 1.0, 10_000)}}
