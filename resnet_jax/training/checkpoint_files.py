@@ -135,7 +135,7 @@ def read_manifest(path: pathlib.Path) -> Manifest:
         _check_kind(path / MANIFEST)
         content = json.loads((path / MANIFEST).read_bytes())
         if 'crc32' in content and content.pop('crc32') != _manifest_crc32(content):
-            raise ValueError('not as it was written')
+            raise ValueError('it is not as it was written')
         # Earlier manifests call the score by the one metric there was.
         score = content['score'] if 'score' in content else content['test_accuracy']
         manifest = Manifest(score, content['arrays'], content.get('checksums', {}), content['files'])

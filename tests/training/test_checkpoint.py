@@ -1,33 +1,26 @@
 """Checkpoints: what is kept, what comes back, what is refused."""
 
-import collections
 import json
-import os
-import pathlib
-import re
-import shutil
-import stat
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import InputError, StorageError
-from resnet_jax.training import checkpoint, checkpoint_files
+from resnet_jax import InputError
+from resnet_jax.training import checkpoint
 from resnet_jax.training.checkpoint import (
     best_step,
     checkpoint_steps,
     remove_partial_checkpoints,
     restore_checkpoint,
-    restore_newest,
     restore_newest_of_all,
     save_checkpoint,
     save_checkpoints,
 )
 
 STATE = {'step': jnp.array(7, jnp.int32), 'params': {'w': jnp.linspace(-1.0, 1.0, 10_000)}}
+NEWER = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, STATE)
 
 
 @pytest.fixture
@@ -128,3 +121,54 @@ def test_a_step_that_was_half_removed_spoils_nothing(folder):
     save_checkpoint(folder, 11, STATE, 0.3)
     assert checkpoint_steps(folder) == [9, 11]
     assert not list(folder.glob('*.partial'))
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """Folders of two runs that were saved together, up to step 2; the second was best at step 1."""
+    folders = [tmp_path / name / 'checkpoints' for name in ('seed0', 'seed1')]
+    save_checkpoints(1, [(folders[0], STATE, 0.3), (folders[1], NEWER, 0.9)])
+    save_checkpoints(2, [(folders[0], STATE, 0.5), (folders[1], NEWER, 0.5)])
+    assert [checkpoint_steps(folder) for folder in folders] == [[2], [1, 2]]
+    return folders
+
+
+def test_runs_saved_together_resume_at_a_step_that_all_have(seeds):
+    step, states = restore_newest_of_all(seeds, STATE, pytest.fail)
+    assert step == 2
+    jax.tree.map(np.testing.assert_array_equal, states, [STATE, NEWER])
+    save_checkpoint(seeds[0], 3, STATE, 0.1)
+    assert restore_newest_of_all(seeds, STATE, pytest.fail)[0] == 2
+    save_checkpoint(seeds[1], 3, NEWER, 0.1)
+    assert [checkpoint_steps(folder) for folder in seeds] == [[2, 3], [1, 3]]
+    (seeds[1] / '3' / 'manifest.json').unlink()
+    lines = []
+    assert restore_newest_of_all(seeds, STATE, lines.append) is None
+    assert len(lines) == 1
+    assert [checkpoint_steps(folder) for folder in seeds] == [[2, 3], [1]]
+
+
+@pytest.mark.parametrize('operation', ['write_step', '_commit', '_remove'])
+@pytest.mark.parametrize('moment', [1, 2])
+def test_a_stop_at_any_point_leaves_a_step_that_all_have(seeds, monkeypatch, operation, moment):
+    calls = []
+
+    def stop(*args):
+        calls.append(args)
+        if len(calls) == moment:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    original = getattr(checkpoint, operation)
+    monkeypatch.setattr(checkpoint, operation, stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoints(3, [(seeds[0], NEWER, 0.6), (seeds[1], STATE, 0.95)])
+    step, states = restore_newest_of_all(seeds, STATE, pytest.fail)
+    assert step == (3 if operation == '_remove' else 2)
+    expected = [NEWER, STATE] if step == 3 else [STATE, NEWER]
+    jax.tree.map(np.testing.assert_array_equal, states, expected)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='must all be different'):
+        save_checkpoints(1, [(tmp_path, STATE, None), (tmp_path, STATE, None)])
