@@ -48,7 +48,7 @@ def save_checkpoint(folder: pathlib.Path, step: int, state: Any, score: float | 
     save_checkpoints(step, [(folder, state, score)])
 
 
-def save_checkpoints(step: int, entries: Sequence[Entry]) -> None:
+def save_checkpoints(step: int, entries: Sequence[Entry], keep: int = 1) -> None:
     """``save_checkpoint`` for several runs at the same step: all are written before any loses an older step.
 
     So there is always a step that all of them have, which ``restore_newest_of_all`` finds.
@@ -56,12 +56,16 @@ def save_checkpoints(step: int, entries: Sequence[Entry]) -> None:
     Args:
       step: steps taken.
       entries: ``(folder, state, score)`` of each run, the folders all different.
+      keep: how many of the last steps are kept, at least 1. With 1, nothing older is left to go on from, should the
+        last step be damaged, where it is also the best, or where the runs' best steps are not the same.
 
     Raises:
       StorageError: as ``save_checkpoint``; where a folder already has the new step, it has its older ones, too.
     """
     entries = [(folder.absolute(), jax.tree.map(np.asarray, state), score) for folder, state, score in entries]
     folders = [folder for folder, _, _ in entries]
+    if keep < 1:
+        raise ValueError(f'keep={keep} must be at least 1')
     if len(set(folders)) < len(folders):
         raise ValueError(f'folders must all be different: {folders}')
     try:
@@ -76,7 +80,9 @@ def save_checkpoints(step: int, entries: Sequence[Entry]) -> None:
         for folder in folders:
             discard(_partial(folder, step))
     for folder in folders:
-        for other in set(checkpoint_steps(folder)) - {step, best_step(folder)}:
+        steps = checkpoint_steps(folder)
+        last = [other for other in steps if other <= step][-keep:]
+        for other in set(steps) - {*last, best_step(folder)}:
             with contextlib.suppress(OSError):  # what cannot be removed stays until a later step is saved
                 _remove(folder / str(other))
 

@@ -21,9 +21,13 @@ class CheckpointWriter:
 
     A ``with`` statement ends with ``close``; when it is left by another exception, an error of the writer becomes a
     note of that one.
+
+    Args:
+      keep: how many of the last steps are kept beside the best one, as ``checkpoint.save_checkpoints`` has it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int = 1) -> None:
+        self._keep = keep
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -47,7 +51,7 @@ class CheckpointWriter:
 
     def _write(self, step: int, entries: Sequence[tuple[pathlib.Path, Any, float | None]]) -> None:
         try:
-            checkpoint.save_checkpoints(step, entries)
+            checkpoint.save_checkpoints(step, entries, self._keep)
         except BaseException as error:
             self._error = error
 

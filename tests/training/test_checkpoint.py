@@ -169,6 +169,17 @@ def test_a_stop_at_any_point_leaves_a_step_that_all_have(seeds, monkeypatch, ope
     jax.tree.map(np.testing.assert_array_equal, states, expected)
 
 
+def test_of_the_last_steps_as_many_are_kept_as_asked_for(tmp_path):
+    kept = []
+    for step, accuracy in [(1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, 0.95), (3, None)]:
+        save_checkpoints(step, [(tmp_path, STATE, accuracy)], keep=2)
+        kept.append(checkpoint_steps(tmp_path))
+    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [4, 5], [3, 5]]  # a run that went back to an earlier step
+    with pytest.raises(ValueError, match='keep=0 must be at least 1'):
+        save_checkpoints(6, [(tmp_path, STATE, None)], keep=0)
+    assert checkpoint_steps(tmp_path) == [3, 5]
+
+
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     with pytest.raises(ValueError, match='must all be different'):
         save_checkpoints(1, [(tmp_path, STATE, None), (tmp_path, STATE, None)])

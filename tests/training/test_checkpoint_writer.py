@@ -31,10 +31,10 @@ def failures(monkeypatch):
     steps = set()
     save = checkpoint.save_checkpoints
 
-    def save_or_fail(step, entries):
+    def save_or_fail(step, entries, keep):
         if step in steps:
             raise StorageError(f'cannot write checkpoint {step}: No space left on device')
-        save(step, entries)
+        save(step, entries, keep)
 
     monkeypatch.setattr(checkpoint, 'save_checkpoints', save_or_fail)
     return steps
@@ -77,9 +77,9 @@ def test_a_donated_state_is_written_as_it_was(tmp_path, gate):
 def test_one_write_at_a_time_in_the_order_given(tmp_path, monkeypatch):
     events, save = [], checkpoint.save_checkpoints
 
-    def record(step, entries):
+    def record(step, *args):
         events.append(('begin', step))
-        save(step, entries)
+        save(step, *args)
         events.append(('end', step))
 
     monkeypatch.setattr(checkpoint, 'save_checkpoints', record)
@@ -146,3 +146,10 @@ def test_a_full_disk_is_known_at_the_next_call(small_disk):
     with pytest.raises(StorageError, match=r'a/2: No space left on device; the last intact step there is 1$'):
         writer.close()
     assert [path.name for path in (small_disk / 'a').iterdir()] == ['1']
+
+
+def test_as_many_of_the_last_steps_are_kept_as_asked_for(tmp_path):
+    with CheckpointWriter(keep=2) as writer:
+        for step in range(1, 6):
+            writer.save(step, [(tmp_path, STATE, -step)])
+    assert checkpoint_steps(tmp_path) == [1, 4, 5]
