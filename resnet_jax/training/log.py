@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from resnet_jax.errors import DivergenceError
 from resnet_jax.training import metrics
@@ -14,7 +13,7 @@ from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.progress import Display
 from resnet_jax.training.schedules import learning_rate_schedule
 from resnet_jax.training.tasks import Task
-from resnet_jax.training.workdir import MetricsFile
+from resnet_jax.training.workdir import EventFile, MetricsFile
 
 # What a step gives beside the sums of its task.
 _OF_A_STEP = ('skipped', 'gradient_norm', 'norms')
@@ -49,7 +48,7 @@ class Log:
         norms = workdir is not None and config.log_norms
         self._norms = MetricsFile(workdir / 'norms.jsonl', step) if workdir is not None and norms else None
         self.train_seconds = self.file.records[-1]['train_seconds'] if self.file.records else 0.0
-        self._board = None if workdir is None else SummaryWriter(str(workdir), purge_step=step + 1)
+        self._board = None if workdir is None else EventFile(workdir, step)
         self._display = display
         self._window: list[dict[str, Any]] = []
         self._ready: tuple[int, list[dict[str, Any]]] | None = None
@@ -154,14 +153,17 @@ class Log:
         record = {**place, **values, 'train_seconds': self.train_seconds}
         self.file.write(record)
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f'{split}/{name}', value, step)
+            self._board.write({f'{split}/{name}': value for name, value in values.items()}, step)
         if split == 'train':
             self._display.training(record)
 
     def has_test(self, step: int) -> bool:
         """Whether the evaluation after a step is written."""
         return any(record['split'] == 'test' and record['step'] == step for record in self.file.records)
+
+    def sync(self) -> None:
+        """Has what is written on the disk."""
+        self.file.sync()
 
     def close(self) -> None:
         """Leaves the files whole."""

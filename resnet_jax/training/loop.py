@@ -225,7 +225,7 @@ class _Run:
             self.display: Display = shown or Silence()
             stack.callback(self.display.close)
             if main:
-                self.writer = stack.enter_context(CheckpointWriter())
+                self.writer = stack.enter_context(CheckpointWriter(keep=2))
             self.logs = []
             for index, workdir in enumerate(self.workdirs):
                 place = index if len(self.workdirs) > 1 else None
@@ -331,6 +331,8 @@ class _Run:
         scores: list[float | None] = [test.summary[self.program.task.headline] for test in self.tests]
         scores = scores or [None] * len(states)
         if is_main_process():
+            for log in self.logs:
+                log.sync()
             self.writer.save(self.step, list(zip(self.folders, states, scores, strict=True)))
         self.saved = self.step
         for log in self.logs:

@@ -7,13 +7,17 @@ import json
 import os
 import pathlib
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import RecordWriter
 
 from resnet_jax.errors import InputError, StorageError
 from resnet_jax.training.config import TrainConfig
@@ -244,6 +248,49 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file; ``records`` stays."""
         if self._file is not None:
+            self._file.close()
+
+
+class EventFile:
+    """Scalars for TensorBoard, written as they come: a writer with a thread of its own would wait for a full disk.
+
+    Args:
+      folder: gets a new file.
+      last_step: TensorBoard forgets what earlier files say of later steps.
+
+    Raises:
+      StorageError: the file cannot be written.
+    """
+
+    def __init__(self, folder: pathlib.Path, last_step: int):
+        name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}'
+        self._path = folder / name
+        with self._errors():
+            self._file = RecordWriter(str(self._path))
+        self._write(event_pb2.Event(file_version='brain.Event:2'))
+        self._write(event_pb2.Event(step=last_step + 1, session_log=event_pb2.SessionLog(status='START')))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f'cannot write {self._path}: {reason(error)}') from error
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        with self._errors():
+            self._file.write(event.SerializeToString())
+            self._file.flush()
+
+    def write(self, scalars: dict[str, float], step: int) -> None:
+        """Writes scalars of a step under their names."""
+        values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=values)))
+
+    def close(self) -> None:
+        """Closes the file."""
+        with contextlib.suppress(OSError):  # what it held back could not be written before, either
             self._file.close()
 
 
