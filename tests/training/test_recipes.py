@@ -1,11 +1,20 @@
 """Recipes and the checks of a configuration."""
 
 import dataclasses
+import functools
 import json
+import math
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from resnet_jax import RECIPES, InputError, TrainConfig, get_config
+from resnet_jax.training.optim import make_optimizer
+from resnet_jax.training.recipes import bit_hyperrule
+from resnet_jax.training.tasks import TASKS
 
 
 def test_recipes_carry_their_own_names_and_survive_json():
@@ -48,8 +57,336 @@ def test_what_follows_from_another_task_or_optimizer():
     assert not get_config('cifar_fast', task='regression').horizontal_flip
     chosen = get_config('digits_quick', task='regression', optimizer='adam', learning_rate=0.5)
     assert chosen.learning_rate == 0.5
+    muon = get_config('bag_of_tricks', optimizer='muon')
+    assert (muon.peak_learning_rate, muon.momentum) == (1e-3, 0.95)
+    assert get_config('rsb_a2', optimizer='sgd').peak_learning_rate == 0.1
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_regression_has_no_augmentation(recipe):
+    config, plain = get_config(recipe, task='regression'), TrainConfig()
+    for field in dataclasses.fields(config):
+        if field.name not in TRAINING | {'image_size', 'crop_fill', 'crop_ratio'}:
+            assert getattr(config, field.name) == getattr(plain, field.name), field.name
+    assert config.learning_rate == pytest.approx(RECIPES[recipe].learning_rate / 5)
+
+
+def test_another_schedule_has_no_epochs_to_fall_at():
+    assert get_config('torchvision_v1', schedule='cosine').decay_epochs == ()
+    assert get_config('torchvision_v1', epochs=180).decay_epochs == (60, 120)
 
 
 def test_an_unknown_recipe_gets_the_known_ones():
     with pytest.raises(InputError, match=r"unknown recipe 'he2015'; known: he2015_cifar"):
         get_config('he2015')
+
+
+# Fields that are no augmentation of images or targets.
+TRAINING = {
+    *(
+        'dataset',
+        'task',
+        'recipe',
+        'seed',
+        'epochs',
+        'batch_size',
+        'optimizer',
+        'learning_rate',
+        'momentum',
+        'nesterov',
+    ),
+    *('learning_rate_batch_size', 'schedule', 'schedule_unit', 'decay_epochs', 'decay_factor', 'final_learning_rate'),
+    *(
+        'warmup_epochs',
+        'warmup_start',
+        'warmup_prefix',
+        'weight_decay',
+        'decayed',
+        'clip_norm',
+        'checkpoint_every_epochs',
+    ),
+    *('ema_decay', 'ema_every_steps'),
+}
+
+
+def test_published_settings_on_imagenet():
+    """As printed in the papers' tables, or set in their authors' code."""
+    for name, config in RECIPES.items():
+        assert config.momentum == 0.9, name
+    assert {RECIPES[name].dataset for name in IMAGENET} == {'imagenet2012'}
+    he, fb, resnext = (RECIPES[name] for name in ('he2015_imagenet', 'fb_resnet_torch', 'resnext_imagenet'))
+    for config in (he, fb, resnext, RECIPES['torchvision_v1']):
+        assert (config.batch_size, config.peak_learning_rate, config.weight_decay) == (256, 0.1, 1e-4)
+        assert (config.schedule, config.decay_factor, config.decayed, config.crop_size) == ('step', 0.1, 'all', 224)
+    assert he.epochs == round(60e4 * 256 / 1_281_167)
+    # 224 pixels of a shorter side of 480 or 256
+    np.testing.assert_allclose(he.crop_area, [(224 / 480) ** 2, (224 / 256) ** 2], atol=0.005)
+    assert (fb.epochs, fb.nesterov, fb.color_jitter, fb.lighting) == (90, True, (0.4, 0.4, 0.4), 0.1)
+    assert resnext.decay_epochs == (30, 60, 90)
+    tricks = RECIPES['bag_of_tricks']
+    assert (tricks.batch_size, tricks.peak_learning_rate, tricks.epochs) == (1024, 0.4, 200)
+    assert (tricks.label_smoothing, tricks.mixup, tricks.decayed, tricks.warmup_epochs) == (0.1, 0.2, 'kernels', 5)
+    rs = RECIPES['resnet_rs']
+    assert (rs.batch_size, rs.peak_learning_rate, rs.epochs, rs.weight_decay) == (4096, 1.6, 350, 4e-5)
+    assert (rs.ema_decay, rs.label_smoothing, rs.warmup_epochs) == (0.9999, 0.1, 5)
+    assert rs.epochs * (1_281_167 // 4096) == pytest.approx(109_475, abs=350)
+
+
+def test_resnet_strikes_back():
+    """Wightman et al. 2021, Table 2."""
+    columns = zip(*(dataclasses.asdict(RECIPES[f'rsb_a{index}']).items() for index in (1, 2, 3)), strict=True)
+    table = {row[0][0]: tuple(value for _, value in row) for row in columns}
+    assert {values for name in ('batch_size', 'warmup_epochs', 'cutmix') for values in [table[name]]} == {
+        (2048,) * 3, (5,) * 3, (1.0,) * 3
+    }  # fmt: skip
+    assert table['crop_size'] == (224, 224, 160)
+    assert table['image_size'] == (224, 224, 224)
+    assert table['epochs'] == (600, 300, 100)
+    assert table['learning_rate'] == (5e-3, 5e-3, 8e-3)
+    assert table['weight_decay'] == (0.01, 0.02, 0.02)
+    assert table['label_smoothing'] == (0.1, 0, 0)
+    assert table['mixup'] == (0.2, 0.1, 0.1)
+    assert table['policy'] == ('rand-m7-mstd0.5-inc1', 'rand-m7-mstd0.5-inc1', 'rand-m6-mstd0.5-inc1')
+    assert table['augmentation_repeats'] == (3, 3, 1)
+    assert table['loss'] == ('sigmoid_cross_entropy',) * 3
+    starts = [rate * start for rate, start in zip(table['learning_rate'], table['warmup_start'], strict=True)]
+    np.testing.assert_allclose(starts, 1e-4)
+
+
+# pytorch.org/blog/how-to-train-state-of-the-art-models-using-torchvision-latest-primitives
+LADDER = [
+    ('baseline', 76.130, {}),
+    (
+        'learning rate',
+        76.494,
+        {
+            'batch_size': 1024,
+            'learning_rate': 0.5,
+            'schedule': 'cosine',
+            'warmup_epochs': 5.0,
+            'warmup_start': 0.01,
+        },
+    ),
+    ('TrivialAugment', 76.806, {'policy': 'trivial_augment_wide'}),
+    ('long training', 78.606, {'epochs': 600}),
+    ('random erasing', 78.796, {'random_erasing': 0.1}),
+    ('label smoothing', 79.114, {'label_smoothing': 0.1}),
+    ('mixup', 79.232, {'mixup': 0.2}),
+    ('CutMix', 79.510, {'cutmix': 1.0}),
+    ('weight decay', 80.036, {'weight_decay': 2e-5, 'decayed': 'not_norms'}),
+    ('FixRes', 80.196, {'crop_size': 176}),
+    ('EMA', 80.450, {'ema_decay': 0.9989077333, 'ema_every_steps': 32}),
+    ('inference resize', 80.674, {}),
+    ('repeated augmentation', 80.858, {'augmentation_repeats': 4}),
+]
+
+
+def test_the_ladder_from_torchvision_v1_to_v2(root):
+    text = (root / 'docs' / 'recipes.md').read_text()
+    chosen, gone = {}, []
+    for rung, accuracy, overrides in LADDER:
+        assert not overrides.keys() & chosen.keys()
+        chosen |= overrides
+        config = get_config('torchvision_v1', **chosen)
+        assert (config not in gone) or not overrides
+        gone.append(config)
+        [line] = [line for line in text.splitlines() if line.startswith(f'| {rung} ')]
+        assert f' {accuracy:.3f} ' in line
+        for name, value in overrides.items():
+            assert f'`--{name}={value:.10g}`' in line if isinstance(value, float) else f'`--{name}={value}`' in line, (
+                name
+            )
+    assert dataclasses.replace(gone[-1], recipe='torchvision_v2') == RECIPES['torchvision_v2']
+    decay = 1 - (1 - 0.99998) * 1024 * 32 / 600
+    assert RECIPES['torchvision_v2'].ema_decay == pytest.approx(decay, abs=1e-10)
+
+
+def test_every_recipe_is_in_the_table(root):
+    text = (root / 'docs' / 'recipes.md').read_text()
+    assert all(f'| `{name}` |' in text for name in RECIPES)
+
+
+@pytest.mark.parametrize(
+    ('examples', 'steps', 'falls'),
+    [
+        (1_000, 500, (0.4, 0.6, 0.8)),
+        (19_999, 500, (0.4, 0.6, 0.8)),
+        (50_000, 10_000, (0.3, 0.6, 0.9)),
+        (1_281_167, 20_000, (0.3, 0.6, 0.9)),
+    ],
+)
+def test_the_hyperrule_counts_in_steps(examples, steps, falls):
+    config = bit_hyperrule(examples, image_pixels=224)
+    epoch = examples // config.batch_size
+    assert config.epochs * epoch == pytest.approx(steps, abs=epoch / 2)
+    np.testing.assert_allclose(np.array(config.decay_epochs) * epoch, np.array(falls) * steps + 1)
+    assert config.warmup_epochs * epoch == pytest.approx(100 if steps == 500 else 500)
+    assert config.mixup == (0.0 if steps == 500 else 0.1)
+    assert (config.image_size, config.crop_size, config.weight_decay) == (512, 480, 0.0)
+
+
+def test_the_hyperrule_of_small_images_and_small_data():
+    config = RECIPES['bit_cifar10']
+    assert config == bit_hyperrule(50_000, dataset='cifar10', image_pixels=32, recipe='bit_cifar10')
+    assert (config.image_size, config.crop_size, config.learning_rate, config.batch_size) == (160, 128, 0.003, 512)
+    few = bit_hyperrule(100)
+    assert (few.batch_size, few.epochs, few.peak_learning_rate) == (100, 500, pytest.approx(0.003 * 100 / 512))
+    assert bit_hyperrule(10_000, horizontal_flip=False).horizontal_flip is False
+    with pytest.raises(InputError, match='num_train_examples=0 must be at least 1'):
+        bit_hyperrule(0)
+
+
+IMAGENET = [name for name, config in RECIPES.items() if config.dataset == 'imagenet2012']
+
+CLASSES, FEATURES = 3, 4
+EPOCH_STEPS = 2  # so that ten steps see warmups that go by the epoch
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    shapes = {'stem/conv/kernel': (1, 1, FEATURES, FEATURES), 'stem/norm/scale': (FEATURES,)}
+    shapes |= {'stem/norm/bias': (FEATURES,), 'head/kernel': (FEATURES, CLASSES), 'head/bias': (CLASSES,)}
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    # Small enough for the highest of the learning rates.
+    return params, rng.normal(0, 0.2, size=(6, FEATURES)).astype(np.float32), rng.integers(0, CLASSES, 6)
+
+
+def loss_and_gradients(w, x, labels, config):
+    """The loss of smoothed, thresholded targets and its gradients, by hand."""
+    first = w['stem/conv/kernel'][0, 0]
+    hidden = x @ first
+    normal = hidden * w['stem/norm/scale'] + w['stem/norm/bias']
+    z = normal @ w['head/kernel'] + w['head/bias']
+    target = np.eye(CLASSES)[labels]
+    target = (1 - config.label_smoothing) * target + config.label_smoothing / CLASSES
+    if config.loss == 'sigmoid_cross_entropy':
+        if config.target_threshold is not None:
+            target = (target > config.target_threshold) * 1.0
+        p = 1 / (1 + np.exp(-z))
+        loss = -(target * np.log(p) + (1 - target) * np.log(1 - p)).mean()
+        error = (p - target) / z.size
+    else:
+        z = z - z.max(1, keepdims=True)
+        log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+        p, loss = np.exp(log_p), -(target * log_p).sum(1).mean()
+        error = (p - target) / len(x)
+    back = error @ w['head/kernel'].T
+    return loss, {
+        'stem/conv/kernel': (x.T @ (back * w['stem/norm/scale']))[None, None],
+        'stem/norm/scale': (back * hidden).sum(0),
+        'stem/norm/bias': back.sum(0),
+        'head/kernel': normal.T @ error,
+        'head/bias': error.sum(0),
+    }
+
+
+def warmed_up(peak, steps):
+    return lambda step: peak * min((step + 1) / steps, 1)
+
+
+def by_epochs(low, peak):
+    """Over five epochs."""
+    return lambda step: low + (peak - low) * (step // EPOCH_STEPS) / 5
+
+
+# Of the first ten steps, at two an epoch.
+CONSTANT = ['he2015_cifar', 'wrn_cifar', 'resnext_cifar', 'he2015_imagenet', 'fb_resnet_torch', 'resnext_imagenet']
+RATES = dict.fromkeys([*CONSTANT, 'torchvision_v1'], lambda step: 0.1) | {
+    'digits_quick': lambda step: 0.1 * ((step + 1) / 9 if step < 9 else 1),
+    'preact_cifar': lambda step: (0.01, 0.055, 0.1)[min(step, 2)],
+    'cifar_fast': lambda step: 0.4 * ((step + 1) / 4 if step < 4 else 1 - (step - 4) / 16),
+    'bag_of_tricks': warmed_up(0.4, 10),
+    'torchvision_v2': by_epochs(0.005, 0.5),
+    'rsb_a1': by_epochs(1e-4, 5e-3),
+    'rsb_a2': by_epochs(1e-4, 5e-3),
+    'rsb_a3': by_epochs(1e-4, 8e-3),
+    'resnet_rs': warmed_up(1.6, 10),
+    'bit_cifar10': lambda step: 0.003 * step / 10,
+}
+KERNELS = {'stem/conv/kernel', 'head/kernel'}
+DECAYED = dict.fromkeys(['cifar_fast', 'bag_of_tricks', 'rsb_a1', 'rsb_a2', 'rsb_a3'], KERNELS) | dict.fromkeys(
+    ['torchvision_v2', 'resnet_rs'], KERNELS | {'head/bias'}
+)
+NESTEROV = {'digits_quick', 'wrn_cifar', 'resnext_cifar', 'cifar_fast'}
+NESTEROV |= {'fb_resnet_torch', 'resnext_imagenet', 'bag_of_tricks'}
+
+
+def steps_by_hand(recipe, w, x, labels):
+    """Losses of ten steps, and the parameters after them, in float64."""
+    config = RECIPES[recipe]
+    w, losses = {name: value.astype(np.float64) for name, value in w.items()}, []
+    m, v = ({name: np.zeros_like(value) for name, value in w.items()} for _ in range(2))
+    for step in range(10):
+        loss, gradients = loss_and_gradients(w, x, labels, config)
+        losses.append(loss)
+        norm = math.sqrt(sum((g**2).sum() for g in gradients.values()))
+        for name, g in gradients.items():
+            decay = config.weight_decay * w[name] * (name in DECAYED.get(recipe, w))
+            if recipe.startswith('rsb'):  # LAMB of gradients of norm 1 at most
+                g = g / max(norm, 1)
+                m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.999 * v[name] + 0.001 * g * g
+                u = m[name] / (1 - 0.9 ** (step + 1)) / (np.sqrt(v[name] / (1 - 0.999 ** (step + 1))) + 1e-6) + decay
+                u *= np.linalg.norm(w[name]) / np.linalg.norm(u) if name in KERNELS else 1
+            else:
+                m[name] = 0.9 * m[name] + g + decay
+                u = g + decay + 0.9 * m[name] if recipe in NESTEROV else m[name]
+            w[name] = w[name] - RATES[recipe](step) * u
+    return losses, w
+
+
+def network(flat):
+    """The arrays by path as a tree of parameters."""
+    tree = {'stem': {'conv': {}, 'norm': {}}, 'head': {}}
+    for path, value in flat.items():
+        *layers, name = path.split('/')
+        functools.reduce(dict.__getitem__, layers, tree)[name] = jnp.asarray(value)
+    return tree
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_what_decays_in_every_recipe(recipe):
+    """Without gradients, decay alone moves parameters, by amounts that ten steps of learning would hide."""
+    config, params = RECIPES[recipe], network(problem()[0])
+    optimizer = make_optimizer(config, EPOCH_STEPS)
+    state = optimizer.init(params)
+    for step in range(2):
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        times = 1 + 0.9 * step  # of momentum
+        times = 1 + 0.9 * times if recipe in NESTEROV else times
+        share = 1 if recipe.startswith('rsb') else config.weight_decay * times  # LAMB's step is as long as the kernel
+        for path, value in problem()[0].items():
+            found = functools.reduce(dict.__getitem__, path.split('/'), updates)
+            expected = -RATES[recipe](step) * share * value * (path in DECAYED.get(recipe, [path]))
+            np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_ten_steps_of_every_recipe_by_hand(recipe):
+    config = RECIPES[recipe]
+    flat, x, labels = problem()
+    expected, by_hand = steps_by_hand(recipe, flat, x, labels)
+    params = network(flat)
+    task = TASKS[config.task](config.loss or '', config.label_smoothing, config.target_threshold)
+
+    def loss_fn(params):
+        stem, head = params['stem'], params['head']
+        hidden = x @ stem['conv']['kernel'][0, 0] * stem['norm']['scale'][None] + stem['norm']['bias'][None]
+        return task.losses(hidden @ head['kernel'] + head['bias'][None], jnp.asarray(labels), smooth=True).mean()
+
+    optimizer = make_optimizer(config, EPOCH_STEPS)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state):
+        loss, gradients = jax.value_and_grad(loss_fn)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    found = []
+    for _ in range(10):
+        params, state, loss = step(params, state)
+        found.append(float(loss))
+    np.testing.assert_allclose(found, expected, rtol=5e-6)
+    for path, value in by_hand.items():
+        leaf = functools.reduce(dict.__getitem__, path.split('/'), params)
+        np.testing.assert_allclose(leaf, value, rtol=5e-6, atol=5e-6, err_msg=path)
