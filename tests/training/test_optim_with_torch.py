@@ -113,7 +113,7 @@ FIELDS = {'learning_rate': 0.05, 'epochs': STEPS, 'schedule': 'linear', 'weight_
 def test_torch_optimizers(name, nesterov, make):
     expected = their_steps(lambda params: make(groups(params, 0.1, KERNELS)))
     found = our_steps(TrainConfig(optimizer=name, nesterov=nesterov, **FIELDS))
-    assert_same(found, expected, 3e-6)
+    assert_same(found, expected, 5e-6)
 
 
 def test_muon_direction_of_torch():
