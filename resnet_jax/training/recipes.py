@@ -157,7 +157,6 @@ def bit_hyperrule(
         supports = (500, 3_000, 6_000, 9_000, 10_000)
     batch_size = min(batch_size, num_train_examples)
     epoch_steps = num_train_examples // batch_size
-    small = image_pixels**2 < 96**2
     return TrainConfig(
         recipe=recipe,
         dataset=dataset,
@@ -172,8 +171,8 @@ def bit_hyperrule(
         warmup_start=0.0,
         weight_decay=0.0,
         mixup=0.0 if num_train_examples < 20_000 else 0.1,
-        image_size=160 if small else 512,
-        crop_size=128 if small else 480,
+        image_size=160 if image_pixels < 96 else 512,
+        crop_size=128 if image_pixels < 96 else 480,
         horizontal_flip=horizontal_flip,
     )
 

@@ -33,59 +33,6 @@ def test_a_parameter_without_a_rule_is_an_error():
         parameter_rules({'conv1': {'mystery': jnp.zeros(1)}}, TrainConfig())
 
 
-@pytest.mark.parametrize('nesterov', [False, True])
-def test_two_steps_of_sgd_by_hand(nesterov):
-    """PyTorch: d = g + wd w; v = m v + d; w -= lr (d + m v if nesterov else v)."""
-    config = TrainConfig(
-        epochs=10, learning_rate=0.1, schedule='step', decay_epochs=(9,), momentum=0.9, nesterov=nesterov,
-        weight_decay=0.5, decayed='kernels',
-    )  # fmt: skip
-    optimizer = make_optimizer(config, 10)
-    state = optimizer.init(PARAMS)
-    params = PARAMS
-    expected = {'kernel': 2.0, 'scale': 1.0}
-    velocity = {'kernel': 0.0, 'scale': 0.0}
-    for gradient in (1.0, -3.0):
-        grads = {
-            'conv1': {'kernel': jnp.array([gradient])},
-            'norm1': {'scale': jnp.array([gradient]), 'bias': jnp.zeros(1)},
-        }
-        updates, state = optimizer.update(grads, state, params)
-        params = {k: {n: params[k][n] + updates[k][n] for n in params[k]} for k in params}
-        for name, decay in (('kernel', 0.5), ('scale', 0.0)):
-            d = gradient + decay * expected[name]
-            velocity[name] = 0.9 * velocity[name] + d
-            expected[name] -= 0.1 * (d + 0.9 * velocity[name] if nesterov else velocity[name])
-    np.testing.assert_allclose(params['conv1']['kernel'], [expected['kernel']], rtol=1e-6)
-    np.testing.assert_allclose(params['norm1']['scale'], [expected['scale']], rtol=1e-6)
-    np.testing.assert_allclose(params['norm1']['bias'], [0.5])
-
-
-def test_the_state_of_sgd_is_nested_as_in_the_checkpoints_there_are():
-    expected = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(lambda step: 0.1, 0.9)).init(PARAMS)
-    found = make_optimizer(TrainConfig(), 10).init(PARAMS)
-    assert [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(found)[0]] == [
-        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(expected)[0]
-    ]
-
-
-@pytest.mark.parametrize('name', ['adam', 'adamw'])
-def test_two_steps_of_adam_by_hand(name):
-    """PyTorch: m and v from g (adam: g + wd w), both corrected for their start; adamw takes lr wd w off beside it."""
-    fields = {'epochs': 10, 'learning_rate': 0.1, 'schedule': 'step', 'decay_epochs': (9,), 'decayed': 'kernels'}
-    optimizer = make_optimizer(TrainConfig(optimizer=name, weight_decay=0.5, **fields), 10)
-    params, state, w, m, v = PARAMS, optimizer.init(PARAMS), 2.0, 0.0, 0.0
-    for step, gradient in enumerate((1.0, -3.0), start=1):
-        grads = jax.tree.map(lambda p, g=gradient: jnp.full_like(p, g), PARAMS)
-        updates, state = optimizer.update(grads, state, params)
-        params = jax.tree.map(jnp.add, params, updates)
-        g = gradient + (0.5 * w if name == 'adam' else 0.0)
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-        move = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)) ** 0.5 + 1e-8)
-        w -= 0.1 * (move + (0.5 * w if name == 'adamw' else 0.0))
-    np.testing.assert_allclose(params['conv1']['kernel'], [w], rtol=1e-5)
-
-
 @pytest.mark.parametrize('freeze', [None, 'conv1'])
 @pytest.mark.parametrize('name', ['sgd', 'adamw'])
 def test_the_head_has_its_own_learning_rate(name, freeze):
