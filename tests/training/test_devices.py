@@ -1,0 +1,83 @@
+"""One device, eight devices, two processes: the same training."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax import InputError, load_variables
+from resnet_jax.training.sharding import data_mesh, join_processes, split_evenly
+
+
+def start(root, workdir, num_devices, *job):
+    environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={num_devices}'}
+    command = [sys.executable, '-m', 'tests.training.twenty_steps', str(workdir), *map(str, job)]
+    return subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(*processes):
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture(scope='module')
+def one(root, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('devices') / 'one'
+    finish(start(root, workdir, 1))
+    return workdir
+
+
+def assert_same(found, expected):
+    """Losses of twenty steps and of the evaluations, and the weights at the end."""
+    records = [[json.loads(line) for line in (w / 'metrics.jsonl').read_text().splitlines()] for w in (found, expected)]
+    assert [(r['split'], r['step']) for r in records[0]] == [(r['split'], r['step']) for r in records[1]]
+    assert sum(r['split'] == 'train' for r in records[0]) == 20
+    np.testing.assert_allclose(*([r['loss'] for r in part] for part in records), rtol=1e-4)
+    trees = [jax.tree.leaves(load_variables(workdir)) for workdir in (found, expected)]
+    for first, second in zip(*trees, strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_eight_devices_train_as_one(root, one, tmp_path):
+    finish(start(root, tmp_path / 'run', 8))
+    assert_same(tmp_path / 'run', one)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(root, one, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        address = f'localhost:{probe.getsockname()[1]}'
+    finish(*(start(root, tmp_path / 'run', 1, address, 2, index) for index in range(2)))
+    assert_same(tmp_path / 'run', one)
+    assert not list((tmp_path / 'run').rglob('*.partial*'))
+
+
+def test_arguments_of_a_job_go_together():
+    with pytest.raises(InputError, match=r'coordinator_address=here:1, num_processes=None and process_index=None are'):
+        join_processes('here:1')
+    with pytest.raises(InputError, match='process_index=2 must be from 0 to 1'):
+        join_processes('here:1', 2, 2)
+    join_processes()  # alone: nothing happens
+    assert jax.process_count() == 1
+
+
+def test_the_largest_axis_that_divides_is_split():
+    mesh = data_mesh()
+    assert mesh.size == 2
+    for shape, parts in (((3, 3, 8, 16), (3, 3, 8, 8)), ((4, 3), (2, 3)), ((3, 5), (3, 5)), ((), ())):
+        assert split_evenly(mesh, shape).shard_shape(shape) == parts
