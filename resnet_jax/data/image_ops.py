@@ -9,9 +9,12 @@ each channel, or a blend with a degenerate image.
 import jax
 import jax.numpy as jnp
 
-# Luma of ITU-R 601-2 in sixteenths of 2^16, as in Pillow's conversion to L.
+# Luma of ITU-R 601-2 of red, green and blue in parts of 2^16, as in Pillow's conversion to L.
 _LUMA = (19595, 38470, 7471)
 _FIXED = 1 << 16
+# Weights of a resize are multiples of 2^-15 (Pillow's: 2^-22): sums of their products with pixels are exact in float32,
+# and so the same in whichever order a platform, or a batch of another size, adds them up.
+_WEIGHT_LEVELS = 1 << 15
 
 
 def gray(image: jax.Array) -> jax.Array:
@@ -19,7 +22,8 @@ def gray(image: jax.Array) -> jax.Array:
     wide = image.astype(jnp.int32)
     if image.shape[-1] == 1:
         return wide[..., 0]
-    return (wide @ jnp.array(_LUMA, jnp.int32) + (1 << 15)) >> 16
+    parts = [weight * wide[..., channel] for channel, weight in enumerate(_LUMA)]  # faster than a product of integers
+    return (sum(parts[1:], parts[0]) + (1 << 15)) >> 16
 
 
 def mean_gray(light: jax.Array) -> jax.Array:
@@ -30,7 +34,9 @@ def mean_gray(light: jax.Array) -> jax.Array:
 def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
     """``degenerate + factor (image - degenerate)``, cut to 0 .. 255 and rounded down: Pillow's ``Image.blend``."""
     low, high = degenerate.astype(jnp.float32), image.astype(jnp.float32)
-    return jnp.clip(low + factor * (high - low), 0, 255).astype(jnp.uint8)
+    # The maximum changes nothing; without it a compiler may multiply and add with one rounding instead of Pillow's two.
+    change = jnp.maximum(factor * (high - low), -_FIXED)
+    return jnp.clip(low + change, 0, 255).astype(jnp.uint8)
 
 
 def color(image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -225,7 +231,8 @@ def _resize_weights(size: int, start: jax.Array, length: jax.Array, result: int,
     else:
         weights = jnp.maximum(1 - distance, 0.0)
     weights = jnp.where((pixels >= start) & (pixels < start + length), weights, 0.0)
-    return weights / jnp.sum(weights, axis=1, keepdims=True)
+    weights = weights / jnp.sum(weights, axis=1, keepdims=True)
+    return jnp.round(weights * _WEIGHT_LEVELS) / _WEIGHT_LEVELS
 
 
 def shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import InputError
-from resnet_jax.data.batches import epoch_order, eval_batches, steps_per_epoch, train_indices
+from resnet_jax.data.batches import copy_numbers, epoch_order, eval_batches, steps_per_epoch, train_indices
 
 
 def test_an_epoch_sees_no_example_twice():
@@ -33,3 +33,21 @@ def test_evaluation_sees_every_example_once(size, batch_size):
 def test_a_batch_that_does_not_fit_is_refused(batch_size):
     with pytest.raises(InputError, match=f'batch_size={batch_size} must be from 1 to the 10 training examples'):
         steps_per_epoch(10, batch_size)
+
+
+def test_repeats_put_copies_in_a_row_and_see_the_first_part_of_the_order():
+    order, steps = epoch_order(5, 1, 50), steps_per_epoch(50, 12, 3)
+    assert steps == steps_per_epoch(50, 12) == 4
+    seen = np.concatenate([train_indices(5, step, 50, 12, 3) for step in range(steps, 2 * steps)])
+    np.testing.assert_array_equal(seen, np.repeat(order[: 4 * 12 // 3], 3))
+    np.testing.assert_array_equal(copy_numbers(12, 3), [0, 1, 2] * 4)
+    pairs = set(zip(seen, np.tile(copy_numbers(12, 3), steps), strict=True))
+    assert len(pairs) == 48  # no copy of an example twice
+    np.testing.assert_array_equal(copy_numbers(4), 0)
+
+
+def test_copies_that_do_not_fill_a_batch_are_refused():
+    with pytest.raises(InputError, match='augmentation_repeats=5 must divide the batch_size=12'):
+        steps_per_epoch(50, 12, 5)
+    with pytest.raises(InputError, match='augmentation_repeats=5 must divide the batch_size=12'):
+        train_indices(0, 0, 50, 12, 5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.data.mixing import cutmix, mix, mixup
+from resnet_jax.training.sharding import data_mesh, split_batch
 
 KEYS = jax.random.split(jax.random.key(0), 300)
 
@@ -54,3 +55,14 @@ def test_one_alone(batch, options, alone):
     key = jax.random.key(3)
     expected = alone(jax.random.split(key)[1], *batch, 0.5)
     jax.tree.map(np.testing.assert_array_equal, mix(key, *batch, *options), expected)
+
+
+@pytest.mark.parametrize('alphas', [(0.5, 0.0), (0.0, 1.0)])
+def test_pairs_are_those_of_the_whole_batch_on_any_number_of_devices(batch, alphas):
+    """The first image meets the last one, though that lies on another device."""
+    mesh = data_mesh()
+    assert mesh.size == 2
+    function = jax.jit(lambda key, images, targets: mix(key, images, targets, *alphas))
+    split = function(KEYS[1], *jax.device_put(batch, split_batch(mesh)))
+    jax.tree.map(np.testing.assert_array_equal, split, function(KEYS[1], *batch))
+    assert 0 < split[1][0, 3] < 1

@@ -45,9 +45,8 @@ def test_the_drawn_operation_is_applied_and_no_other(name, image, jitted):
     magnitude, pillows = ONE_OF_EACH[name]
     found = jitted(image, jnp.array([OPERATIONS.index(name)]), jnp.array([magnitude], jnp.float32))
     expected = np.asarray(pillows(Image.fromarray(image))).astype(int)
-    # A factor that is not known to the compiler may be multiplied and added in one rounding.
-    rounded = name in ('autocontrast', 'brightness', 'contrast', 'color', 'sharpness')
-    assert np.abs(np.asarray(found).astype(int) - expected).max() <= rounded
+    # Pillow computes this one in floating point, where a whole number may end a hair below itself.
+    assert np.abs(np.asarray(found).astype(int) - expected).max() <= (name == 'autocontrast')
 
 
 def test_gray_images_have_no_color(image, jitted):
