@@ -2,8 +2,13 @@
 
 python -m experiments.show_augment                                        # every policy on handwritten digits
 python -m experiments.show_augment --dataset=arrays:DIR --show=operations
+python -m experiments.show_augment --dataset=arrays:DIR --crop_area=0.08,1 --color_jitter=0.4,0.4,0.4,0.1 --cutout=8
+
+What is asked for besides rows has a row of its own, as training does it, and one of all of it together.
 """
 
+import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -14,8 +19,10 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import common, training_flags
-from resnet_jax import InputError
+from resnet_jax import InputError, TrainConfig
+from resnet_jax.data.augment import Augmentation, augment
 from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.examples import Dataset
 from resnet_jax.data.policies import OPERATIONS, POLICIES, apply_operations
 from resnet_jax.training.report import save_figure
 from resnet_jax.training.workdir import make_folder
@@ -23,7 +30,13 @@ from resnet_jax.training.workdir import make_folder
 FLAGS = flags.FLAGS
 
 training_flags.define_data_flags(default='digits')
-flags.DEFINE_enum('show', 'policies', ['policies', 'operations'], 'What the rows are.')
+training_flags.define_augmentation_flags()
+flags.DEFINE_enum(
+    'show',
+    None,
+    ['policies', 'operations'],
+    'What the rows are. Default: the operations below, or policies without any.',
+)
 flags.DEFINE_list('policies', list(POLICIES), 'Policies to show.')
 flags.DEFINE_integer('num_images', 10, 'Columns: the first images of the training set.', lower_bound=1)
 flags.DEFINE_integer('seed', 0, 'Seed of what is drawn.')
@@ -39,9 +52,33 @@ _STRONG = {
 Row = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+def asked_for(image_shape: tuple[int, ...]) -> Augmentation:
+    """The augmentation of the flags.
+
+    Raises:
+      InputError: a value out of range, or one that such images cannot have.
+    """
+    augmentation = Augmentation.of(TrainConfig(**training_flags.chosen_settings()))  # which checks them
+    augmentation.result_shape(image_shape)
+    return augmentation
+
+
+def single(augmentation: Augmentation) -> dict[str, Augmentation]:
+    """Each operation alone and all together, by what is written beside it; nothing where nothing is asked for."""
+    plain = Augmentation()
+    crops = {field.name for field in dataclasses.fields(Augmentation) if field.name.startswith('crop')}
+    values = dataclasses.asdict(augmentation)
+    crop = dataclasses.replace(plain, **{name: values[name] for name in crops})
+    found = {} if crop == plain else {'crop': crop}
+    for name, value in values.items():
+        if name not in crops and value != getattr(plain, name):
+            found[value if name == 'policy' else name] = dataclasses.replace(plain, **{name: value})
+    return found | {'all': augmentation} if len(found) > 1 else found
+
+
 def rows_of(width: int) -> dict[str, Row]:
     """``(key, image) -> image`` by what is written beside the row."""
-    rows: dict[str, Row] = {'as it is': lambda key, image: image}
+    rows: dict[str, Row] = {}
     if FLAGS.show == 'operations':
         for number, name in enumerate(OPERATIONS[1:], start=1):
             magnitude = _STRONG.get(name, 0.0) * (width if name.startswith('translate') else 1)
@@ -54,19 +91,35 @@ def rows_of(width: int) -> dict[str, Row]:
     return rows
 
 
+def sheet_of(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Rows of images, uint8 ``[num_images, H', W', C]`` each."""
+    images = dataset.train.images[: FLAGS.num_images]
+    keys = jax.random.split(jax.random.key(FLAGS.seed), len(images))
+    sheet = {'as it is': np.asarray(images)}
+    augmentations = single(asked_for(images.shape[1:]))
+    if FLAGS.show is not None or not augmentations:
+        for name, row in rows_of(images.shape[2]).items():
+            sheet[name] = np.asarray(jax.jit(jax.vmap(row))(keys, images))
+    mean, std = dataset.mean, dataset.std
+    for name, augmentation in augmentations.items():
+        how = functools.partial(augment, mean=mean, std=std, augmentation=augmentation)
+        values = 255 * (np.asarray(jax.jit(how)(keys, images)) * np.array(std) + np.array(mean))
+        sheet[name] = np.round(values).clip(0, 255).astype(np.uint8)
+    return sheet
+
+
 def main() -> None:
     if unknown := [name for name in FLAGS.policies if name not in POLICIES]:
         raise InputError(f'policies={unknown[0]} must be some of {", ".join(POLICIES)}')
     name = FLAGS.dataset or 'digits'
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=FLAGS.image_size)
-    images = dataset.train.images[: FLAGS.num_images]
-    keys = jax.random.split(jax.random.key(FLAGS.seed), len(images))
-    rows = rows_of(images.shape[2])
-    figure = Figure(figsize=(1.1 * len(images) + 2, 1.1 * len(rows)), layout='constrained')
+    sheet = sheet_of(dataset)
+    columns = len(sheet['as it is'])
+    figure = Figure(figsize=(1.1 * columns + 2, 1.1 * len(sheet)), layout='constrained')
     figure.suptitle(f'{name}, seed {FLAGS.seed}')
-    grid = figure.subplots(len(rows), len(images), squeeze=False)
-    for line, (title, function) in zip(grid, rows.items(), strict=True):
-        for axes, image in zip(line, np.asarray(jax.jit(jax.vmap(function))(keys, images)), strict=True):
+    grid = figure.subplots(len(sheet), columns, squeeze=False)
+    for line, (title, images) in zip(grid, sheet.items(), strict=True):
+        for axes, image in zip(line, images, strict=True):
             axes.imshow(image.squeeze(), cmap='gray' if image.shape[-1] == 1 else None, vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(title, rotation=0, ha='right', va='center')

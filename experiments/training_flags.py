@@ -107,8 +107,8 @@ def _define_network_flags() -> None:
     flags.DEFINE_enum('stem', None, list(STEMS), "First layers; cifar for small images. Default: the architecture's.")
 
 
-def _define_augmentation_flags() -> None:
-    """What is done to the training images. Every default is the recipe's, and nothing in regression."""
+def define_augmentation_flags() -> None:
+    """What is done to each training image. Every default is the recipe's, and nothing in regression."""
     number, whole, several = flags.DEFINE_float, flags.DEFINE_integer, flags.DEFINE_list
     _setting(several, 'crop_area', 'Range of the area of a random crop that is resized, in shares: 0.08,1.')
     _setting(several, 'crop_ratio', 'Range of width to height of such a crop. Default: 3/4 to 4/3.')
@@ -121,6 +121,11 @@ def _define_augmentation_flags() -> None:
     _setting(number, 'lighting', 'Standard deviation of noise along the principal colours: 0.1.')
     _setting(number, 'random_erasing', 'Probability with which a box is erased.')
     _setting(whole, 'cutout', 'Pixels a side of a square that is erased.')
+
+
+def _define_mixing_flags() -> None:
+    """What is done to batches of them, likewise."""
+    number, whole = flags.DEFINE_float, flags.DEFINE_integer
     _setting(whole, 'augmentation_repeats', 'Times that an image is in its batch, each augmented anew.')
     _setting(number, 'mixup', 'Alpha of mixup; 0 for none.')
     _setting(number, 'cutmix', 'Alpha of CutMix; 0 for none.')
@@ -184,7 +189,8 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     define_normalization_flags()
     _SETTINGS.extend(('dataset', 'image_size', 'mean', 'std'))
     _define_network_flags()
-    _define_augmentation_flags()
+    define_augmentation_flags()
+    _define_mixing_flags()
     _define_optimization_flags()
     _define_run_flags()
     flags.DEFINE_string('arch', arch, f'Architecture: {", ".join(archs)}.')
@@ -248,11 +254,12 @@ def _define_run_flags() -> None:
 def chosen_settings() -> dict[str, Any]:
     """Fields of TrainConfig that flags set."""
     chosen = set_flags([name for name in _SETTINGS if name not in (*_NUMBERS, *_UNLIKE)])
-    chosen |= {name: numbers for name in _NUMBERS if (numbers := numbers_of(name)) is not None}
-    if (statistics := FLAGS.statistics) is not None:
-        chosen['statistics'] = int(statistics) if statistics.isdecimal() else statistics
-    if FLAGS.learning_rate_factors is not None:
-        chosen['learning_rate_factors'] = tuple(_factor(pair) for pair in FLAGS.learning_rate_factors)
+    chosen |= {name: numbers_of(name) for name in set_flags([name for name in _NUMBERS if name in _SETTINGS])}
+    unlike = set_flags([name for name in _UNLIKE if name in _SETTINGS])
+    if 'statistics' in unlike:
+        chosen['statistics'] = int(unlike['statistics']) if unlike['statistics'].isdecimal() else unlike['statistics']
+    if 'learning_rate_factors' in unlike:
+        chosen['learning_rate_factors'] = tuple(map(_factor, unlike['learning_rate_factors']))
     return chosen
 
 

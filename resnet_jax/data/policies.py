@@ -35,9 +35,11 @@ def apply_operations(image: jax.Array, drawn: Drawn, fill: jax.Array | int = 0, 
       fill: value of pixels from outside of the image, one or ``[C]``.
       bilinear: how affine maps read pixels.
     """
-    for operation, magnitude in zip(*drawn, strict=True):
-        image = _apply(image, operation, magnitude, fill, bilinear)
-    return image
+
+    def step(image: jax.Array, drawn: Drawn) -> tuple[jax.Array, None]:
+        return _apply(image, *drawn, fill, bilinear), None
+
+    return jax.lax.scan(step, image, drawn)[0]  # compiled once, and not fused over operations
 
 
 def _apply(

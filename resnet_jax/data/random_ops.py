@@ -72,7 +72,8 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> jax.Array:
     """``crop_box`` of a uint8 ``[H, W, C]`` image, resized bilinearly with antialiasing: uint8 ``[H', W', C]``."""
-    return image_ops.resized_crop(image, *crop_box(key, *image.shape[:2], area, ratio), size)
+    height, width, _ = image.shape
+    return image_ops.resized_crop(image, *crop_box(key, height, width, area, ratio), size)
 
 
 def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -89,19 +90,19 @@ def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
         the circle by which the hue is turned, in [-0.5, 0.5].
       order: a permutation of the numbers of the factors, as many.
     """
+
+    def enhanced(image: jax.Array, numbers: jax.Array, factors: jax.Array) -> jax.Array:
+        # A loop: XLA would compute an unrolled chain again and again, once for each pixel that it is used in.
+        return jax.lax.scan(lambda image, step: (_enhanced(image, *step), None), image, (numbers, factors))[0]
+
     if len(factors) == 3:
-        for number in order:
-            image = _enhanced(image, number, factors[number])
-        return image
+        return enhanced(image, order, factors[order])
     # The hue costs most and happens once; the others are computed before and after it, in one of both with factor 1.
-    place = jnp.argmax(order == 3)
-    others = [order[turn + (turn >= place)] for turn in range(3)]
-    for turn, number in enumerate(others):
-        image = _enhanced(image, number, jnp.where(turn < place, factors[number], 1.0))
+    place, turns = jnp.argmax(order == 3), jnp.arange(3)
+    others = order[turns + (turns >= place)]
+    image = enhanced(image, others, jnp.where(turns < place, factors[others], 1.0))
     image = image_ops.shift_hue(image, factors[3])
-    for turn, number in enumerate(others):
-        image = _enhanced(image, number, jnp.where(turn >= place, factors[number], 1.0))
-    return image
+    return enhanced(image, others, jnp.where(turns >= place, factors[others], 1.0))
 
 
 def jitter_parameters(key: jax.Array, ranges: tuple[float, ...]) -> tuple[jax.Array, jax.Array]:
