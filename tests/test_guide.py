@@ -69,7 +69,7 @@ def test_both_languages_say_the_same(root, english, turkish):
 @pytest.mark.parametrize('document', DOCUMENTS)
 def test_commands_and_links_lead_somewhere(root, document):
     text = text_of(root, document)
-    shared = (root / 'experiments' / 'common.py').read_text()
+    shared = ''.join((root / 'experiments' / name).read_text() for name in ('common.py', 'training_flags.py'))
     for command in commands_of(text):
         _, _, module, *flags = shlex.split(command.split('  ')[0].replace('…', ''))
         script = (root / (module.replace('.', '/') + '.py')).read_text()

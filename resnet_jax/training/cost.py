@@ -53,7 +53,7 @@ class Cost:
         """A line of what is known before the first step."""
         return (
             f'cost: {self.num_parameters:,} parameters, {self.multiply_adds / 1e6:,.1f} M multiply-adds an image,'
-            f' {self.step_bytes / 2**20:,.0f} MiB for a step, compiled in {self.compile_seconds:.1f} s'
+            f' {self.step_bytes / 2**20:,.1f} MiB for a step, compiled in {self.compile_seconds:.1f} s'
         )
 
     def speed(self, examples_per_second: float) -> str:

@@ -81,7 +81,7 @@ class StopRequest:
         def work() -> None:
             try:
                 outcome.append(function())
-            except BaseException as error:  # noqa: BLE001: it is raised below, in the thread that waits
+            except BaseException as error:  # it is raised below, in the thread that waits
                 failure.append(error)
 
         thread = threading.Thread(target=work, daemon=True)

@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import dataclasses
 import json
 import pathlib
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from resnet_jax import create_model, init_variables, list_models, load_variables, save_weights
+from resnet_jax import TrainConfig, create_model, init_variables, list_models, load_variables, save_weights
 from resnet_jax.models.weight_files import read_tensors
 
 TRAINING = {
@@ -34,13 +35,12 @@ TRAINING = {
 }
 # The stem that suits images of 8x8, where a script's own networks have it for large ones.
 SMALL_IMAGES = {name: ['--stem=cifar'] for name in list(TRAINING)[5:] if name != 'antialiased_resnet'}
+# Every field of a configuration, but for the recipe's name the same word, and what is no setting.
 SHARED = [
-    *('arch', 'recipe', 'dataset', 'data_dir', 'workdir', 'epochs', 'batch_size', 'learning_rate', 'weight_decay'),
-    *('seed', 'num_seeds', 'compute_dtype', 'implementation', 'scan_blocks', 'image_size', 'init_from'),
-    *('compilation_cache', 'eval_every_epochs', 'checkpoint_every_epochs', 'log_every_steps'),
-    *('freeze', 'mean', 'std', 'drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last'),
-    *('task', 'loss', 'optimizer', 'head_learning_rate', 'new_head', 'crop_padding', 'horizontal_flip', 'policy'),
-    *('mixup', 'cutmix', 'target_threshold'),
+    *(field.name for field in dataclasses.fields(TrainConfig)),
+    *('arch', 'data_dir', 'workdir', 'num_seeds', 'compilation_cache', 'profile_steps'),
+    *('coordinator_address', 'num_processes', 'process_index'),
+    *('drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last'),
 ]
 
 BENCHMARK = [
@@ -85,6 +85,7 @@ def test_there_is_no_script_without_a_test(root):
         'comparison',
         'environment',
         'peers',
+        'training_flags',
     }
     # In test_learning.py.
     learning = {
@@ -270,6 +271,10 @@ MISTAKES = [
     ('wide_resnet', ['--arch=wide_resnet50_2', '--widen_factor=2'], 'widen_factor=2: only for wrn'),
     ('resnext', ['--cardinality=0'], '--cardinality=0'),
     ('resnet', ['--std='], 'std=() must be 3 numbers'),
+    ('resnet', ['--statistics=local'], "statistics='local' must be global, frozen, or a number of examples"),
+    ('resnet', ['--learning_rate_factors=stem'], 'learning_rate_factors=stem must be pattern=number'),
+    ('resnet', ['--num_processes=2'], 'num_processes=2 and process_index=None are given together'),
+    ('resnet', ['--distill_from=/no/run'], '/no/run does not exist'),
     ('resnet_rs', ['--arch=resnet50'], 'arch=resnet50 belongs to another script; this one takes: resnetrs'),
     ('benchmark', ['--arch=resnet18,seresnet18', '--against=flax'], "arch=seresnet18 has attention='se', which the"),
     ('evaluate', [], '--init_from or --workdir must name the weights'),

@@ -1,10 +1,17 @@
 """Losses against NumPy."""
 
+import jax
 import numpy as np
 import pytest
 
 from resnet_jax import numpy_reference as reference
-from resnet_jax.training.losses import absolute_error, sigmoid_cross_entropy, softmax_cross_entropy, squared_error
+from resnet_jax.training.losses import (
+    absolute_error,
+    distillation,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    squared_error,
+)
 from resnet_jax.training.tasks import MultiClass
 
 
@@ -43,3 +50,25 @@ def test_a_target_out_of_range_spoils_the_sigmoids_too():
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True])
     classes = MultiClass('sigmoid_cross_entropy').losses(np.zeros((3, 4), np.float32), np.array([0, 4, -1]))
     np.testing.assert_array_equal(np.isnan(classes), [False, True, True])
+
+
+@pytest.mark.parametrize('sigmoids', [False, True])
+def test_distillation_is_a_divergence_of_softened_probabilities(sigmoids, rng):
+    student, teacher = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    temperature = 3.0
+
+    def shares(logits):
+        wide = np.float64(logits) / temperature
+        if sigmoids:
+            yes = 1 / (1 + np.exp(-wide))
+            return np.stack([yes, 1 - yes], -1)
+        return np.exp(wide) / np.exp(wide).sum(-1, keepdims=True)
+
+    p, q = shares(teacher), shares(student)
+    expected = (p * np.log(p / q)).sum(-1)
+    expected = 9 * (expected.mean(-1) if sigmoids else expected)
+    found = distillation(student, teacher, temperature, sigmoids)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(distillation(teacher, teacher, temperature, sigmoids), 0, atol=1e-5)
+    gradient = jax.grad(lambda taught: distillation(student, taught, temperature, sigmoids).sum())(teacher)
+    np.testing.assert_array_equal(gradient, 0)

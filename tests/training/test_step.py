@@ -5,11 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from resnet_jax import ResNet, ResNetSpec, TrainConfig, create_train_state, eval_step, init_variables, train_step
 from resnet_jax import numpy_reference as reference
 from resnet_jax.training.optim import make_optimizer
+from resnet_jax.training.step import PLAIN, StepOptions, loss_fn
 from resnet_jax.training.tasks import MultiClass
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=4)
@@ -128,3 +130,114 @@ def test_everything_but_the_head_can_be_frozen(batch):
     assert not np.array_equal(after.params.pop('head')['kernel'], state.params['head']['kernel'])
     rest = {name: value for name, value in state.params.items() if name != 'head'}
     jax.tree.map(np.testing.assert_array_equal, after.params, rest)
+
+
+def stepped(model, optimizer, state, batch, options=PLAIN, key=None):
+    """A jitted step."""
+    step = jax.jit(
+        lambda state, batch: train_step(state, batch, model=model, optimizer=optimizer, options=options, key=key)
+    )
+    return step(state, batch)
+
+
+def same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize('poison', ['image', 'gradient'])
+def test_what_is_not_finite_changes_nothing_but_the_step(state, batch, poison):
+    """Neither parameters, statistics, momentum nor average; the schedule goes on."""
+    options = StepOptions(ema_decay=0.5)
+    state = dataclasses.replace(state, average=jax.tree.map(lambda leaf: leaf + 1, state.variables))
+    if poison == 'image':
+        batch = batch | {'image': batch['image'].at[0, 0, 0, 0].set(jnp.inf)}
+    else:  # a finite loss whose gradient's norm is not: activations of 1e30 and a head that undoes it
+        head = state.params['head'] | {'kernel': state.params['head']['kernel'] * 1e-30}
+        block = dict(state.params['stage2_block1'])
+        block['norm2'] = block['norm2'] | {'scale': block['norm2']['scale'] * 1e30}
+        state = dataclasses.replace(state, params=state.params | {'head': head, 'stage2_block1': block})
+    after, sums = stepped(MODEL, OPTIMIZER, state, batch, options)
+    assert not np.isfinite(sums['gradient_norm'])
+    assert int(sums['skipped']) == 1
+    assert float(sums['loss']) == float(sums['count']) == 0
+    assert int(after.step) == int(state.step) + 1
+    for name in ('params', 'batch_stats', 'average'):
+        same(getattr(after, name), getattr(state, name))
+    counts, slots = (
+        [leaf for leaf in jax.tree.leaves(after.opt_state) if (leaf.ndim == 0) == scalar] for scalar in (True, False)
+    )
+    assert [int(count) for count in counts] == [1]
+    same(slots, [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim])
+
+
+def test_the_average_follows_as_it_is_defined(state, batch, jitted):
+    """``a <- d a + (1 - d) new`` at every second step, d = min(0.9, (1 + n) / (10 + n)) with the warmup."""
+    for options, decays in (
+        (StepOptions(ema_decay=0.9), [0.9] * 4),
+        (StepOptions(ema_decay=0.9, ema_warmup=True), [2 / 11, 3 / 12, 4 / 13, 5 / 14]),
+        (StepOptions(ema_decay=0.9, ema_every_steps=2), [1, 0.9, 1, 0.9]),
+    ):
+        plain, average = state, jax.device_get(state.variables)
+        run = create_train_state(state.variables, OPTIMIZER, average=True)
+        step = jax.jit(lambda s, b, o=options: train_step(s, b, model=MODEL, optimizer=OPTIMIZER, options=o))
+        for decay in decays:
+            plain, _ = jitted(plain, batch)
+            run, _ = step(run, batch)
+            average = jax.tree.map(lambda a, n, d=decay: d * a + (1 - d) * n, average, plain.variables)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run.average, average)
+        assert run.eval_variables is run.average
+    options = StepOptions(ema_decay=0.9, average_statistics=False)
+    after, _ = stepped(MODEL, OPTIMIZER, create_train_state(state.variables, OPTIMIZER, average=True), batch, options)
+    same(after.average['batch_stats'], state.batch_stats)
+
+
+def test_parts_of_a_batch_give_the_mean_of_their_gradients(state, batch):
+    """As if each part, every second example, had gone through the network alone, one after the other."""
+    optimizer = optax.sgd(1.0)
+    state = create_train_state(state.variables, optimizer)
+    after, sums = stepped(MODEL, optimizer, state, batch, StepOptions(accumulation_steps=2))
+    parts, stats = [], state.batch_stats
+    for start in (0, 1):
+        part = jax.tree.map(lambda x, start=start: x[start::2], batch)
+        (_, (_, stats)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, stats, part, model=MODEL)
+        parts.append(gradient)
+    expected = jax.tree.map(lambda w, a, b: w - (a + b) / 2, state.params, *parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), after.params, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), after.batch_stats, stats)
+    assert int(sums['count']) == len(batch['label'])
+
+
+def test_sharpness_aware_steps_take_the_gradient_uphill(state, batch):
+    """``g(w + rho g / |g|)`` (Foret et al. 2021, Eq. 2 and Algorithm 1), the statistics those of w."""
+    optimizer = optax.sgd(1.0)
+    state = create_train_state(state.variables, optimizer)
+    after, sums = stepped(MODEL, optimizer, state, batch, StepOptions(sam_rho=0.1))
+    gradient_fn = jax.jit(
+        lambda params: jax.value_and_grad(loss_fn, has_aux=True)(params, state.batch_stats, batch, model=MODEL)
+    )
+    (_, (_, stats)), gradient = gradient_fn(state.params)
+    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(sums['gradient_norm'], norm, rtol=1e-5)
+    uphill = jax.tree.map(lambda w, g: w + 0.1 * g / norm, state.params, gradient)
+    expected = jax.tree.map(lambda w, g: w - g, state.params, gradient_fn(uphill)[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), after.params, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.batch_stats, stats)
+
+
+def test_norms_are_those_of_each_layer(state, batch):
+    after, sums = stepped(MODEL, OPTIMIZER, state, batch, StepOptions(log_norms=True))
+    assert {'stem/conv', 'stage2_block1/conv2', 'head'} <= set(sums['norms'])
+    moved = jax.tree.map(lambda a, b: np.asarray(a - b), after.params['head'], state.params['head'])
+    for index, tree in ((0, state.params['head']), (2, moved)):
+        expected = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+        np.testing.assert_allclose(sums['norms']['head'][index], expected, rtol=1e-3)
+
+
+def test_a_teacher_has_its_share_of_the_loss(state, batch):
+    """Of one that says what the network says itself, nothing is left but the rest of the usual loss."""
+    outputs = MODEL.apply(state.variables, batch['image'], train=True, mutable=['batch_stats'])[0]
+    plain = stepped(MODEL, OPTIMIZER, state, batch)[1]
+    taught = stepped(MODEL, OPTIMIZER, state, batch | {'teacher': outputs}, StepOptions(distill_weight=0.25))[1]
+    np.testing.assert_allclose(taught['loss'], 0.75 * plain['loss'], rtol=1e-5)
+    other = batch | {'teacher': -outputs}
+    assert stepped(MODEL, OPTIMIZER, state, other, StepOptions(distill_weight=0.25))[1]['loss'] > taught['loss']

@@ -1,0 +1,72 @@
+"""Signals: noted at any moment, obeyed at a safe place."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from resnet_jax import Interrupted
+from resnet_jax.training.interruption import StopRequest
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_and_nothing_else(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        stop.check()
+        assert not stop.at_step(1)
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+        assert stop.noted == number
+        assert stop.at_step(2)
+        with pytest.raises(Interrupted) as raised:
+            stop.check()
+        assert raised.value.signal == number
+    assert signal.getsignal(number) is before
+
+
+def test_who_signals_twice_is_in_a_hurry():
+    def signal_and_wait():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert stop.noted == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt) as raised:
+            signal_and_wait()
+    assert not isinstance(raised.value, Interrupted)
+
+
+def test_waiting_ends_with_the_result_the_error_or_a_signal():
+    release = threading.Event()
+    with StopRequest() as stop:
+        assert stop.wait_for(lambda: 7) == 7
+        with pytest.raises(ZeroDivisionError):
+            stop.wait_for(lambda: 1 // 0)
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        start = time.monotonic()
+        with pytest.raises(Interrupted):
+            stop.wait_for(lambda: release.wait(30))
+        assert time.monotonic() - start < 5
+    release.set()
+
+
+def test_in_another_thread_signals_are_left_alone():
+    before, failures = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        try:
+            with StopRequest() as stop:
+                assert signal.getsignal(signal.SIGTERM) is before
+                stop.check()
+        except BaseException as error:  # looked at below
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failures
