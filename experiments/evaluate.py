@@ -23,8 +23,7 @@ from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.resnet import check_images
 from resnet_jax.training import metrics
 from resnet_jax.training.evaluation import Evaluation, Evaluator, make_task, target_statistics
-from resnet_jax.training.loop import normalized_as
-from resnet_jax.training.program import make_model
+from resnet_jax.training.program import make_model, normalized_as
 from resnet_jax.training.report import draw_result_alone, result_drawing
 from resnet_jax.training.tasks import TASKS, Task
 from resnet_jax.training.workdir import make_folder, write_json

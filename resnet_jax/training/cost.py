@@ -1,7 +1,10 @@
 """What a run costs: known before its first step, but for the speed."""
 
 import dataclasses
+import pathlib
 from typing import Any
+
+import jax
 
 # Peak of one device in bfloat16 with dense operands, in FLOP/s, by what JAX calls its kind: cloud.google.com/tpu/docs
 # and NVIDIA's data sheets. Other dtypes have less.
@@ -18,6 +21,9 @@ PEAK_FLOPS = {
     'NVIDIA H100 80GB HBM3': 989e12,
     'NVIDIA H200': 989e12,
 }
+
+# Steps of a process before those that are traced: the first ones allocate.
+_PROFILE_FROM = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,3 +79,31 @@ class Cost:
             'examples_per_second': examples_per_second,
             'peak_share': self.peak_share(examples_per_second),
         }
+
+
+class Profile:
+    """Traces some steps, after the first few, for TensorBoard or Perfetto; a context manager.
+
+    Args:
+      workdir: gets a folder ``profile``.
+      num_steps: how many; 0 for none.
+    """
+
+    def __init__(self, workdir: pathlib.Path, num_steps: int):
+        self._folder, self._num_steps, self._open = workdir / 'profile', num_steps, False
+
+    def __enter__(self) -> 'Profile':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:
+            jax.profiler.stop_trace()
+            self._open = False
+
+    def at(self, step: int) -> None:
+        """Called before each step, counted from the start of this process."""
+        if self._num_steps and step == _PROFILE_FROM:
+            jax.profiler.start_trace(self._folder)
+            self._open = True
+        elif step == _PROFILE_FROM + self._num_steps:
+            self.__exit__()

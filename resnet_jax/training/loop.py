@@ -18,10 +18,11 @@ from resnet_jax.models.resnet import ResNetSpec
 from resnet_jax.training import checkpoint
 from resnet_jax.training.checkpoint_writer import CheckpointWriter
 from resnet_jax.training.config import TrainConfig
+from resnet_jax.training.cost import Profile
 from resnet_jax.training.evaluation import Evaluation, Evaluator, StatisticsEstimator, target_statistics
 from resnet_jax.training.interruption import StopRequest
 from resnet_jax.training.log import Log, divergence
-from resnet_jax.training.program import Program
+from resnet_jax.training.program import Program, prepared
 from resnet_jax.training.progress import Display, Silence, open_display
 from resnet_jax.training.sharding import agree, check_batch_size, data_mesh, is_main_process, meet
 from resnet_jax.training.step import TrainState
@@ -35,10 +36,7 @@ from resnet_jax.training.workdir import (
     read_record,
     write_json,
 )
-from resnet_jax.weights import Source, open_source
-
-# Steps of a process before those that are traced: the first ones allocate.
-_PROFILE_FROM = 3
+from resnet_jax.weights import open_source
 
 
 def train_and_evaluate(
@@ -178,10 +176,11 @@ class _Run:
         self.config, self.arch, self.devices = config, arch, list(mesh.devices.flat)
         self.seeds, self.workdirs = zip(*runs, strict=True)
         self.folders = [workdir / CHECKPOINTS for workdir in self.workdirs]
-        begun = all((workdir / 'config.json').exists() for workdir in self.workdirs)
+        # Process 0 decides, for its files may be there before another process looks.
+        begun = bool(agree(all((workdir / 'config.json').exists() for workdir in self.workdirs)))
         # A run that has begun holds everything that its initial weights brought.
         source = None if begun or config.init_from is None else open_source(config.init_from)
-        self.dataset = _prepared(dataset, config, source, self.workdirs[0] if begun else None)
+        self.dataset = prepared(dataset, config, source, read_record(self.workdirs[0]) if begun else None)
         spec = dataclasses.replace(spec, num_classes=TASKS[config.task].num_outputs(dataset.num_classes))
         self.program = Program(spec, config, self.seeds, self.dataset, mesh)
         loaded = None if source is None else self.program.load(source)
@@ -194,6 +193,8 @@ class _Run:
             state = self.program.initial_state(loaded)
         self.state = state
         self.step = self.saved or 0
+        self.tested: int | None = None  # the step that ``tests`` are of
+        self.tests: list[Evaluation] = []
         self.told = False
 
     def _claim(self) -> None:
@@ -235,7 +236,7 @@ class _Run:
                 stack.callback(self.logs[-1].close)
             stop = stack.enter_context(StopRequest())
             try:
-                self._train(stop, stack.enter_context(_Profile(self.workdirs[0], profile_steps)))
+                self._train(stop, stack.enter_context(Profile(self.workdirs[0], profile_steps)))
             except Interrupted as interrupted:
                 self._leave(interrupted)
             if main:
@@ -244,7 +245,7 @@ class _Run:
             meet('end of the run')
             return results
 
-    def _train(self, stop: StopRequest, profile: '_Profile') -> None:
+    def _train(self, stop: StopRequest, profile: Profile) -> None:
         config, program, dataset = self.config, self.program, self.dataset
         if self.saved is not None:
             where = self.workdirs[0] if len(self.workdirs) == 1 else self.workdirs[0].parent
@@ -263,7 +264,6 @@ class _Run:
         stop.wait_for(lambda: self.evaluator.compile(program.eval_variables(self.state)[0]))
         self.cost = program.cost()
         self.display.message(self.cost.card())
-        self.tests: list[Evaluation] = []
         for log in self.logs:
             log.start_clock()
         if self.step and self.step % program.epoch_steps == 0:  # what came after this step may have been cut off
@@ -287,7 +287,7 @@ class _Run:
                 stop.check()
             if last:
                 self._end_epoch(stop)
-        if not self.tests:
+        if self.tested != self.step:
             self._evaluate(stop)
 
     def _tell_speed(self) -> None:
@@ -298,19 +298,26 @@ class _Run:
     def _evaluate(self, stop: StopRequest) -> None:
         if self.estimator is not None:
             self.state = self.program.with_statistics(self.state, self.estimator)
-        variables = self.program.eval_variables(self.state)
-        self.tests = [self.evaluator(one, stop.check) for one in variables]
+        state, variables_of = self.state, self.program.eval_variables
+        self.tests = [self.evaluator(one, stop.check) for one in variables_of(state)]
+        self.unaveraged: Sequence[Evaluation | None] = [None] * len(self.tests)
+        if state.average is not None:
+            plain = dataclasses.replace(state, average=None)
+            self.unaveraged = [self.evaluator(one, stop.check) for one in variables_of(plain)]
+        self.tested = self.step
 
     def _end_epoch(self, stop: StopRequest) -> None:
         """Evaluates and saves where that is due and not done."""
         config, epoch = self.config, self.step // self.program.epoch_steps
-        self.tests = []
-        if is_due(epoch, config.eval_every_epochs, config.epochs) and not self.logs[0].has_test(self.step):
+        known = agree(self.logs[0].has_test(self.step))
+        if is_due(epoch, config.eval_every_epochs, config.epochs) and not known:
             self._evaluate(stop)
-            lines = [log.test(self.step, test.summary) for log, test in zip(self.logs, self.tests, strict=True)]
+            lines = []
+            for log, test, plain in zip(self.logs, self.tests, self.unaveraged, strict=True):
+                lines.append(log.test(self.step, test.summary, None if plain is None else plain.summary))
             self.display.message(lines[0] if len(lines) == 1 else self._of_all(epoch))
         due = is_due(epoch, config.checkpoint_every_epochs, config.epochs)
-        if due and (self.tests or self.saved != self.step):
+        if due and (self.tested == self.step or self.saved != self.step):
             self._save()
 
     def _of_all(self, epoch: int) -> str:
@@ -322,14 +329,15 @@ class _Run:
         """Hands the state to the writer, with the score if it was just evaluated."""
         for log in self.logs:
             log.flush()
-        if self.estimator is not None and not self.tests:
+        if self.estimator is not None and self.tested != self.step:
             self.state = self.program.with_statistics(self.state, self.estimator)
         states = self.program.saved_states(self.state)
         for state in states:
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables)):
                 raise divergence(f'a weight is not finite after step {self.step}')
-        scores: list[float | None] = [test.summary[self.program.task.headline] for test in self.tests]
-        scores = scores or [None] * len(states)
+        scores: list[float | None] = [None] * len(states)
+        if self.tested == self.step:
+            scores = [test.summary[self.program.task.headline] for test in self.tests]
         if is_main_process():
             for log in self.logs:
                 log.sync()
@@ -341,7 +349,6 @@ class _Run:
     def _leave(self, interrupted: Interrupted) -> NoReturn:
         """Saves what is not saved, and says so."""
         if self.step > (self.saved or 0):
-            self.tests = []
             self._save()
         if is_main_process():
             self.writer.close()
@@ -386,64 +393,9 @@ class _Run:
         return result
 
 
-class _Profile:
-    """Traces some steps, after the first few, for TensorBoard or Perfetto; a context manager.
-
-    Args:
-      workdir: gets a folder ``profile``.
-      num_steps: how many; 0 for none.
-    """
-
-    def __init__(self, workdir: pathlib.Path, num_steps: int):
-        self._folder, self._num_steps, self._open = workdir / 'profile', num_steps, False
-
-    def __enter__(self) -> '_Profile':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._open:
-            jax.profiler.stop_trace()
-            self._open = False
-
-    def at(self, step: int) -> None:
-        """Called before each step, counted from the start of this process."""
-        if self._num_steps and step == _PROFILE_FROM:
-            jax.profiler.start_trace(self._folder)
-            self._open = True
-        elif step == _PROFILE_FROM + self._num_steps:
-            self.__exit__()
-
-
 def is_due(epoch: int, every: int, last: int) -> bool:
     """Whether something that happens every so many epochs, and after the last, happens after this one (from 1)."""
     return epoch % every == 0 or epoch == last
-
-
-def _prepared(dataset: Dataset, config: TrainConfig, source: Source | None, begun: pathlib.Path | None) -> Dataset:
-    """The dataset, normalized as the run needs it: as it was when it began in a folder."""
-    if dataset.task != config.task:
-        raise InputError(f'task={config.task} cannot be learned of {dataset.name}, which was loaded for {dataset.task}')
-    if begun is None:
-        return normalized_as(dataset, config, source)
-    recorded = read_record(begun)['dataset']
-    return dataclasses.replace(dataset, mean=tuple(recorded['mean']), std=tuple(recorded['std']))
-
-
-def normalized_as(dataset: Dataset, config: TrainConfig, source: Source | None = None) -> Dataset:
-    """The dataset with the mean and deviation that the configuration, or else the source of the weights, asks for.
-
-    Raises:
-      InputError: not one number for each channel of the images.
-    """
-    brought = source if source and len(source.mean) == dataset.image_shape[-1] else dataset
-    channels: dict[str, Any] = {}
-    for name in ('mean', 'std'):
-        asked = getattr(config, name)
-        values = tuple(getattr(brought, name) if asked is None else asked)
-        if len(values) != dataset.image_shape[-1]:
-            raise InputError(f'{name}={values} must be {dataset.image_shape[-1]} numbers, one a channel of the images')
-        channels[name] = values
-    return dataclasses.replace(dataset, **channels)
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:

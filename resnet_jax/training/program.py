@@ -237,6 +237,33 @@ class Teacher:
         return outputs
 
 
+def prepared(dataset: Dataset, config: TrainConfig, source: Source | None, record: dict[str, Any] | None) -> Dataset:
+    """The dataset, normalized as a run needs it: as its record says, where it has begun."""
+    if dataset.task != config.task:
+        raise InputError(f'task={config.task} cannot be learned of {dataset.name}, which was loaded for {dataset.task}')
+    if record is None:
+        return normalized_as(dataset, config, source)
+    recorded = record['dataset']
+    return dataclasses.replace(dataset, mean=tuple(recorded['mean']), std=tuple(recorded['std']))
+
+
+def normalized_as(dataset: Dataset, config: TrainConfig, source: Source | None = None) -> Dataset:
+    """The dataset with the mean and deviation that the configuration, or else the source of the weights, asks for.
+
+    Raises:
+      InputError: not one number for each channel of the images.
+    """
+    brought = source if source and len(source.mean) == dataset.image_shape[-1] else dataset
+    channels: dict[str, Any] = {}
+    for name in ('mean', 'std'):
+        asked = getattr(config, name)
+        values = tuple(getattr(brought, name) if asked is None else asked)
+        if len(values) != dataset.image_shape[-1]:
+            raise InputError(f'{name}={values} must be {dataset.image_shape[-1]} numbers, one a channel of the images')
+        channels[name] = values
+    return dataclasses.replace(dataset, **channels)
+
+
 def make_model(spec: ResNetSpec, config: TrainConfig) -> ResNet:
     """The network as a configuration has it computed."""
     alike = not spec.channels and config.freeze is None

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from resnet_jax.training.metrics import ranking_scores
 from resnet_jax.training.tasks import Task
 
-TRAIN_COLOUR, TEST_COLOUR = '#7a8fa6', '#c4372c'
+TRAIN_COLOUR, TEST_COLOUR, UNAVERAGED_COLOUR = '#7a8fa6', '#c4372c', '#e0a39d'
 
 
 def draw_report(
@@ -29,18 +29,21 @@ def draw_report(
       path: of the picture.
       title: first line.
       records: lines of ``metrics.jsonl``: ``split`` ``train`` or ``test``, ``epoch``, ``loss``, the headline metric,
-        and ``learning_rate`` for training.
+        and ``learning_rate`` for training; ``unaveraged_loss`` and the like where an average is tested.
       headline: name of that metric.
       draw_result: draws into the fourth panel, as ``result_drawing`` gives it.
     """
     figure = Figure(figsize=(11, 7.5), layout='constrained')
     figure.suptitle(title)
     loss, score, rate, result = figure.subplots(2, 2).flat
-    train = [record for record in records if record['split'] == 'train']
+    train = [record for record in records if record['split'] == 'train' and 'loss' in record]
     test = [record for record in records if record['split'] == 'test']
     for axes, name in ((loss, 'loss'), (score, headline)):
         _curve(axes, train, name, TRAIN_COLOUR, 'training (augmented)')
-        _curve(axes, test, name, TEST_COLOUR, 'test')
+        plain = [record for record in test if f'unaveraged_{name}' in record]
+        _curve(axes, test, name, TEST_COLOUR, 'test, averaged weights' if plain else 'test')
+        if plain:
+            _curve(axes, plain, f'unaveraged_{name}', UNAVERAGED_COLOUR, 'test, trained weights')
         axes.set(xlabel='epoch', ylabel=name)
         axes.legend()
     loss.set_yscale('log')

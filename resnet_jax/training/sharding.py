@@ -60,7 +60,7 @@ def meet(name: str) -> None:
 
 def agree(value: int) -> int:
     """What process 0 says."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else int(value)
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -34,7 +34,7 @@ from resnet_jax.training import checkpoint, evaluation, loop
 from resnet_jax.training.evaluation import Evaluator
 from resnet_jax.training.log import Log
 from resnet_jax.training.loop import is_due
-from resnet_jax.training.program import Program, make_model
+from resnet_jax.training.program import Program, make_model, normalized_as
 from resnet_jax.weights import Source, open_source
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
@@ -380,18 +380,18 @@ def test_whose_mean_and_deviation_count(fields, source, mean, std):
     """What is asked for, else what the weights bring, else the dataset's own."""
     nothing = Split(np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int32))
     dataset = Dataset('none', nothing, nothing, ('a',), (0.7, 0.8, 0.9), (0.2, 0.2, 0.2))
-    found = loop.normalized_as(dataset, TrainConfig(**fields), source)
+    found = normalized_as(dataset, TrainConfig(**fields), source)
     assert (found.mean, found.std) == (mean, std)
 
 
 def test_grey_images_keep_their_mean_under_weights_for_colour(shades):
-    found = loop.normalized_as(shades, CONFIG, BROUGHT)
+    found = normalized_as(shades, CONFIG, BROUGHT)
     assert (found.mean, found.std) == (shades.mean, shades.std)
 
 
 def test_a_run_brings_its_mean_and_deviation(finished, shades):
     other = dataclasses.replace(shades, mean=(0.5,), std=(0.5,))
-    found = loop.normalized_as(other, CONFIG, open_source(finished[0]))
+    found = normalized_as(other, CONFIG, open_source(finished[0]))
     assert (found.mean, found.std) == (shades.mean, shades.std)
 
 
