@@ -23,32 +23,33 @@ class Log:
     """What a run reports: lines of ``metrics.jsonl``, TensorBoard's events, and what the terminal shows.
 
     Args:
-      workdir: of the run; None writes nothing, for the processes beside the main one.
+      workdir: of the run.
       task: what the network is trained for.
       config: of the run.
       epoch_steps: steps in an epoch.
       step: the steps taken so far.
       display: where records of the training are shown.
       place: which of the runs that take every step together this one is; None where it is alone.
+      writes: whether this process writes; the ones beside the main one read what it wrote before they started.
     """
 
     def __init__(
         self,
-        workdir: pathlib.Path | None,
+        workdir: pathlib.Path,
         task: Task,
         config: TrainConfig,
         epoch_steps: int,
         step: int,
         display: Display,
         place: int | None = None,
+        writes: bool = True,
     ):
         self._task, self._config, self._epoch_steps, self._place = task, config, epoch_steps, place
         self._schedule = learning_rate_schedule(config, epoch_steps)
-        self.file = MetricsFile(None if workdir is None else workdir / 'metrics.jsonl', step)
-        norms = workdir is not None and config.log_norms
-        self._norms = MetricsFile(workdir / 'norms.jsonl', step) if workdir is not None and norms else None
+        self.file = MetricsFile(workdir / 'metrics.jsonl', step, writes)
+        self._norms = MetricsFile(workdir / 'norms.jsonl', step) if config.log_norms and writes else None
         self.train_seconds = self.file.records[-1]['train_seconds'] if self.file.records else 0.0
-        self._board = None if workdir is None else EventFile(workdir, step)
+        self._board = EventFile(workdir, step) if writes else None
         self._display = display
         self._window: list[dict[str, Any]] = []
         self._ready: tuple[int, list[dict[str, Any]]] | None = None

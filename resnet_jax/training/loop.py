@@ -232,7 +232,7 @@ class _Run:
                 place = index if len(self.workdirs) > 1 else None
                 display = Silence() if index else self.display
                 options = (program.task, config, program.epoch_steps, self.step, display, place)
-                self.logs.append(Log(workdir if main else None, *options))
+                self.logs.append(Log(workdir, *options, writes=main))
                 stack.callback(self.logs[-1].close)
             stop = stack.enter_context(StopRequest())
             try:

@@ -184,8 +184,9 @@ class MetricsFile:
     """``metrics.jsonl``: one JSON object a line.
 
     Args:
-      path: of the file; None keeps the records in memory alone.
+      path: of the file.
       last_step: lines of later steps, which a killed process left behind, are dropped.
+      writes: False only reads it, and keeps what follows in memory alone.
 
     Raises:
       StorageError: it cannot be read or written; it is as it was.
@@ -194,15 +195,15 @@ class MetricsFile:
     records: list[dict[str, Any]]
     _file: Any
 
-    def __init__(self, path: pathlib.Path | None, last_step: int):
+    def __init__(self, path: pathlib.Path, last_step: int, writes: bool = True):
         self._path, self._file, self.records = path, None, []
-        if path is None:
-            return
         try:
             # Of bytes, since a machine that lost its power may leave some that are no text.
             lines = path.read_bytes().split(b'\n') if path.exists() else []
             parsed = [record for record in map(_parse, lines) if record is not None]
             self.records = [record for record in parsed if record['step'] <= last_step]
+            if not writes:
+                return
             write_file(path, b''.join(map(_line, self.records)))
             # Without a buffer, which would try again, and fail again, when the file is closed.
             self._file = path.open('ab', buffering=0)  # until close()
