@@ -236,3 +236,13 @@ def test_three_forms_of_the_resnext_block_are_one(cardinality, rng):
         results = [run(form) for form in (grouped, summed, concatenated)]
     for other in results[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), results[0], other)
+
+
+def test_show_augment_draws_what_is_asked_for(root, tmp_path):
+    out, _ = run(
+        root, 'show_augment', '--num_images=2', '--cutout=3', '--color_jitter=0.4,0.4,0', f'--workdir={tmp_path}'
+    )
+    assert out == f'see {tmp_path / "augment.png"}\n'
+    assert (tmp_path / 'augment.png').stat().st_size > 1000
+    _, error = run(root, 'show_augment', '--num_images=2', '--crop_size=9', f'--workdir={tmp_path}', status=2)
+    assert error.startswith('error: crop_size=9 must be at most 8')

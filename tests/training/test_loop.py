@@ -512,8 +512,9 @@ def test_label_smoothing_reaches_the_loss(finished, shades, tmp_path):
 
 
 def test_a_run_with_policy_and_mixing_resumes_bit_for_bit(shades, tmp_path, monkeypatch):
-    """What is drawn is a function of seed, epoch, example and step."""
+    """What is drawn is a function of seed, epoch, example and copy, or of the step."""
     fields = {'epochs': 2, 'policy': 'rand_augment', 'mixup': 0.2, 'cutmix': 1.0, 'loss': 'sigmoid_cross_entropy'}
+    fields |= {'augmentation_repeats': 2, 'random_erasing': 0.5}
     config = dataclasses.replace(CONFIG, **fields, target_threshold=0.2)
     whole, halved = tmp_path / 'whole', tmp_path / 'halved'
     train_and_evaluate(SPEC, config, whole, dataset=shades)
