@@ -232,6 +232,11 @@ def _define_run_flags() -> None:
     _setting(
         whole, 'max_skipped_steps', 'Steps in a row without a finite loss and gradient, which stop a run. Default: 10.'
     )
+    _setting(
+        flags.DEFINE_bool,
+        'test_flip',
+        'Evaluate the mean of the outputs for an image and its mirror. Default: no.',
+    )
     _setting(whole, 'eval_every_epochs', "Epochs between test evaluations. Default: the recipe's.")
     _setting(whole, 'checkpoint_every_epochs', "Epochs between checkpoints. Default: the recipe's.")
     _setting(whole, 'checkpoint_every_steps', 'Steps between more checkpoints. Default: none.')

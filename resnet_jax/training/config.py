@@ -106,6 +106,7 @@ class TrainConfig:
       mean: of the pixels, subtracted, 1 being white, a number for each channel; None is that of the weights in
         ``init_from``, if they say, or else the dataset's.
       std: likewise, divided by.
+      test_flip: evaluate the mean of the outputs for each image and for its mirror image.
       max_skipped_steps: steps in a row whose loss or gradient is not finite, and which were skipped, that stop a run.
       eval_every_epochs: test evaluation after every so many epochs, and after the last.
       checkpoint_every_epochs: checkpoint after every so many epochs, and after the last.
@@ -181,6 +182,7 @@ class TrainConfig:
     freeze: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    test_flip: bool = False
     max_skipped_steps: int = 10
     eval_every_epochs: int = 1
     checkpoint_every_epochs: int = 1

@@ -255,7 +255,8 @@ class _Run:
             f' {describe_devices(self.devices)}; compiling'
         )
         normalization = dataset.mean, dataset.std
-        self.evaluator = Evaluator(program.model, dataset.test, *normalization, self.devices, program.task)
+        how: dict[str, Any] = {'devices': self.devices, 'task': program.task, 'flip': config.test_flip}
+        self.evaluator = Evaluator(program.model, dataset.test, *normalization, **how)
         self.estimator: StatisticsEstimator | None = None
         if config.reestimate_examples:
             options = (*normalization, config.reestimate_examples, self.devices)

@@ -238,7 +238,12 @@ def _layer_norms(params: Any, gradients: Any, updates: Any) -> dict[str, jax.Arr
 
 
 def eval_step(
-    variables: dict[str, Any], batch: dict[str, jax.Array], *, model: nn.Module, task: Task = MULTICLASS
+    variables: dict[str, Any],
+    batch: dict[str, jax.Array],
+    *,
+    model: nn.Module,
+    task: Task = MULTICLASS,
+    flip: bool = False,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Sums over a batch with the running statistics, and the network's outputs.
 
@@ -247,11 +252,14 @@ def eval_step(
       batch: as in ``loss_fn``, with ``mask`` bool ``[N]``, False for filling.
       model: the network.
       task: as in ``loss_fn``.
+      flip: take the mean of the outputs for each image and for its mirror image.
 
     Returns:
       The task's sums, those for evaluations included, and outputs float32 ``[N, K]``.
     """
     logits: Any = model.apply(variables, batch['image'], train=False)
+    if flip:
+        logits = (logits + model.apply(variables, batch['image'][:, :, ::-1], train=False)) / 2
     targets, mask = batch['label'], batch['mask']
     sums = task.sums(task.losses(logits, targets), logits, targets, mask)
     return sums | task.eval_sums(logits, targets, mask), logits

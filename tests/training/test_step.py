@@ -105,6 +105,15 @@ def test_padded_evaluation_equals_unpadded(state, batch):
         np.testing.assert_allclose(masked[name], first[name], rtol=1e-6)
 
 
+def test_mirror_images_have_their_half_of_an_evaluation(state, batch):
+    batch = batch | {'mask': jnp.ones(8, bool)}
+    mirrored = batch | {'image': batch['image'][:, :, ::-1]}
+    plain, other = (eval_step(state.variables, images, model=MODEL)[1] for images in (batch, mirrored))
+    both = eval_step(state.variables, batch, model=MODEL, flip=True)[1]
+    np.testing.assert_allclose(both, (plain + other) / 2, rtol=1e-5, atol=1e-6)
+    assert np.abs(plain - other).max() > 1e-3
+
+
 def test_what_is_dropped_at_random_changes_with_the_key_and_compiles_once(batch):
     model = ResNet(dataclasses.replace(SPEC, drop_path_rate=0.5, dropout_rate=0.3))
     step = jax.jit(lambda state, batch, key: train_step(state, batch, model=model, optimizer=OPTIMIZER, key=key))
