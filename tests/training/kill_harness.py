@@ -333,10 +333,8 @@ def run_references(
         references[count] = times, outcome(again)
         if differing := differences(outcome(first), references[count][1]):
             raise RuntimeError(f'two undisturbed runs of {count} processes differ: {differing}')
-        print(
-            f'undisturbed, {count} process(es): {times[1]:.1f} s, first record after {times[0]:.1f} s, {len(references[count][1])} values',
-            flush=True,
-        )
+        shown = f'{times[1]:.1f} s, the first record after {times[0]:.1f} s, {len(references[count][1])} values'
+        print(f'undisturbed, {count} process(es): {shown}', flush=True)
     return references
 
 

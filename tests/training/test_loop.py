@@ -4,12 +4,8 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import warnings
 
 import jax
@@ -543,25 +539,3 @@ def test_seeds_are_summed_up(shades, tmp_path):
 @pytest.mark.parametrize(('epoch', 'due'), [(1, False), (3, True), (6, True), (7, True)])
 def test_is_due(epoch, due):
     assert is_due(epoch, every=3, last=7) == due
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_a_run_ends_the_same(root: pathlib.Path, tmp_path):
-    """SIGKILL while compiling, training or writing; the same command goes on, and ends with the same bytes."""
-    command = [sys.executable, '-m', 'experiments.resnet', '--arch=resnet20', '--epochs=4', '--batch_size=256']
-    command += ['--checkpoint_every_epochs=1', f'--data_dir={tmp_path / "data"}']
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    start = time.time()
-    subprocess.run([*command, f'--workdir={whole}'], check=True, cwd=root, capture_output=True)
-    duration = time.time() - start
-    rng = np.random.default_rng()
-    kills = 0
-    for _ in range(3):
-        process = subprocess.Popen([*command, f'--workdir={killed}'], cwd=root, stdout=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.2, 0.9) * duration)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert kills
-    subprocess.run([*command, f'--workdir={killed}'], check=True, cwd=root, capture_output=True)
-    assert last_state(whole) == last_state(killed)
