@@ -156,7 +156,7 @@ class Job:
         return metrics.exists() and metrics.stat().st_size > 0
 
     def is_running(self) -> bool:
-        return any(process.poll() is None for process in self.processes)
+        return None in [process.poll() for process in self.processes]  # asks every one, so that all statuses are known
 
     def _grace(self) -> float:
         """Seconds that the others have to leave when one has: those stopped in order write the state meanwhile."""
