@@ -24,11 +24,18 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope='session', autouse=True)
 def cache_home(tmp_path_factory) -> Iterator[pathlib.Path]:
-    """Where the scripts keep compiled programs: not in the user's own folder."""
+    """Where scripts and tests keep compiled programs, which all processes of the tests share: not the user's folder."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if 'PYTEST_XDIST_WORKER' in os.environ else folder) / 'cache'
+    settings = {'jax_compilation_cache_dir': str(folder / 'tests'), 'jax_persistent_cache_min_compile_time_secs': 0.3}
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp('cache')
         patch.setenv('XDG_CACHE_HOME', str(folder))
         yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope='session')

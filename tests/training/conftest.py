@@ -7,21 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-import jax
 import pytest
-
-
-@pytest.fixture(scope='session', autouse=True)
-def kept_programs(tmp_path_factory) -> Iterator[None]:
-    """Programs compiled once for all processes of the tests, as the scripts do it: whole runs are often the same."""
-    folder = tmp_path_factory.getbasetemp().parent / 'compiled'
-    settings = {'jax_compilation_cache_dir': str(folder), 'jax_persistent_cache_min_compile_time_secs': 0.3}
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture
