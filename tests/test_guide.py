@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 
+from resnet_jax import RECIPES, list_models
+
 DOCUMENTS = ('README.md', 'README.tr.md', 'docs/guide.md', 'docs/guide.tr.md')
 # What makes a command short; a script takes the last of two equal flags.
 BRIEF = {
@@ -79,6 +81,19 @@ def test_commands_and_links_lead_somewhere(root, document):
             assert f"'{name[1]}'" in script + shared, command
     for name in re.findall(r'\]\((?!http)([^)#]+)\)', text):
         assert ((root / document).parent / name).exists(), name
+
+
+@pytest.mark.parametrize('document', ['docs/training.md', 'docs/recipes.md'])
+def test_flags_and_names_in_tables_exist(root, document):
+    text = text_of(root, document)
+    scripts = ''.join(path.read_text() for path in (root / 'experiments').glob('*.py'))
+    for name in set(re.findall(r'--(\w+)', text)):
+        assert f"'{name.removeprefix('no')}'" in scripts or f"'{name}'" in scripts, name
+    for recipe in re.findall(r'--recipe=(\w+)', text):
+        assert recipe in (*RECIPES, 'NAME'), recipe
+    for script, arch in re.findall(r'experiments\.(\w+) --arch=(\w+)', text):
+        assert arch in list_models(), arch
+        assert (root / 'experiments' / f'{script}.py').exists(), script
 
 
 # Where a command names a file or a repository that is not here.

@@ -206,6 +206,8 @@ class TrainConfig:
             raise InputError(f'label_smoothing={self.label_smoothing} is for classes; task=regression takes 0')
         if self.head_learning_rate is not None and not self.learning_rate > 0:
             raise InputError(f'head_learning_rate={self.head_learning_rate} needs a learning_rate above 0')
+        if self.sam_rho and self.freeze is not None:
+            raise InputError(f'sam_rho={self.sam_rho} moves all parameters uphill; it does not go with freeze')
         if self.new_head and self.init_from is None:
             raise InputError('new_head=True needs init_from: without it every layer is new')
         if self.batch_size % self.accumulation_steps:

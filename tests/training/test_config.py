@@ -31,6 +31,7 @@ from resnet_jax import InputError, TrainConfig
         ({'std': (-0.2,)}, r'std=\(-0.2,\) must be above 0'),
         ({'mean': (float('nan'),)}, r'mean=\(nan,\) must be finite'),
         ({'ema_decay': 1.0}, r'ema_decay=1.0 must be in \[0, 1\)'),
+        ({'sam_rho': 0.1, 'freeze': 'stem'}, 'sam_rho=0.1 moves all parameters uphill; it does not go with freeze'),
         ({'clip_norm': 0.0}, 'clip_norm=0.0 must be above 0'),
         ({'random_erasing': 1.5}, r'random_erasing=1.5 must be in \[0, 1\]'),
         ({'accumulation_steps': 3}, 'accumulation_steps=3 must divide the batch_size=128'),
