@@ -124,10 +124,10 @@ def run(main: Callable[[], None]) -> None:
         except (DivergenceError, StorageError) as error:
             _exit(f'stopped: {error}', 1)
         except Interrupted as interrupted:
-            print(interrupted, file=sys.stderr, flush=True)
-            sys.stdout.flush()
+            if jax.distributed.is_initialized():
+                jax.distributed.shutdown()  # together: process 0 must not be gone before the others know
             # A compilation may still be under way in its thread, which an ordinary end would wait for or break.
-            os._exit(128 + interrupted.signal)
+            _leave(str(interrupted), 128 + interrupted.signal)
         except KeyboardInterrupt:
             _exit('interrupted; the same command goes on from the last checkpoint, if there is one', 130)
         except BrokenPipeError:  # whoever read our output has left
@@ -165,5 +165,14 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _exit(message: str, status: int) -> NoReturn:
+    if jax.distributed.is_initialized():  # an ordinary end would wait for processes that wait for this one
+        _leave(message, status)
     print(message, file=sys.stderr)
     sys.exit(status)
+
+
+def _leave(message: str, status: int) -> NoReturn:
+    """Ends the process at once."""
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)

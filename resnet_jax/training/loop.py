@@ -24,7 +24,7 @@ from resnet_jax.training.interruption import StopRequest
 from resnet_jax.training.log import Log, divergence
 from resnet_jax.training.program import Program, prepared
 from resnet_jax.training.progress import Display, Silence, open_display
-from resnet_jax.training.sharding import agree, check_batch_size, data_mesh, is_main_process, meet
+from resnet_jax.training.sharding import agree, check_batch_size, data_mesh, in_main_process, is_main_process, meet
 from resnet_jax.training.step import TrainState
 from resnet_jax.training.tasks import TASKS
 from resnet_jax.training.workdir import (
@@ -126,7 +126,8 @@ def _train_together(
     results: dict[int, dict[str, Any]] = {}
     for seed, workdir in runs:
         if result := finished_result(workdir, dataclasses.asdict(spec), dataclasses.replace(config, seed=seed)):
-            print(f'{workdir} is finished: nothing to do')
+            if is_main_process():
+                print(f'{workdir} is finished: nothing to do')
             results[seed] = result
     open_runs = [(seed, workdir) for seed, workdir in runs if seed not in results]
     if not open_runs:
@@ -184,7 +185,7 @@ class _Run:
         spec = dataclasses.replace(spec, num_classes=TASKS[config.task].num_outputs(dataset.num_classes))
         self.program = Program(spec, config, self.seeds, self.dataset, mesh)
         loaded = None if source is None else self.program.load(source)
-        self._claim()
+        in_main_process(self._claim)
         self.saved: int | None = None
         state = self._restore() if begun else None
         if state is None:
@@ -198,18 +199,21 @@ class _Run:
         self.told = False
 
     def _claim(self) -> None:
-        if is_main_process():
-            for seed, workdir in zip(self.seeds, self.workdirs, strict=True):
-                config, spec = dataclasses.replace(self.config, seed=seed), dataclasses.asdict(self.program.model.spec)
-                claim_workdir(workdir, describe_run(self.arch, spec, config, _describe(self.dataset), self.devices))
+        spec = dataclasses.asdict(self.program.model.spec)
+        for seed, workdir in zip(self.seeds, self.workdirs, strict=True):
+            config = dataclasses.replace(self.config, seed=seed)
+            claim_workdir(workdir, describe_run(self.arch, spec, config, _describe(self.dataset), self.devices))
 
     def _restore(self) -> TrainState | None:
         """The newest state that every folder has intact, which process 0 decides; None where there is none."""
-        like, found = self.program.saved_like, None
-        if is_main_process():
+        like = self.program.saved_like
+
+        def newest() -> tuple[int, list[Any]] | None:
             for folder in self.folders:
                 checkpoint.remove_partial_checkpoints(folder)
-            found = checkpoint.restore_newest_of_all(self.folders, like, lambda line: print(line, file=sys.stderr))
+            return checkpoint.restore_newest_of_all(self.folders, like, lambda line: print(line, file=sys.stderr))
+
+        found = in_main_process(newest)
         step = agree(-1 if found is None else found[0])
         if step < 0:
             return None
@@ -269,13 +273,15 @@ class _Run:
             log.start_clock()
         if self.step and self.step % program.epoch_steps == 0:  # what came after this step may have been cut off
             self._end_epoch(stop)
+        start: int = self.step
         before: Any = ()
-        for step in range(self.step, program.total_steps):
-            profile.at(step - (self.saved or 0))
+        for step in range(start, program.total_steps):
+            profile.at(step - start)
             with jax.transfer_guard('disallow'):
                 self.state, sums = step_fn(self.state, step)
             # So many steps are under way at most that a signal is obeyed within one of them.
-            before = (jax.block_until_ready(before), sums)[1]
+            jax.block_until_ready(before)
+            before = sums
             self.step = step + 1
             last = self.step % program.epoch_steps == 0
             for log in self.logs:

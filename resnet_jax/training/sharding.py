@@ -1,15 +1,17 @@
 """Placement on devices, of one process or many: data parallelism over one mesh. The only file that knows meshes."""
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from resnet_jax.errors import InputError
+from resnet_jax.errors import InputError, StorageError
+
+Result = TypeVar('Result')
 
 
 def join_processes(coordinator: str | None = None, num_processes: int | None = None, index: int | None = None) -> None:
@@ -61,6 +63,23 @@ def meet(name: str) -> None:
 def agree(value: int) -> int:
     """What process 0 says."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else int(value)
+
+
+def in_main_process(function: Callable[[], Result]) -> Result | None:
+    """What a function gives in process 0, and None in the others; where it fails there, it fails in all.
+
+    Raises:
+      InputError: the function's own, and in the other processes one that says where to look; so for its StorageError.
+    """
+    result, failure = None, None
+    if is_main_process():
+        try:
+            result = function()
+        except (InputError, StorageError) as error:
+            failure = error
+    if not agree(failure is None):
+        raise failure or InputError('process 0 cannot go on; it says why')
+    return result
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

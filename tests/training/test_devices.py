@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import InputError, load_variables
-from resnet_jax.training.sharding import data_mesh, join_processes, split_evenly
+from resnet_jax.training.sharding import data_mesh, in_main_process, join_processes, split_evenly
 
 
 def start(root, workdir, num_devices, *job):
@@ -74,6 +74,15 @@ def test_arguments_of_a_job_go_together():
         join_processes('here:1', 2, 2)
     join_processes()  # alone: nothing happens
     assert jax.process_count() == 1
+
+
+def test_what_fails_in_process_0_fails():
+    def fail():
+        raise InputError('no')
+
+    assert in_main_process(lambda: 7) == 7
+    with pytest.raises(InputError, match=r'^no$'):
+        in_main_process(fail)
 
 
 def test_the_largest_axis_that_divides_is_split():

@@ -97,6 +97,21 @@ def test_a_run_leaves_its_files(finished):
     assert config['versions']['jax'] == jax.__version__
 
 
+def test_norms_and_a_trace_on_request(shades, tmp_path):
+    """And checkpoints between the epochs, which do not begin the trace anew."""
+    config = dataclasses.replace(CONFIG, epochs=3, log_norms=True, checkpoint_every_steps=3)
+    train_and_evaluate(SPEC, config, tmp_path, dataset=shades, profile_steps=2)
+    (trace,) = (tmp_path / 'profile').rglob('*.xplane.pb')
+    assert trace.stat().st_size > 1000
+    norms = [json.loads(line) for line in (tmp_path / 'norms.jsonl').read_text().splitlines()]
+    assert [record['step'] for record in norms] == [2, 3, 4, 6, 8, 9, 11, 12]
+    assert all(len(values) == 3 and min(values) >= 0 for values in norms[0]['norms'].values())
+    assert {'stem/conv', 'head'} <= set(norms[0]['norms'])
+    assert checkpoint.checkpoint_steps(tmp_path / 'checkpoints')[-2:] == [9, 12]
+    train = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [record['step'] for record in train if record['split'] == 'train'] == [r['step'] for r in norms]
+
+
 def test_metrics_cover_every_step_once(finished):
     workdir, result = finished
     records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
