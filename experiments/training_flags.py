@@ -34,6 +34,8 @@ _SETTINGS: list[str] = []
 # Those of them that are lists of numbers, and those that are none and not scalars.
 _NUMBERS = ('decay_epochs', 'crop_area', 'crop_ratio', 'color_jitter', 'mean', 'std')
 _UNLIKE = ('learning_rate_factors', 'statistics')
+# Those whose 0, nothing or none stands for None, so that what a recipe has can be switched off.
+_NONE_IF_EMPTY = ('policy', 'crop_area', 'crop_size', 'clip_norm', 'adaptive_clip', 'target_threshold', 'ema_decay')
 
 
 def _setting(define: Any, name: str, *arguments: Any) -> None:
@@ -110,13 +112,13 @@ def _define_network_flags() -> None:
 def define_augmentation_flags() -> None:
     """What is done to each training image. Every default is the recipe's, and nothing in regression."""
     number, whole, several = flags.DEFINE_float, flags.DEFINE_integer, flags.DEFINE_list
-    _setting(several, 'crop_area', 'Range of the area of a random crop that is resized, in shares: 0.08,1.')
+    _setting(several, 'crop_area', 'Range of the area of a random crop that is resized: 0.08,1; empty for none.')
     _setting(several, 'crop_ratio', 'Range of width to height of such a crop. Default: 3/4 to 4/3.')
-    _setting(whole, 'crop_size', 'Pixels a side of the crop that is trained on. Default: the size of the images.')
+    _setting(whole, 'crop_size', 'Pixels a side of the crop that is trained on; 0 for the size of the images.')
     _setting(whole, 'crop_padding', 'Random crops of images padded by so many pixels.')
     _setting(flags.DEFINE_enum, 'crop_fill', CROP_FILLS, 'What they are padded with.')
     _setting(flags.DEFINE_bool, 'horizontal_flip', 'Mirror half of the images.')
-    _setting(flags.DEFINE_enum, 'policy', AUGMENT_POLICIES, 'Operations drawn for each image.')
+    _setting(flags.DEFINE_enum, 'policy', ('none', *AUGMENT_POLICIES), 'Operations drawn for each image.')
     _setting(several, 'color_jitter', 'Ranges of brightness, contrast, saturation and maybe hue: 0.4,0.4,0.4,0.1.')
     _setting(number, 'lighting', 'Standard deviation of noise along the principal colours: 0.1.')
     _setting(number, 'random_erasing', 'Probability with which a box is erased.')
@@ -136,7 +138,7 @@ def _define_optimization_flags() -> None:
     number, whole, switch, choice = flags.DEFINE_float, flags.DEFINE_integer, flags.DEFINE_bool, flags.DEFINE_enum
     _setting(choice, 'loss', LOSSES, "Loss, one that goes with the task. Default: the task's usual one.")
     _setting(number, 'label_smoothing', 'Share of the target spread over all classes.')
-    _setting(number, 'target_threshold', 'Of sigmoids: targets above it become 1, others 0.')
+    _setting(number, 'target_threshold', 'Of sigmoids: targets above it become 1, others 0; 0 for as they are.')
     _setting(flags.DEFINE_string, 'distill_from', INIT_FROM + ' Training learns from this second network, too.')
     _setting(number, 'distill_weight', "The second network's share of the loss. Default: 0.5.")
     _setting(number, 'distill_temperature', "Divides both networks' logits before they are compared. Default: 1.")
@@ -167,10 +169,14 @@ def _define_optimization_flags() -> None:
     _setting(switch, 'nesterov', "Nesterov's momentum.")
     _setting(number, 'weight_decay', 'L2 coefficient; decoupled with AdamW, LAMB and Muon.')
     _setting(choice, 'decayed', DECAYED, 'Which parameters decay.')
-    _setting(number, 'clip_norm', 'Largest norm of all gradients together.')
-    _setting(number, 'adaptive_clip', "Largest norm of a unit's gradient in shares of its weights'.")
+    _setting(number, 'clip_norm', 'Largest norm of all gradients together; 0 for any.')
+    _setting(number, 'adaptive_clip', "Largest norm of a unit's gradient in shares of its weights'; 0 for any.")
     _setting(number, 'sam_rho', 'Radius of sharpness-aware minimization; 0 for none.')
-    _setting(number, 'ema_decay', 'Keep and evaluate an exponential moving average of the weights with this decay.')
+    _setting(
+        number,
+        'ema_decay',
+        'Decay of an average of the weights, which is then evaluated; 0 for none.',
+    )
     _setting(switch, 'ema_warmup', 'Let the average follow faster in the beginning.')
     _setting(whole, 'ema_every_steps', 'Steps between its updates.')
     _setting(
@@ -260,6 +266,7 @@ def chosen_settings() -> dict[str, Any]:
     """Fields of TrainConfig that flags set."""
     chosen = set_flags([name for name in _SETTINGS if name not in (*_NUMBERS, *_UNLIKE)])
     chosen |= {name: numbers_of(name) for name in set_flags([name for name in _NUMBERS if name in _SETTINGS])}
+    chosen |= {name: None for name in _NONE_IF_EMPTY if chosen.get(name, True) in (0, (), 'none')}
     unlike = set_flags([name for name in _UNLIKE if name in _SETTINGS])
     if 'statistics' in unlike:
         chosen['statistics'] = int(unlike['statistics']) if unlike['statistics'].isdecimal() else unlike['statistics']

@@ -275,5 +275,9 @@ def _set_aside(error: DamageError) -> str:
 
 def remove_partial_checkpoints(folder: pathlib.Path) -> None:
     """Removes what a killed process left half-written."""
+    for path in folder.glob(f'*.removed{PARTIAL}'):
+        step = path.with_name(path.name.removesuffix(f'.removed{PARTIAL}'))
+        if not os.path.lexists(step):  # it was to make room for a new one of its name, which did not come
+            path.rename(step)
     for path in folder.glob(f'*{PARTIAL}'):
         discard(path)

@@ -45,7 +45,7 @@ class TrainConfig:
       learning_rate: the peak of the schedule.
       learning_rate_batch_size: the batch size that ``learning_rate`` is for; with another it is scaled in proportion.
         None: it is for the one there is.
-      head_learning_rate: that of the last linear layer; None is the same.
+      head_learning_rate: that of the last linear layer, scaled to the batch like ``learning_rate``; None is the same.
       learning_rate_factors: pairs of a regular expression on the beginning of parameters' paths and the factor of
         their learning rate, such as ``(('stem', 0.1), ('stage[12]', 0.3))``; no two may match the same parameter.
       schedule: ``cosine``, ``linear``, ``polynomial``, ``one_cycle``, ``step`` or ``constant``, as in
@@ -204,6 +204,8 @@ class TrainConfig:
                 raise InputError(f'{name}={pattern!r} is no regular expression: {error}') from error
         if self.task == 'regression' and self.label_smoothing:
             raise InputError(f'label_smoothing={self.label_smoothing} is for classes; task=regression takes 0')
+        if self.task == 'regression' and self.distill_from is not None:
+            raise InputError(f'distill_from={self.distill_from}: networks for task=regression have units of their own')
         if self.head_learning_rate is not None and not self.learning_rate > 0:
             raise InputError(f'head_learning_rate={self.head_learning_rate} needs a learning_rate above 0')
         if self.sam_rho and self.freeze is not None:
@@ -269,6 +271,8 @@ class TrainConfig:
         if self.seed >= 2**32:
             raise InputError(f'seed={self.seed} must be less than 2**32')
         for pattern, factor in self._factors():
+            if not pattern:
+                raise InputError(f'learning_rate_factors: the factor {factor} needs a pattern')
             if not factor >= 0:
                 raise InputError(f'learning_rate_factors: the factor {factor} of {pattern!r} must be at least 0')
 

@@ -9,8 +9,8 @@ import jax
 # Peak of one device in bfloat16 with dense operands, in FLOP/s, by what JAX calls its kind: cloud.google.com/tpu/docs
 # and NVIDIA's data sheets. Other dtypes have less.
 PEAK_FLOPS = {
-    'TPU v2': 45e12,
-    'TPU v3': 123e12,
+    'TPU v2': 22.5e12,  # a core, which is a device there, as of v3
+    'TPU v3': 61.5e12,
     'TPU v4': 275e12,
     'TPU v5 lite': 197e12,
     'TPU v5': 459e12,

@@ -1,6 +1,7 @@
 """Scoring a network on every example of a split."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -147,8 +148,9 @@ class StatisticsEstimator:
     ):
         mesh = data_mesh(devices)
         num_examples = min(num_examples, len(split))
-        size = min(_EVAL_BATCH, num_examples)
-        size += -size % mesh.size
+        # Of whole ghost batches, and the same number on each device.
+        multiple = math.lcm(mesh.size, model.statistics if isinstance(model.statistics, int) else 1)
+        size = max(min(_EVAL_BATCH, num_examples) // multiple, 1) * multiple
         chosen = np.linspace(0, len(split) - 1, max(num_examples // size, 1) * size).astype(np.int32)
         self._batches = place(list(chosen.reshape(-1, size)), split_batch(mesh))
         self._images = place(split.images, replicated(mesh))
@@ -166,9 +168,17 @@ class StatisticsEstimator:
 
         self._program = jax.jit(program, out_shardings=replicated(mesh))
 
-    def __call__(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """The variables with new ``batch_stats``."""
-        found = [self._program(variables, self._images, batch) for batch in self._batches]
+    def compile(self, variables: dict[str, Any]) -> None:
+        """Compiles for variables of these shapes, by looking at one batch."""
+        jax.block_until_ready(self._program(variables, self._images, self._batches[0]))
+
+    def __call__(self, variables: dict[str, Any], poll: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """The variables with new ``batch_stats``; ``poll`` is called after every batch, and may raise."""
+        found = []
+        for batch in self._batches:
+            found.append(self._program(variables, self._images, batch))
+            jax.block_until_ready(found[-2:-1])
+            poll()
         return variables | {'batch_stats': jax.tree.map(lambda *parts: sum(parts) / len(parts), *found)}
 
 

@@ -45,7 +45,7 @@ class Log:
         writes: bool = True,
     ):
         self._task, self._config, self._epoch_steps, self._place = task, config, epoch_steps, place
-        self._schedule = learning_rate_schedule(config, epoch_steps)
+        self._workdir, self._schedule = workdir, learning_rate_schedule(config, epoch_steps)
         self.file = MetricsFile(workdir / 'metrics.jsonl', step, writes)
         self._norms = MetricsFile(workdir / 'norms.jsonl', step) if config.log_norms and writes else None
         self.train_seconds = self.file.records[-1]['train_seconds'] if self.file.records else 0.0
@@ -126,8 +126,9 @@ class Log:
         for step, one in enumerate(fetched, start=before + 1):
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if one['skipped'] else 0
             if self._skipped_in_a_row == self._config.max_skipped_steps:
+                who = '' if self._place is None else f'{self._workdir}: '
                 raise DivergenceError(
-                    f'the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a row, to step'
+                    f'{who}the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a row, to step'
                     f' {step} (learning rate {self._rate(step):.3g}, gradient norm {float(one["gradient_norm"]):.3g});'
                     ' none of them changed the weights, and the last checkpoint is good: start again in another'
                     ' --workdir with a lower --learning_rate or more --warmup_epochs'

@@ -133,7 +133,7 @@ def _train_together(
     if not open_runs:
         return [results[seed] for seed, _ in runs]
     mesh = data_mesh(devices)
-    check_batch_size(config.batch_size // config.accumulation_steps, mesh)
+    check_batch_size(config.batch_size, config.accumulation_steps, mesh)
     if dataset is None:
         dataset = load_dataset(config.dataset, task=config.task, data_dir=data_dir, image_size=config.image_size)
     for group in _at_one_step(open_runs):
@@ -229,8 +229,7 @@ class _Run:
             shown = main and open_display(program.total_steps, self.step, program.task.headline)
             self.display: Display = shown or Silence()
             stack.callback(self.display.close)
-            if main:
-                self.writer = stack.enter_context(CheckpointWriter(keep=2))
+            self.writer = stack.enter_context(CheckpointWriter(keep=2)) if main else None
             self.logs = []
             for index, workdir in enumerate(self.workdirs):
                 place = index if len(self.workdirs) > 1 else None
@@ -243,7 +242,7 @@ class _Run:
                 self._train(stop, stack.enter_context(Profile(self.workdirs[0], profile_steps)))
             except Interrupted as interrupted:
                 self._leave(interrupted)
-            if main:
+            if self.writer is not None:
                 self.writer.close()
             results = [self._result(index) for index in range(len(self.workdirs))]
             meet('end of the run')
@@ -266,7 +265,10 @@ class _Run:
             options = (*normalization, config.reestimate_examples, self.devices)
             self.estimator = StatisticsEstimator(program.model, dataset.train, *options)
         step_fn = stop.wait_for(lambda: program.compile_step(self.state))
-        stop.wait_for(lambda: self.evaluator.compile(program.eval_variables(self.state)[0]))
+        variables = program.eval_variables(self.state)[0]
+        stop.wait_for(lambda: self.evaluator.compile(variables))
+        if (estimator := self.estimator) is not None:
+            stop.wait_for(lambda: estimator.compile(variables))
         self.cost = program.cost()
         self.display.message(self.cost.card())
         for log in self.logs:
@@ -290,6 +292,8 @@ class _Run:
             every = config.checkpoint_every_steps
             if every and self.step % every == 0 and not last:
                 self._save()
+            if self.writer is not None:
+                self.writer.check()  # a full disk, at once
             if stop.at_step(self.step):
                 stop.check()
             if last:
@@ -304,7 +308,7 @@ class _Run:
 
     def _evaluate(self, stop: StopRequest) -> None:
         if self.estimator is not None:
-            self.state = self.program.with_statistics(self.state, self.estimator)
+            self.state = self.program.with_statistics(self.state, self.estimator, stop.check)
         state, variables_of = self.state, self.program.eval_variables
         self.tests = [self.evaluator(one, stop.check) for one in variables_of(state)]
         self.unaveraged: Sequence[Evaluation | None] = [None] * len(self.tests)
@@ -336,8 +340,6 @@ class _Run:
         """Hands the state to the writer, with the score if it was just evaluated."""
         for log in self.logs:
             log.flush()
-        if self.estimator is not None and self.tested != self.step:
-            self.state = self.program.with_statistics(self.state, self.estimator)
         states = self.program.saved_states(self.state)
         for state in states:
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables)):
@@ -345,7 +347,7 @@ class _Run:
         scores: list[float | None] = [None] * len(states)
         if self.tested == self.step:
             scores = [test.summary[self.program.task.headline] for test in self.tests]
-        if is_main_process():
+        if self.writer is not None:
             for log in self.logs:
                 log.sync()
             self.writer.save(self.step, list(zip(self.folders, states, scores, strict=True)))
@@ -357,7 +359,7 @@ class _Run:
         """Saves what is not saved, and says so."""
         if self.step > (self.saved or 0):
             self._save()
-        if is_main_process():
+        if self.writer is not None:
             self.writer.close()
         meet('stopped')
         kept = f'after step {self.step}, which is saved' if self.step else 'before the first step'

@@ -137,9 +137,11 @@ class Program:
         variables = state.eval_variables
         return [variables] if len(self.seeds) == 1 else [take(variables, i) for i in range(len(self.seeds))]
 
-    def with_statistics(self, state: TrainState, estimate: StatisticsEstimator) -> TrainState:
-        """The state whose average has running statistics that were found anew."""
-        found = [fetch(estimate(one)['batch_stats'], self.mesh) for one in self.eval_variables(state)]
+    def with_statistics(self, state: TrainState, estimate: StatisticsEstimator, poll: Callable[[], None]) -> TrainState:
+        """The state whose average has running statistics that were found anew; ``poll`` may raise meanwhile."""
+        # From the trained network's own, so that what is found depends on nothing but this state.
+        begin = dataclasses.replace(state, average=state.average | {'batch_stats': state.batch_stats})
+        found = [fetch(estimate(one, poll)['batch_stats'], self.mesh) for one in self.eval_variables(begin)]
         stats = found[0] if len(found) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *found)
         return dataclasses.replace(state, average=state.average | {'batch_stats': place(stats, replicated(self.mesh))})
 
@@ -218,6 +220,8 @@ class Teacher:
 
     def __init__(self, path_or_id: str, spec: ResNetSpec, dataset: Dataset):
         source = open_source(path_or_id)
+        if source.task not in (None, dataset.task):
+            raise InputError(f'distill_from={path_or_id} was trained for {source.task}, not for {dataset.task}')
         self.model, _ = model_of(source, path_or_id)
         if self.model.spec.num_classes != spec.num_classes:
             raise InputError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 from resnet_jax.errors import InputError
@@ -314,21 +315,42 @@ RECIPES: dict[str, TrainConfig] = {
 }
 
 
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+# Fields that do nothing, unless something else is so: what, when, and in words.
+_NEEDS: tuple[tuple[set[str], Callable[[TrainConfig], object], str], ...] = (
+    ({'momentum'}, lambda c: c.optimizer in ('sgd', 'lars', 'rmsprop_tf', 'muon'), 'sgd, lars, rmsprop_tf or muon'),
+    ({'nesterov'}, lambda c: c.optimizer in ('sgd', 'lars'), 'optimizer sgd or lars'),
+    ({'decay_epochs', 'decay_factor'}, lambda c: c.schedule == 'step', 'schedule=step'),
+    ({'schedule_power'}, lambda c: c.schedule == 'polynomial', 'schedule=polynomial'),
+    (
+        {'final_learning_rate'},
+        lambda c: c.schedule in ('cosine', 'linear', 'polynomial'),
+        'schedule cosine, linear or polynomial',
+    ),
+    ({'warmup_start'}, lambda c: c.warmup_epochs or c.schedule == 'one_cycle', 'warmup_epochs'),
+    ({'ema_warmup', 'ema_every_steps'}, lambda c: c.ema_decay is not None, 'ema_decay'),
+    ({'distill_weight', 'distill_temperature'}, lambda c: c.distill_from is not None, 'distill_from'),
+    ({'crop_ratio'}, lambda c: c.crop_area is not None, 'crop_area'),
+)
+
+
 def get_config(recipe: str, **overrides: Any) -> TrainConfig:
     """A recipe with some fields replaced.
 
     What is not replaced itself follows what is:
 
-    - with another number of ``epochs``, ``warmup_epochs`` and ``decay_epochs`` keep their share of the training;
+    - with another number of ``epochs``, ``warmup_epochs`` and ``decay_epochs`` keep their share of the training, and so
+      does the span of an average, ``1 / (1 - ema_decay)`` steps;
     - with another ``schedule`` than ``step`` there are no ``decay_epochs``;
     - with another ``optimizer`` than the recipe's, the learning rate is a usual one of that optimizer, for the batch
       there is, and Muon's momentum is 0.95;
+    - with another ``loss`` than the recipe's there is no threshold of targets;
     - ``task='regression'`` has the task's usual loss, no label smoothing and no threshold of targets, a fifth of the
       learning rate, as gradients of errors have no bound and those of probabilities have, and no augmentation, as
       numbers may depend on where things are and how they look.
 
     Raises:
-      InputError: an unknown recipe or field, or a value that TrainConfig refuses.
+      InputError: an unknown recipe or field, a value that TrainConfig refuses, or one that would do nothing.
     """
     if recipe not in RECIPES:
         near = difflib.get_close_matches(recipe, RECIPES, n=3, cutoff=0.3)
@@ -342,6 +364,10 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
         'warmup_epochs': base.warmup_epochs * share,
         'decay_epochs': tuple(epoch * share for epoch in base.decay_epochs),
     }
+    if base.ema_decay is not None:
+        implied['ema_decay'] = max(1 - (1 - base.ema_decay) / share, 0.0)
+    if overrides.get('loss', base.loss) != base.loss:
+        implied['target_threshold'] = None
     if overrides.get('schedule', 'step') != 'step':
         implied['decay_epochs'] = ()
     if overrides.get('task') == 'regression':
@@ -351,4 +377,9 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
     if optimizer != base.optimizer and optimizer in _USUAL_RATES:
         implied |= {'learning_rate': _USUAL_RATES[optimizer], 'learning_rate_batch_size': None}
         implied |= {'momentum': _MUON_MOMENTUM} if optimizer == 'muon' else {}
-    return dataclasses.replace(base, **(implied | overrides))
+    config = dataclasses.replace(base, **(implied | overrides))
+    for names, useful, needs in _NEEDS:
+        for name in names & overrides.keys():
+            if overrides[name] != _DEFAULTS[name] and not useful(config):
+                raise InputError(f'{name}={overrides[name]!r} would do nothing: it needs {needs}')
+    return config

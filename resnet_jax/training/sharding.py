@@ -1,6 +1,8 @@
 """Placement on devices, of one process or many: data parallelism over one mesh. The only file that knows meshes."""
 
+import functools
 import os
+import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from resnet_jax.errors import InputError, StorageError
 
 Result = TypeVar('Result')
+_METADATA = 'http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints'
 
 
 def join_processes(coordinator: str | None = None, num_processes: int | None = None, index: int | None = None) -> None:
@@ -46,7 +49,22 @@ def join_processes(coordinator: str | None = None, num_processes: int | None = N
 def _in_a_job() -> bool:
     """Whether the environment tells of more than one process."""
     tasks = (os.environ.get(name, '1') for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'))
-    return ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '') or any(count not in ('', '0', '1') for count in tasks)
+    if any(count not in ('', '0', '1') for count in tasks):
+        return True
+    addresses = (os.environ.get(name, '') for name in ('TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES'))
+    return any(',' in text for text in addresses) or ',' in _tpu_vm_workers()
+
+
+def _tpu_vm_workers() -> str:
+    """The workers of the slice that this machine belongs to, if it is a TPU VM: there the environment says nothing."""
+    if not os.path.exists('/dev/accel0') and not os.path.exists('/dev/vfio/0'):
+        return ''
+    request = urllib.request.Request(_METADATA, headers={'Metadata-Flavor': 'Google'})
+    try:
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return answer.read().decode()
+    except (OSError, ValueError):
+        return ''
 
 
 def is_main_process() -> bool:
@@ -124,14 +142,22 @@ def place(tree: Any, sharding: Any) -> Any:
 
 
 def fetch(tree: Any, mesh: Mesh) -> Any:
-    """Arrays on the devices as NumPy arrays of their own, whole, in every process."""
+    """Arrays on the devices as NumPy arrays, whole, in every process.
+
+    On a CPU they may be the device's own memory, which a step is allowed to overwrite that is given it.
+    """
     if any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)) and jax.process_count() > 1:
-        tree = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
-    # On a CPU what is fetched may be the device's own memory, which the next step is allowed to overwrite.
-    return jax.tree.map(np.array, jax.device_get(tree))
+        tree = _whole(mesh)(tree)
+    return jax.device_get(tree)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises InputError if a batch cannot be split evenly over the mesh."""
-    if batch_size % mesh.size:
-        raise InputError(f'batch_size={batch_size} must be divisible by the {mesh.size} devices')
+@functools.lru_cache
+def _whole(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def check_batch_size(batch_size: int, parts: int, mesh: Mesh) -> None:
+    """Raises InputError if a batch, in so many parts, cannot be split evenly over the mesh."""
+    if batch_size % (parts * mesh.size):
+        times = f' times accumulation_steps={parts}' if parts > 1 else ''
+        raise InputError(f'batch_size={batch_size} must be divisible by the {mesh.size} devices{times}')

@@ -1,6 +1,7 @@
 """One step of training and of evaluation: pure functions, without sharding, input or output."""
 
 import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -57,6 +58,7 @@ class StepOptions:
       distill_weight: share of the teacher in the loss.
       distill_temperature: divides its logits and the network's.
       log_norms: give norms of every layer.
+      freeze: regular expression on the beginning of the paths of parameters that have no gradient; None for none.
     """
 
     accumulation_steps: int = 1
@@ -68,6 +70,7 @@ class StepOptions:
     distill_weight: float = 0.5
     distill_temperature: float = 1.0
     log_norms: bool = False
+    freeze: str | None = None
 
 
 PLAIN = StepOptions()
@@ -181,8 +184,13 @@ def _gradients(
     params: Any, batch_stats: Any, batch: dict[str, jax.Array], key: jax.Array | None, how: dict[str, Any]
 ) -> tuple[dict[str, Any], Any, Any]:
     """The sums of ``loss_fn``, the running statistics after it, and the gradient of the mean loss."""
-    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    parts = how['options'].accumulation_steps
+    options: StepOptions = how['options']
+
+    def loss_of_trained(params: Any, *args: Any, **kwargs: Any) -> Any:
+        return loss_fn(_without_gradient(params, options.freeze), *args, **kwargs)
+
+    gradient_fn = jax.value_and_grad(loss_of_trained, has_aux=True)
+    parts = options.accumulation_steps
     if parts == 1:
         (_, (sums, batch_stats)), gradients = gradient_fn(params, batch_stats, batch, key=key, **how)
         return sums, batch_stats, gradients
@@ -199,6 +207,18 @@ def _gradients(
     start = batch_stats, jax.tree.map(jnp.zeros_like, params)
     (batch_stats, total), sums = jax.lax.scan(accumulate, start, (jnp.arange(parts), split))
     return jax.tree.map(lambda x: x.sum(0), sums), batch_stats, jax.tree.map(lambda x: x / parts, total)
+
+
+def _without_gradient(params: Any, pattern: str | None) -> Any:
+    """The parameters, those that a pattern matches as constants: what leads to them alone is not computed."""
+    if pattern is None:
+        return params
+
+    def freeze(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        return jax.lax.stop_gradient(leaf) if re.match(pattern, name) else leaf
+
+    return jax.tree_util.tree_map_with_path(freeze, params)
 
 
 def _averaged(old: TrainState, new: TrainState, options: StepOptions) -> dict[str, Any]:
@@ -228,12 +248,21 @@ def _select(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
 
 
 def _layer_norms(params: Any, gradients: Any, updates: Any) -> dict[str, jax.Array]:
-    """``{'stage1_block1/conv1': [parameters, gradients, updates]}``, the norms over what a layer holds."""
+    """``{'stage1_block1/conv1': [parameters, gradients, updates]}``, the norms over what a layer holds.
+
+    Layers of blocks that are stacked for a loop are told apart.
+    """
     squares: dict[str, list[jax.Array]] = {}
     trees = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (params, gradients, updates))
     for leaves in zip(*trees, strict=True):
         layer = jax.tree_util.keystr(leaves[0][0][:-1], simple=True, separator='/')
-        squares.setdefault(layer, []).append(jnp.stack([jnp.sum(jnp.square(leaf)) for _, leaf in leaves]))
+        stage, stacked, rest = layer.partition('_blocks/')
+        blocks = {layer: [leaf for _, leaf in leaves]}
+        if stacked:
+            number = leaves[0][1].shape[0]
+            blocks = {f'{stage}_block{i + 2}/{rest}': [leaf[i] for _, leaf in leaves] for i in range(number)}
+        for name, parts in blocks.items():
+            squares.setdefault(name, []).append(jnp.stack([jnp.sum(jnp.square(part)) for part in parts]))
     return {layer: jnp.sqrt(sum(parts)) for layer, parts in squares.items()}
 
 

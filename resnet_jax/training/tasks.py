@@ -252,11 +252,6 @@ class Regression(Task):
         function = losses.squared_error if self.loss == 'squared_error' else losses.absolute_error
         return function(outputs, targets)
 
-    def teacher_losses(self, outputs: jax.Array, taught: jax.Array, temperature: float) -> jax.Array:
-        """The task's own loss of the teacher's outputs; numbers have no temperature."""
-        del temperature
-        return self.dense_losses(outputs, jax.lax.stop_gradient(taught))
-
     def dense_targets(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """Targets in standard deviations from their mean."""
         if targets.shape != outputs.shape:  # [N] and [N, 1] would silently become [N, N]

@@ -53,6 +53,16 @@ def test_the_manifests_of_earlier_versions_are_read(folder):
     jax.tree.map(np.testing.assert_array_equal, restore_checkpoint(folder, 7, STATE), STATE)
 
 
+def test_a_step_that_made_room_for_none_is_back(folder):
+    """Killed between the two renamings of a step that is saved again."""
+    (folder / '7').rename(folder / '7.removed.partial')
+    (folder / '7.partial').mkdir()
+    remove_partial_checkpoints(folder)
+    assert checkpoint_steps(folder) == [7]
+    assert [path.name for path in folder.iterdir()] == ['7']
+    jax.tree.map(np.testing.assert_array_equal, restore_checkpoint(folder, 7, STATE), STATE)
+
+
 def test_a_folder_without_checkpoints(tmp_path):
     assert checkpoint_steps(tmp_path / 'none') == []
     assert best_step(tmp_path / 'none') is None

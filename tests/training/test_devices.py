@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import InputError, load_variables
+from resnet_jax.training import sharding
 from resnet_jax.training.sharding import data_mesh, in_main_process, join_processes, split_evenly
 
 
@@ -74,6 +75,21 @@ def test_arguments_of_a_job_go_together():
         join_processes('here:1', 2, 2)
     join_processes()  # alone: nothing happens
     assert jax.process_count() == 1
+
+
+def test_who_is_in_a_job_is_told_by_the_environment(monkeypatch):
+    assert not sharding._in_a_job()
+    for name, value in (
+        ('SLURM_STEP_NUM_TASKS', '4'),
+        ('OMPI_COMM_WORLD_SIZE', '2'),
+        ('TPU_WORKER_HOSTNAMES', 'a,b'),
+        ('TPU_PROCESS_ADDRESSES', 'a:1,b:1'),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert sharding._in_a_job(), name
+    monkeypatch.setattr(sharding, '_tpu_vm_workers', lambda: 'unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2')
+    assert sharding._in_a_job()
 
 
 def test_what_fails_in_process_0_fails():

@@ -1,14 +1,17 @@
 """Programs: several seeds at once, teachers, averages with statistics of their own, what the flags of the step do."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
 
-from resnet_jax import InputError, ResNetSpec, TrainConfig, load_variables, train_and_evaluate, train_seeds
+from resnet_jax import InputError, Interrupted, ResNetSpec, TrainConfig, load_variables, train_and_evaluate, train_seeds
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.training.evaluation import Evaluator, StatisticsEstimator
+from resnet_jax.training.log import Log
 from resnet_jax.training.program import Program, make_model, step_options, together
 from resnet_jax.training.sharding import data_mesh
 
@@ -109,6 +112,8 @@ def test_statistics_are_found_anew_as_means_over_batches(alone, shades):
     variables = load_variables(alone[0])
     spoilt = variables | {'batch_stats': jax.tree.map(lambda leaf: leaf + 5, variables['batch_stats'])}
     estimate = StatisticsEstimator(model, shades.train, shades.mean, shades.std, 50)
+    ghosts = StatisticsEstimator(model.clone(statistics=12), shades.train, shades.mean, shades.std, 50)
+    assert all(leaf.shape for leaf in jax.tree.leaves(ghosts(variables)['batch_stats']))
     found, again = estimate(variables), estimate(spoilt)
     for one, other in zip(*(jax.tree.leaves(tree['batch_stats']) for tree in (found, again)), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-3)
@@ -130,6 +135,26 @@ def test_an_averaged_run_is_scored_and_loaded_by_its_average(shades, tmp_path):
     model = make_model(dataclasses.replace(SPEC, num_classes=3), config)
     total = Evaluator(model, shades.test, shades.mean, shades.std)(variables).summary
     assert total['loss'] == pytest.approx(result['test_loss'], rel=1e-5)
+
+
+def test_found_statistics_depend_on_no_earlier_ones(shades, tmp_path, monkeypatch):
+    """A run that was stopped in between, and found them at another moment, ends with the same bytes."""
+    fields = {'ema_decay': 0.8, 'reestimate_examples': 50, 'epochs': 3, 'checkpoint_every_steps': 2}
+    config = dataclasses.replace(CONFIG, **fields)
+    train_and_evaluate(SPEC, config, tmp_path / 'whole', dataset=shades)
+    plain = Log.step
+
+    def stop(self, now, *args):
+        plain(self, now, *args)
+        if now == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Log, 'step', stop)
+    with pytest.raises(Interrupted):
+        train_and_evaluate(SPEC, config, tmp_path / 'halved', dataset=shades)
+    monkeypatch.undo()
+    train_and_evaluate(SPEC, config, tmp_path / 'halved', dataset=shades)
+    jax.tree.map(np.testing.assert_array_equal, load_variables(tmp_path / 'halved'), load_variables(tmp_path / 'whole'))
 
 
 def test_the_optimizer_can_be_split_over_the_devices(shades):

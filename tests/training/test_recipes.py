@@ -76,6 +76,37 @@ def test_another_schedule_has_no_epochs_to_fall_at():
     assert get_config('torchvision_v1', epochs=180).decay_epochs == (60, 120)
 
 
+def test_an_average_keeps_its_share_of_the_training():
+    whole, part = get_config('torchvision_v2'), get_config('torchvision_v2', epochs=60)
+    assert 1 / (1 - part.ema_decay) == pytest.approx(0.1 / (1 - whole.ema_decay))
+    assert get_config('torchvision_v2', epochs=1).ema_decay >= 0
+    assert get_config('torchvision_v2', epochs=60, ema_decay=0.5).ema_decay == 0.5
+
+
+def test_another_loss_has_no_threshold():
+    assert get_config('rsb_a2').target_threshold == 0.2
+    assert get_config('rsb_a2', loss='softmax_cross_entropy').target_threshold is None
+
+
+@pytest.mark.parametrize(
+    ('fields', 'needs'),
+    [
+        ({'momentum': 0.8, 'optimizer': 'adam'}, 'sgd, lars, rmsprop_tf or muon'),
+        ({'nesterov': True, 'optimizer': 'lamb'}, 'optimizer sgd or lars'),
+        ({'decay_factor': 0.5}, 'schedule=step'),
+        ({'schedule_power': 2.0}, 'schedule=polynomial'),
+        ({'final_learning_rate': 0.01, 'schedule': 'constant'}, 'schedule cosine, linear or polynomial'),
+        ({'warmup_start': 0.1, 'warmup_epochs': 0}, 'warmup_epochs'),
+        ({'ema_warmup': True}, 'ema_decay'),
+        ({'distill_temperature': 2.0}, 'distill_from'),
+        ({'crop_ratio': (0.5, 2.0)}, 'crop_area'),
+    ],
+)
+def test_what_would_do_nothing_is_refused(fields, needs):
+    with pytest.raises(InputError, match=f'would do nothing: it needs {needs}$'):
+        get_config('digits_quick', **fields)
+
+
 def test_an_unknown_recipe_gets_the_known_ones():
     with pytest.raises(InputError, match=r"unknown recipe 'he2015'; known: he2015_cifar"):
         get_config('he2015')

@@ -234,6 +234,22 @@ def test_sharpness_aware_steps_take_the_gradient_uphill(state, batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.batch_stats, stats)
 
 
+def test_frozen_parameters_have_no_gradient(state, batch):
+    """They are in no norm, are not moved uphill, and what leads to them alone is not computed."""
+    optimizer, frozen = optax.sgd(1.0), StepOptions(freeze='stem|stage', log_norms=True)
+    state = create_train_state(state.variables, optimizer)
+    after, sums = stepped(MODEL, optimizer, state, batch, frozen)
+    np.testing.assert_allclose(sums['gradient_norm'], sums['norms']['head'][1], rtol=1e-5)
+    same(after.params['stem'], state.params['stem'])
+
+    def flops(options):
+        step = jax.jit(lambda s, b: train_step(s, b, model=plain, optimizer=optimizer, options=options))
+        return step.lower(state, batch).compile().cost_analysis()['flops']
+
+    plain = MODEL.clone(implementation='xla')
+    assert flops(StepOptions(freeze='stem|stage')) < 0.6 * flops(PLAIN)
+
+
 def test_norms_are_those_of_each_layer(state, batch):
     after, sums = stepped(MODEL, OPTIMIZER, state, batch, StepOptions(log_norms=True))
     assert {'stem/conv', 'stage2_block1/conv2', 'head'} <= set(sums['norms'])
