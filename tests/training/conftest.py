@@ -1,4 +1,4 @@
-"""A disk that is soon full, and processes of their own."""
+"""Images that are soon learnt, a disk that is soon full, and processes of their own."""
 
 import os
 import pathlib
@@ -7,7 +7,27 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
+
+from resnet_jax.data.examples import Dataset, Split
+
+
+@pytest.fixture(scope='session')
+def make_shades() -> Callable[[int], Dataset]:
+    """So many training images, and 21 test images, whose brightness tells their class."""
+
+    def make(num_train: int) -> Dataset:
+        rng = np.random.default_rng(0)
+
+        def split(size: int) -> Split:
+            labels = (np.arange(size) % 3).astype(np.int32)
+            images = rng.integers(0, 60, (size, 6, 6, 1)) + 90 * labels[:, None, None, None]
+            return Split(images.astype(np.uint8), labels)
+
+        return Dataset('shades', split(num_train), split(21), ('a', 'b', 'c'), (0.3,), (0.3,))
+
+    return make
 
 
 @pytest.fixture

@@ -38,16 +38,9 @@ CONFIG = TrainConfig(dataset='shades', epochs=4, batch_size=8, learning_rate=0.0
 
 
 @pytest.fixture(scope='module')
-def shades():
-    """Images whose brightness tells their class; 37 and 21 examples, so that neither divides by the batch."""
-    rng = np.random.default_rng(0)
-
-    def split(size):
-        labels = (np.arange(size) % 3).astype(np.int32)
-        images = rng.integers(0, 60, (size, 6, 6, 1)) + 90 * labels[:, None, None, None]
-        return Split(images.astype(np.uint8), labels)
-
-    return Dataset('shades', split(37), split(21), ('a', 'b', 'c'), (0.3,), (0.3,))
+def shades(make_shades):
+    """37 and 21 examples, so that neither divides by the batch."""
+    return make_shades(37)
 
 
 @pytest.fixture(scope='module')

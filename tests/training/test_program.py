@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import InputError, Interrupted, ResNetSpec, TrainConfig, load_variables, train_and_evaluate, train_seeds
-from resnet_jax.data.examples import Dataset, Split
+from resnet_jax.data.examples import Split
 from resnet_jax.training.evaluation import Evaluator, StatisticsEstimator
 from resnet_jax.training.log import Log
 from resnet_jax.training.program import Program, make_model, step_options, together
@@ -20,16 +20,8 @@ CONFIG = TrainConfig(dataset='shades', epochs=16, batch_size=16, learning_rate=0
 
 
 @pytest.fixture(scope='module')
-def shades():
-    """Images whose brightness tells their class."""
-    rng = np.random.default_rng(0)
-
-    def split(size):
-        labels = (np.arange(size) % 3).astype(np.int32)
-        images = rng.integers(0, 60, (size, 6, 6, 1)) + 90 * labels[:, None, None, None]
-        return Split(images.astype(np.uint8), labels)
-
-    return Dataset('shades', split(50), split(21), ('a', 'b', 'c'), (0.3,), (0.3,))
+def shades(make_shades):
+    return make_shades(50)
 
 
 @pytest.fixture(scope='module')
