@@ -52,7 +52,7 @@ class Log:
         self._board = EventFile(workdir, step) if writes else None
         self._display = display
         self._window: list[dict[str, Any]] = []
-        self._ready: tuple[int, list[dict[str, Any]]] | None = None
+        self._ready: tuple[int, list[dict[str, Any]], float] | None = None  # last step, sums and seconds
         self._skipped_in_a_row = 0
         self._since = time.perf_counter()
         self._speed: float | None = None
@@ -80,7 +80,7 @@ class Log:
         self._display.step()
         if len(self._window) == self._config.log_every_steps:
             self._write_ready()
-            self._ready, self._window = (step, self._window), []
+            self._close_interval()  # its last step is under way: that much of its time is in the next one's
         if last:
             self.flush()
 
@@ -88,18 +88,22 @@ class Log:
         """Writes what there is; a new interval begins."""
         self._write_ready()
         if self._window:
-            self._ready, self._window = (self._step, self._window), []
+            jax.block_until_ready(self._window)
+            self._close_interval()
             self._write_ready()
+
+    def _close_interval(self) -> None:
+        now = time.perf_counter()
+        self._ready, self._window = (self._step, self._window, now - self._since), []
+        self._since = now
 
     def _write_ready(self) -> None:
         if self._ready is None:
             return
-        (step, window), self._ready = self._ready, None
+        (step, window, seconds), self._ready = self._ready, None
         fetched = jax.device_get(window)
         if self._place is not None:
             fetched = jax.tree.map(lambda leaf: leaf[self._place], fetched)
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
         self.train_seconds += seconds
         self._count_skipped(step - len(window), fetched)
         total = metrics.add_up([{k: v for k, v in one.items() if k not in _OF_A_STEP} for one in fetched])

@@ -1,0 +1,29 @@
+"""Tests of a run's log."""
+
+import json
+
+import numpy as np
+import pytest
+
+from resnet_jax import TrainConfig
+from resnet_jax.training import log as log_module
+from resnet_jax.training.log import Log
+from resnet_jax.training.progress import Silence
+from resnet_jax.training.evaluation import make_task
+
+
+def test_every_interval_has_the_speed_of_its_own_steps(tmp_path, monkeypatch):
+    """Five steps in an epoch, a second each: intervals of two, two and one."""
+    clock = [0.0]
+    monkeypatch.setattr(log_module.time, 'perf_counter', lambda: clock[0])
+    config = TrainConfig(batch_size=8, epochs=2, log_every_steps=2)
+    sums = {'loss': np.float32(4), 'correct': np.int32(2), 'correct_top5': np.int32(5), 'count': np.int32(8)}
+    log = Log(tmp_path, make_task(config, (), ()), config, 5, 0, Silence())
+    for step in range(1, 11):
+        clock[0] += 1
+        log.step(step, sums | {'skipped': np.int32(0), 'gradient_norm': np.float32(1)}, last=step % 5 == 0)
+    log.close()
+    records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [record['step'] for record in records] == [2, 4, 5, 7, 9, 10]
+    assert [record['examples_per_second'] for record in records] == pytest.approx([8] * 6)
+    assert log.train_seconds == 10
