@@ -7,9 +7,9 @@ import pytest
 
 from resnet_jax import TrainConfig
 from resnet_jax.training import log as log_module
+from resnet_jax.training.evaluation import make_task
 from resnet_jax.training.log import Log
 from resnet_jax.training.progress import Silence
-from resnet_jax.training.evaluation import make_task
 
 
 def test_every_interval_has_the_speed_of_its_own_steps(tmp_path, monkeypatch):
