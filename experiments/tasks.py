@@ -7,18 +7,16 @@ python -m experiments.tasks --tasks=binary,regression --num_seeds=1 --epochs=10
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
 from experiments import common, training_flags
+from experiments.baselines import BASELINES, baseline_outputs, scores_of
 from experiments.comparison import spread, write_table
 from resnet_jax import InputError, get_config, get_spec, train_seeds
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
-from resnet_jax.training import metrics
 from resnet_jax.training.evaluation import make_task, target_statistics
-from resnet_jax.training.tasks import TASKS, Task
+from resnet_jax.training.tasks import TASKS
 
 FLAGS = flags.FLAGS
 
@@ -37,46 +35,7 @@ SHOWN = {
     'multilabel': ('accuracy', 'average_precision'),
     'regression': ('r2', 'mae'),
 }
-_COLUMNS = ('task', 'metric', 'constant', 'linear', 'network')
-
-
-def baseline_outputs(kind: str, task: Task, dataset: Dataset) -> np.ndarray:
-    """What a constant or a linear model says of the test images, in the form of a network's outputs ``[N, K]``.
-
-    The constant one gives every image the shares of the classes, or the mean value, in training; the linear one is
-    scikit-learn's logistic regression, or ridge regression, on the pixels from 0 to 1, with its own default settings.
-    """
-    from sklearn.dummy import DummyClassifier, DummyRegressor
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    pixels, unseen = (part.images.reshape(len(part), -1) / 255.0 for part in (dataset.train, dataset.test))
-    targets = dataset.train.labels
-    if task.name == 'regression':
-        values = (targets - np.asarray(task.mean)) / np.asarray(task.std)  # type: ignore[attr-defined]
-        model = DummyRegressor() if kind == 'constant' else Ridge()
-        return model.fit(pixels, values).predict(unseen).reshape(-1, targets.shape[1]).astype(np.float32)
-
-    def shares_of(labels: np.ndarray, classes: int) -> np.ndarray:
-        constant = kind == 'constant' or len(set(labels.tolist())) == 1
-        single = DummyClassifier(strategy='prior') if constant else LogisticRegression(max_iter=5000)
-        shares = np.zeros((len(unseen), classes))
-        found = single.fit(pixels, labels).predict_proba(unseen)
-        shares[:, single.classes_] = found  # of classes without training images there are none
-        return shares.clip(1e-12, 1 - 1e-12)
-
-    if task.name == 'multiclass':
-        return np.log(shares_of(targets, dataset.num_classes)).astype(np.float32)
-    columns = targets.reshape(len(targets), -1).T
-    positive = np.stack([shares_of(column, 2)[:, 1] for column in columns], axis=1)
-    return np.log(positive / (1 - positive)).astype(np.float32)
-
-
-def scores_of(outputs: np.ndarray, task: Task, dataset: Dataset) -> dict[str, float]:
-    """The task's metrics of outputs for the test images."""
-    targets, mask = dataset.test.labels, jnp.ones(len(dataset.test), bool)
-    arrays = jnp.asarray(outputs), jnp.asarray(targets)
-    sums = task.sums(task.losses(*arrays), *arrays, mask) | task.eval_sums(*arrays, mask)
-    return task.summarize(metrics.add_up([sums])) | task.scores(outputs, targets)
+_COLUMNS = ('task', 'metric', *BASELINES, 'network')
 
 
 def compare(name: str, dataset: Dataset, out: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -85,7 +44,7 @@ def compare(name: str, dataset: Dataset, out: pathlib.Path) -> dict[str, dict[st
     config = get_config(recipe, dataset=dataset.name, task=name, **training_flags.set_flags(('image_size', 'epochs')))
     task = make_task(config, *target_statistics(dataset))
     found: dict[str, dict[str, Any]] = {
-        kind: scores_of(baseline_outputs(kind, task, dataset), task, dataset) for kind in ('constant', 'linear')
+        kind: scores_of(baseline_outputs(kind, task, dataset), task, dataset) for kind in BASELINES
     }
     result = train_seeds(get_spec(FLAGS.arch), config, out / name, FLAGS.num_seeds, arch=FLAGS.arch, dataset=dataset)
     found['network'] = {
@@ -108,7 +67,7 @@ def main() -> None:
     for name, scores in found.items():
         for metric in (metric for metric in SHOWN[name] if metric in scores['linear']):
             mean, deviation = spread(scores['network'][metric])
-            simple = (f'{scores[kind][metric]:.4f}' for kind in ('constant', 'linear'))
+            simple = (f'{scores[kind][metric]:.4f}' for kind in BASELINES)
             rows.append((f'`{name}`', metric, *simple, f'{mean:.4f} ± {deviation:.4f}'))
     write_table(out, _COLUMNS, rows, dataset=dataset_name, arch=FLAGS.arch, scores=found)
     print(f'see {out}')
