@@ -38,6 +38,7 @@ def commands_of(text):
     return re.findall(r'^    (python -m experiments\..*)$', text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_guide_runs_from_the_first_block_to_the_last(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it writes files
     names, out = {}, io.StringIO()
