@@ -138,20 +138,24 @@ class Log:
                     ' --workdir with a lower --learning_rate or more --warmup_epochs'
                 )
 
-    def test(self, step: int, summary: dict[str, float], unaveraged: dict[str, float] | None = None) -> str:
+    def test(
+        self, step: int, summary: dict[str, float], unaveraged: dict[str, float] | None, evaluation_seconds: float
+    ) -> str:
         """Writes an evaluation, and gives the line that tells of it.
 
         Args:
           step: the steps taken.
           summary: metrics of what is evaluated.
           unaveraged: where that is an average, those of the network that is trained.
+          evaluation_seconds: that it took.
         """
         if not np.isfinite(summary['loss']):
             raise divergence(f'the test loss is {summary["loss"]} after step {step}')
         headline = self._task.headline
         # Weights that are trained may be of no use where their average is.
         plain = {f'unaveraged_{k}': unaveraged[k] for k in ('loss', headline)} if unaveraged else {}
-        self._record('test', step, summary | {k: value for k, value in plain.items() if np.isfinite(value)})
+        plain = {name: value for name, value in plain.items() if np.isfinite(value)}
+        self._record('test', step, summary | plain | {'evaluation_seconds': evaluation_seconds})
         line = f'epoch {step / self._epoch_steps:g}'
         trained = [r for r in self.file.records if r['split'] == 'train' and 'loss' in r and r['step'] <= step]
         if trained:

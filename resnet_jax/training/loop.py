@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -307,6 +308,7 @@ class _Run:
             self.display.message(self.cost.speed(speed * len(self.seeds)))
 
     def _evaluate(self, stop: StopRequest) -> None:
+        start = time.perf_counter()
         if self.estimator is not None:
             self.state = self.program.with_statistics(self.state, self.estimator, stop.check)
         state, variables_of = self.state, self.program.eval_variables
@@ -315,6 +317,7 @@ class _Run:
         if state.average is not None:
             plain = dataclasses.replace(state, average=None)
             self.unaveraged = [self.evaluator(one, stop.check) for one in variables_of(plain)]
+        self.evaluation_seconds = time.perf_counter() - start
         self.tested = self.step
 
     def _end_epoch(self, stop: StopRequest) -> None:
@@ -325,7 +328,8 @@ class _Run:
             self._evaluate(stop)
             lines = []
             for log, test, plain in zip(self.logs, self.tests, self.unaveraged, strict=True):
-                lines.append(log.test(self.step, test.summary, None if plain is None else plain.summary))
+                unaveraged = None if plain is None else plain.summary
+                lines.append(log.test(self.step, test.summary, unaveraged, self.evaluation_seconds))
             self.display.message(lines[0] if len(lines) == 1 else self._of_all(epoch))
         due = is_due(epoch, config.checkpoint_every_epochs, config.epochs)
         if due and (self.tested == self.step or self.saved != self.step):
@@ -383,6 +387,7 @@ class _Run:
             'skipped_steps': sum(record.get('skipped_steps', 0) for record in log.file.records),
             'epochs': config.epochs,
             'train_seconds': log.train_seconds,
+            'evaluation_seconds': sum(record.get('evaluation_seconds', 0.0) for record in evaluations),
             **self.cost.record(speed),
             'seed': self.seeds[index],
             'arch': self.arch,

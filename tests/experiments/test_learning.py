@@ -221,3 +221,26 @@ def test_show_augment_draws_what_is_asked_for(root, tmp_path):
     assert (tmp_path / 'augment.png').stat().st_size > 1000
     _, error = run(root, 'show_augment', '--num_images=2', '--crop_size=9', f'--workdir={tmp_path}', status=2)
     assert error.startswith('error: crop_size=9 must be at most 8')
+
+
+@pytest.mark.slow
+def test_the_speed_run_reports_every_seed_and_their_mean(root, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, size in (('train', 16), ('test', 5)):
+        np.savez(
+            tmp_path / f'{split}.npz',
+            images=rng.integers(0, 255, (size, 8, 8, 3), np.uint8),
+            labels=np.arange(size) % 3,
+        )
+    flags = (f'--dataset=arrays:{tmp_path}', '--epochs=2', '--batch_size=8', '--num_seeds=2', f'--workdir={tmp_path}/s')
+    out, _ = run(root, 'speedrun', *flags)
+    scores = [
+        json.loads((tmp_path / 's' / f'seed{seed}' / 'result.json').read_text())['test_accuracy'] for seed in (0, 1)
+    ]
+    assert f'| mean | {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} | 2 |' in out
+    assert (tmp_path / 's' / 'speedrun.png').stat().st_size > 10_000
+    again, _ = run(root, 'speedrun', *flags)
+    assert again.count('is finished: nothing to do') == 2
+    assert (tmp_path / 's' / 'table.md').read_text() in again
+    _, error = run(root, 'speedrun', *flags[:1], '--epochs=0', f'--workdir={tmp_path}/t', status=2)
+    assert error.startswith('error: epochs=0 must be')

@@ -81,6 +81,7 @@ def trained(arrays, tmp_path_factory):
 def test_there_is_no_script_without_a_test(root):
     scripts = {path.stem for path in (root / 'experiments').glob('*.py')} - {
         '__init__',
+        'baselines',
         'common',
         'comparison',
         'environment',
@@ -97,6 +98,7 @@ def test_there_is_no_script_without_a_test(root):
         'tasks',
         'transfer',
         'show_augment',
+        'speedrun',
     }
     assert scripts == {*TRAINING, *learning, 'evaluate', 'benchmark', 'convert'}
 

@@ -43,7 +43,7 @@ COMMAND = (
     *('--checkpoint_every_epochs=1', '--checkpoint_every_steps=5'),
 )
 # Of result.json and metrics.jsonl, what two runs of the same training need not have in common.
-TIMES = {'train_seconds', 'compile_seconds', 'examples_per_second', 'peak_share'}
+TIMES = {'train_seconds', 'evaluation_seconds', 'compile_seconds', 'examples_per_second', 'peak_share'}
 # Longer than anything that does not hang takes on a busy machine.
 PATIENCE_SECONDS = 600
 SCHEDULER_SECONDS = 1.0

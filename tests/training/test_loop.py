@@ -83,7 +83,14 @@ def test_a_run_leaves_its_files(finished):
         'recipe': 'digits_quick',
     }
     assert {name: result[name] for name in expected} == expected
-    assert {'test_accuracy', 'test_loss', 'train_seconds', 'compile_seconds', 'examples_per_second'} <= set(result)
+    assert {
+        'test_accuracy',
+        'test_loss',
+        'train_seconds',
+        'evaluation_seconds',
+        'compile_seconds',
+        'examples_per_second',
+    } <= set(result)
     config = json.loads((workdir / 'config.json').read_text())
     assert config['config'] == json.loads(json.dumps(dataclasses.asdict(CONFIG)))
     assert config['spec']['stage_sizes'] == [1, 1]

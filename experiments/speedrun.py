@@ -1,0 +1,105 @@
+"""The speed run: what a small residual network learns of CIFAR-10 in one hour of two cores.
+
+python -m experiments.speedrun --dataset=arrays:DIR                       # three seeds, one after the other
+python -m experiments.speedrun --dataset=arrays:DIR --num_seeds=1 --epochs=2
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import common, training_flags
+from experiments.comparison import curves_of, spread, write_table
+from resnet_jax import ResNetSpec, TrainConfig, train_and_evaluate
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.training.report import save_figure
+
+FLAGS = flags.FLAGS
+
+training_flags.define_data_flags(default='cifar10')
+flags.DEFINE_integer('epochs', None, 'Passes over the training examples. Default: what an hour of two cores allows.')
+flags.DEFINE_integer('batch_size', None, "Examples in a step. Default: the recipe's.", lower_bound=1)
+flags.DEFINE_integer('num_seeds', 3, 'Runs, each with a seed of its own: 0, 1, 2.', lower_bound=1)
+flags.DEFINE_string('workdir', None, 'Folder for the runs, the table and the picture. Default: runs/speedrun-DATASET.')
+
+# Three wide blocks, each of which halves the map at once: most multiply-adds for the time on a CPU.
+SPEC = ResNetSpec(
+    block='basic',
+    stage_sizes=(1, 1, 1),
+    widths=(128, 256, 512),
+    strides=(2, 2, 2),
+    stem='cifar',
+    stem_width=64,
+    shortcut='D',
+    zero_init_last=True,
+    num_classes=10,
+)
+CONFIG = TrainConfig(
+    dataset='cifar10',
+    recipe='speedrun',
+    epochs=16,
+    batch_size=512,
+    optimizer='muon',
+    learning_rate=0.01,
+    momentum=0.6,
+    schedule='linear',
+    warmup_epochs=0.5,
+    weight_decay=0.05,
+    decayed='kernels',
+    label_smoothing=0.2,
+    crop_padding=2,
+    crop_fill='reflect',
+    horizontal_flip=True,
+    test_flip=True,
+    eval_every_epochs=2,
+)
+# Of the time that a run takes, beside what reading the data and writing a picture take.
+PARTS = ('compile', 'train', 'evaluation')
+_COLUMNS = ('seed', 'test accuracy', 'epochs', 'minutes', 'images/s')
+
+
+def row_of(name: str, results: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Accuracy, epochs, minutes of compilation, training and evaluation, and speed: means over the results."""
+    accuracy, deviation = spread([result['test_accuracy'] for result in results])
+    shown = f'{accuracy:.4f}' if len(results) == 1 else f'{accuracy:.4f} ± {deviation:.4f}'
+    minutes, _ = spread([sum(result[f'{part}_seconds'] for part in PARTS) / 60 for result in results])
+    speed, _ = spread([result['examples_per_second'] for result in results])
+    return name, shown, str(results[0]['epochs']), f'{minutes:.1f}', f'{speed:.0f}'
+
+
+def draw(path: pathlib.Path, title: str, folders: list[pathlib.Path]) -> None:
+    """Writes the test accuracy of each run over its minutes of training."""
+    figure = Figure(figsize=(7.5, 4.5), layout='constrained')
+    axes = figure.subplots()
+    for folder in folders:
+        minutes, scores = curves_of(folder, 'test', 'train_seconds') / 60, curves_of(folder, 'test', 'accuracy')
+        axes.plot(minutes, scores, 'o-', label=f'{folder.name}: {scores[-1]:.4f}')
+    axes.set(xlabel='minutes of training', ylabel='test accuracy', title=title)
+    axes.legend(loc='lower right')
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    chosen = training_flags.set_flags(('dataset', 'image_size', 'epochs', 'batch_size'))
+    config = dataclasses.replace(CONFIG, **chosen)
+    dataset = load_dataset(config.dataset, data_dir=FLAGS.data_dir, image_size=config.image_size)
+    out = pathlib.Path(FLAGS.workdir or f'runs/speedrun-{common.as_file_name(config.dataset)}')
+    folders = [out / f'seed{seed}' for seed in range(FLAGS.num_seeds)]
+    results = []
+    for seed, folder in enumerate(folders):
+        run = dataclasses.replace(config, seed=seed)
+        results.append(train_and_evaluate(SPEC, run, folder, arch='speedrun', dataset=dataset))
+    rows = [row_of(str(result['seed']), [result]) for result in results]
+    if len(results) > 1:
+        rows.append(row_of('mean', results))
+    draw(out / 'speedrun.png', f'the speed run on {dataset.name}, {config.epochs} epochs', folders)
+    write_table(out, _COLUMNS, rows, dataset=config.dataset, results=results)
+    print(f'see {out / "speedrun.png"}')
+
+
+if __name__ == '__main__':
+    common.run(main)
