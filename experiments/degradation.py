@@ -1,7 +1,7 @@
 """The degradation experiment: deeper plain networks train worse, residual ones do not (He et al. 2015, section 4.2).
 
 python -m experiments.degradation                                         # depths 20 and 56 on handwritten digits
-python -m experiments.degradation --dataset=arrays:DIR --train_examples=5000 --epochs=20 --recipe=cifar_fast
+python -m experiments.degradation --dataset=arrays:DIR --train_examples=5000 --epochs=20 --recipe=cifar_sgd
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ FLAGS = flags.FLAGS
 
 training_flags.define_data_flags(default='digits')
 flags.DEFINE_list('depths', ['20', '56'], 'Depths of the networks: 20, 32, 44, 56, 110.')
-flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
+flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_sgd.')
 flags.DEFINE_integer('epochs', None, "Passes over the training examples. Default: the recipe's.")
 flags.DEFINE_float('learning_rate', None, "Peak learning rate. Default: the recipe's.")
 flags.DEFINE_float('warmup_epochs', None, "Epochs of linear warmup. Default: the recipe's.")
@@ -89,7 +89,7 @@ def rows_of(runs: dict[str, list[pathlib.Path]]) -> list[tuple[str, ...]]:
 def configured() -> tuple[TrainConfig, dict[str, Any]]:
     """The configuration of every run, and the options of ``train_and_evaluate``."""
     name = FLAGS.dataset or 'digits'
-    recipe = FLAGS.recipe or common.default_recipe(name)
+    recipe = FLAGS.recipe or common.default_recipe(name, 'cifar_sgd')
     chosen = training_flags.set_flags(('image_size', 'epochs', 'learning_rate', 'warmup_epochs'))
     shown = name if FLAGS.train_examples is None else f'{name}[:{FLAGS.train_examples}]'
     config = get_config(recipe, dataset=shown, **chosen)

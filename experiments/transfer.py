@@ -26,7 +26,7 @@ FLAGS = flags.FLAGS
 
 training_flags.define_data_flags(default='digits')
 flags.DEFINE_string('arch', 'resnet20', 'Architecture.')
-flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
+flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_sgd.')
 flags.DEFINE_integer('source_classes', None, 'Pretrain on so many classes, the first. Default: 70 percent of them.')
 flags.DEFINE_integer('pretraining_epochs', None, "Epochs on these classes. Default: the recipe's.")
 flags.DEFINE_integer('epochs', 40, 'Epochs on the other classes, for every way of training.')
@@ -98,7 +98,7 @@ def train_all(
 
 def main() -> None:
     name = FLAGS.dataset or 'digits'
-    recipe = FLAGS.recipe or common.default_recipe(name)
+    recipe = FLAGS.recipe or common.default_recipe(name, 'cifar_sgd')
     whole = load_dataset(name, data_dir=FLAGS.data_dir, image_size=FLAGS.image_size)
     first = round(0.7 * whole.num_classes) if FLAGS.source_classes is None else FLAGS.source_classes
     if not 2 <= first <= whole.num_classes - 2:

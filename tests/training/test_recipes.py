@@ -143,7 +143,7 @@ TRAINING = {
 def test_published_settings_on_imagenet():
     """As printed in the papers' tables, or set in their authors' code."""
     for name, config in RECIPES.items():
-        assert config.momentum == 0.9, name
+        assert config.momentum == (0.6 if name == 'cifar_fast' else 0.9), name
     assert {RECIPES[name].dataset for name in IMAGENET} == {'imagenet2012'}
     he, fb, resnext = (RECIPES[name] for name in ('he2015_imagenet', 'fb_resnet_torch', 'resnext_imagenet'))
     for config in (he, fb, resnext, RECIPES['torchvision_v1']):
@@ -325,7 +325,8 @@ CONSTANT = ['he2015_cifar', 'wrn_cifar', 'resnext_cifar', 'he2015_imagenet', 'fb
 RATES = dict.fromkeys([*CONSTANT, 'torchvision_v1'], lambda step: 0.1) | {
     'digits_quick': lambda step: 0.1 * ((step + 1) / 9 if step < 9 else 1),
     'preact_cifar': lambda step: (0.01, 0.055, 0.1)[min(step, 2)],
-    'cifar_fast': lambda step: 0.4 * ((step + 1) / 4 if step < 4 else 1 - (step - 4) / 16),
+    'cifar_fast': lambda step: 0.02 * ((step + 1) / 2 if step < 2 else 1 - (step - 2) / 38),
+    'cifar_sgd': lambda step: 0.4 * ((step + 1) / 4 if step < 4 else 1 - (step - 4) / 16),
     'bag_of_tricks': warmed_up(0.4, 10),
     'torchvision_v2': by_epochs(0.005, 0.5),
     'rsb_a1': by_epochs(1e-4, 5e-3),
@@ -335,11 +336,19 @@ RATES = dict.fromkeys([*CONSTANT, 'torchvision_v1'], lambda step: 0.1) | {
     'bit_cifar10': lambda step: 0.003 * step / 10,
 }
 KERNELS = {'stem/conv/kernel', 'head/kernel'}
-DECAYED = dict.fromkeys(['cifar_fast', 'bag_of_tricks', 'rsb_a1', 'rsb_a2', 'rsb_a3'], KERNELS) | dict.fromkeys(
-    ['torchvision_v2', 'resnet_rs'], KERNELS | {'head/bias'}
-)
-NESTEROV = {'digits_quick', 'wrn_cifar', 'resnext_cifar', 'cifar_fast'}
+DECAYED = dict.fromkeys(['cifar_fast', 'cifar_sgd', 'bag_of_tricks', 'rsb_a1', 'rsb_a2', 'rsb_a3'], KERNELS)
+DECAYED |= dict.fromkeys(['torchvision_v2', 'resnet_rs'], KERNELS | {'head/bias'})
+NESTEROV = {'digits_quick', 'wrn_cifar', 'resnext_cifar', 'cifar_sgd'}
 NESTEROV |= {'fb_resnet_torch', 'resnext_imagenet', 'bag_of_tricks'}
+
+
+def muon_direction(m):
+    """Muon's iteration on the singular values."""
+    u, s, v = np.linalg.svd(m.reshape(-1, m.shape[-1]), full_matrices=False)
+    s = s / np.linalg.norm(s)
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    return (u * s @ v * 0.2 * np.sqrt(max(u.shape[0], v.shape[1]))).reshape(m.shape)
 
 
 def steps_by_hand(recipe, w, x, labels):
@@ -353,7 +362,13 @@ def steps_by_hand(recipe, w, x, labels):
         norm = math.sqrt(sum((g**2).sum() for g in gradients.values()))
         for name, g in gradients.items():
             decay = config.weight_decay * w[name] * (name in DECAYED.get(recipe, w))
-            if recipe.startswith('rsb'):  # LAMB of gradients of norm 1 at most
+            if config.optimizer == 'muon' and name == 'stem/conv/kernel':
+                m[name] = 0.6 * m[name] + g
+                u = muon_direction(0.6 * m[name] + g) + decay
+            elif config.optimizer == 'muon':  # AdamW
+                m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.999 * v[name] + 0.001 * g * g
+                u = m[name] / (1 - 0.9 ** (step + 1)) / (np.sqrt(v[name] / (1 - 0.999 ** (step + 1))) + 1e-8) + decay
+            elif recipe.startswith('rsb'):  # LAMB of gradients of norm 1 at most
                 g = g / max(norm, 1)
                 m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.999 * v[name] + 0.001 * g * g
                 u = m[name] / (1 - 0.9 ** (step + 1)) / (np.sqrt(v[name] / (1 - 0.999 ** (step + 1))) + 1e-6) + decay
@@ -384,6 +399,7 @@ def test_what_decays_in_every_recipe(recipe):
         updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
         times = 1 + 0.9 * step  # of momentum
         times = 1 + 0.9 * times if recipe in NESTEROV else times
+        times = 1 if config.optimizer == 'muon' else times  # decoupled
         share = 1 if recipe.startswith('rsb') else config.weight_decay * times  # LAMB's step is as long as the kernel
         for path, value in problem()[0].items():
             found = functools.reduce(dict.__getitem__, path.split('/'), updates)
