@@ -43,7 +43,7 @@ CONFIG = TrainConfig(
     epochs=16,
     batch_size=512,
     optimizer='muon',
-    learning_rate=0.01,
+    learning_rate=0.03,
     momentum=0.6,
     schedule='linear',
     warmup_epochs=0.5,
@@ -54,7 +54,7 @@ CONFIG = TrainConfig(
     crop_fill='reflect',
     horizontal_flip=True,
     test_flip=True,
-    eval_every_epochs=2,
+    eval_every_epochs=4,
 )
 # Of the time that a run takes, beside what reading the data and writing a picture take.
 PARTS = ('compile', 'train', 'evaluation')
