@@ -17,6 +17,7 @@ def code_blocks(root, language):
     return re.findall(rf'```{language}\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_python_examples_run(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # they write files
     names = {}
