@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments import common, training_flags
 from experiments.comparison import curves_of, spread, write_table
-from resnet_jax import ResNetSpec, TrainConfig, train_and_evaluate
+from resnet_jax import RECIPES, ResNetSpec, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.training.report import save_figure
 
@@ -37,22 +37,17 @@ SPEC = ResNetSpec(
     zero_init_last=True,
     num_classes=10,
 )
-CONFIG = TrainConfig(
-    dataset='cifar10',
+CONFIG = dataclasses.replace(
+    RECIPES['cifar_fast'],
     recipe='speedrun',
     epochs=16,
     batch_size=512,
-    optimizer='muon',
     learning_rate=0.03,
-    momentum=0.6,
-    schedule='linear',
     warmup_epochs=0.5,
     weight_decay=0.05,
-    decayed='kernels',
     label_smoothing=0.2,
     crop_padding=2,
     crop_fill='reflect',
-    horizontal_flip=True,
     test_flip=True,
     eval_every_epochs=4,
 )
