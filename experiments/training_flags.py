@@ -243,6 +243,7 @@ def _define_run_flags() -> None:
         'test_flip',
         'Evaluate the mean of the outputs for an image and its mirror. Default: no.',
     )
+    _setting(whole, 'test_shift', 'Evaluate their mean also over the image moved by so many pixels. Default: 0.')
     _setting(whole, 'eval_every_epochs', "Epochs between test evaluations. Default: the recipe's.")
     _setting(whole, 'checkpoint_every_epochs', "Epochs between checkpoints. Default: the recipe's.")
     _setting(whole, 'checkpoint_every_steps', 'Steps between more checkpoints. Default: none.')

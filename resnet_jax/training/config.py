@@ -107,6 +107,7 @@ class TrainConfig:
         ``init_from``, if they say, or else the dataset's.
       std: likewise, divided by.
       test_flip: evaluate the mean of the outputs for each image and for its mirror image.
+      test_shift: evaluate their mean also over the image moved by so many pixels to the upper left and lower right.
       max_skipped_steps: steps in a row whose loss or gradient is not finite, and which were skipped, that stop a run.
       eval_every_epochs: test evaluation after every so many epochs, and after the last.
       checkpoint_every_epochs: checkpoint after every so many epochs, and after the last.
@@ -183,6 +184,7 @@ class TrainConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     test_flip: bool = False
+    test_shift: int = 0
     max_skipped_steps: int = 10
     eval_every_epochs: int = 1
     checkpoint_every_epochs: int = 1
@@ -316,5 +318,5 @@ _AT_LEAST = {
     **dict.fromkeys(('eval_every_epochs', 'checkpoint_every_epochs', 'checkpoint_every_steps', 'log_every_steps'), 1),
     **dict.fromkeys(('seed', 'learning_rate', 'head_learning_rate', 'final_learning_rate', 'schedule_power'), 0),
     **dict.fromkeys(('warmup_epochs', 'weight_decay', 'decay_factor', 'sam_rho', 'reestimate_examples'), 0),
-    **dict.fromkeys(('crop_padding', 'mixup', 'cutmix', 'lighting', 'cutout'), 0),
+    **dict.fromkeys(('crop_padding', 'mixup', 'cutmix', 'lighting', 'cutout', 'test_shift'), 0),
 }

@@ -66,6 +66,7 @@ class Evaluator:
       task: what the network was trained for.
       keep_outputs: bring the outputs to the host though the task's metrics do not need them.
       flip: as in ``step.eval_step``.
+      shift: likewise.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Evaluator:
         task: Task = MULTICLASS,
         keep_outputs: bool = False,
         flip: bool = False,
+        shift: int = 0,
     ):
         self._model, self._split, self._task = model, split, task
         self._keep = keep_outputs or task.needs_outputs
@@ -86,7 +88,7 @@ class Evaluator:
 
         def program(variables: Any, images: jax.Array, labels: jax.Array, indices: jax.Array, mask: jax.Array) -> Any:
             batch = {'image': normalize(images[indices], mean, std), 'label': labels[indices], 'mask': mask}
-            sums, outputs = eval_step(variables, batch, model=model, task=task, flip=flip)
+            sums, outputs = eval_step(variables, batch, model=model, task=task, flip=flip, shift=shift)
             return sums, outputs if self._keep else ()
 
         self._program = jax.jit(program, out_shardings=replicated(self._mesh))

@@ -259,7 +259,8 @@ class _Run:
             f' {describe_devices(self.devices)}; compiling'
         )
         normalization = dataset.mean, dataset.std
-        how: dict[str, Any] = {'devices': self.devices, 'task': program.task, 'flip': config.test_flip}
+        how: dict[str, Any] = {'devices': self.devices, 'task': program.task}
+        how |= {'flip': config.test_flip, 'shift': config.test_shift}
         self.evaluator = Evaluator(program.model, dataset.test, *normalization, **how)
         self.estimator: StatisticsEstimator | None = None
         if config.reestimate_examples:

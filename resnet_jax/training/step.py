@@ -273,22 +273,43 @@ def eval_step(
     model: nn.Module,
     task: Task = MULTICLASS,
     flip: bool = False,
+    shift: int = 0,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Sums over a batch with the running statistics, and the network's outputs.
+
+    With ``flip`` or ``shift`` these are means over several views of each image.
 
     Args:
       variables: ``params`` and ``batch_stats``.
       batch: as in ``loss_fn``, with ``mask`` bool ``[N]``, False for filling.
       model: the network.
       task: as in ``loss_fn``.
-      flip: take the mean of the outputs for each image and for its mirror image.
+      flip: each view also mirrored left to right.
+      shift: views moved so many pixels to the upper left and to the lower right, beside the image as it is; borders are
+        filled by reflection.
 
     Returns:
       The task's sums, those for evaluations included, and outputs float32 ``[N, K]``.
     """
-    logits: Any = model.apply(variables, batch['image'], train=False)
+
+    def outputs(images: jax.Array) -> Any:
+        return model.apply(variables, images, train=False)
+
+    views = [batch['image']]
+    if shift:
+        views += [_moved(views[0], shift), _moved(views[0], -shift)]
     if flip:
-        logits = (logits + model.apply(variables, batch['image'][:, :, ::-1], train=False)) / 2
+        views += [view[:, :, ::-1] for view in views]
+    # A loop, in which the network is compiled once.
+    logits = outputs(views[0]) if len(views) == 1 else jnp.mean(jax.lax.map(outputs, jnp.stack(views)), axis=0)
     targets, mask = batch['label'], batch['mask']
     sums = task.sums(task.losses(logits, targets), logits, targets, mask)
     return sums | task.eval_sums(logits, targets, mask), logits
+
+
+def _moved(images: jax.Array, pixels: int) -> jax.Array:
+    """Images ``[N, H, W, C]`` moved to the lower right, or if ``pixels`` is below zero to the upper left."""
+    (_, height, width, _), margin = images.shape, abs(pixels)
+    padded = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode='reflect')
+    start = margin - pixels
+    return padded[:, start : start + height, start : start + width]

@@ -115,6 +115,17 @@ def test_mirror_images_have_their_half_of_an_evaluation(state, batch):
     assert np.abs(plain - other).max() > 1e-3
 
 
+def test_moved_images_have_their_third_of_an_evaluation(state, batch):
+    batch = batch | {'mask': jnp.ones(8, bool)}
+    padded = np.pad(batch['image'], ((0, 0), (2, 2), (2, 2), (0, 0)), mode='reflect')
+    views = [padded[:, start : start + 6, start : start + 6] for start in (2, 0, 4)]
+    views += [view[:, :, ::-1] for view in views]
+    each = [eval_step(state.variables, batch | {'image': view}, model=MODEL)[1] for view in views]
+    found = eval_step(state.variables, batch, model=MODEL, flip=True, shift=2)[1]
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
+    assert np.abs(each[1] - each[2]).max() > 1e-3
+
+
 def test_what_is_dropped_at_random_changes_with_the_key_and_compiles_once(batch):
     model = ResNet(dataclasses.replace(SPEC, drop_path_rate=0.5, dropout_rate=0.3))
     step = jax.jit(lambda state, batch, key: train_step(state, batch, model=model, optimizer=OPTIMIZER, key=key))
