@@ -68,7 +68,7 @@ def test_no_slow_form_is_left_in_whole_networks(name, size, overrides):
     assert slow_forms(compiled_step(get_spec(name, **overrides), size)) == []
 
 
-@pytest.mark.parametrize('name', ['basic', 'grouped'])
+@pytest.mark.parametrize('name', ['basic', pytest.param('grouped', marks=pytest.mark.slow)])
 def test_no_slow_form_is_left_inside_a_loop(name):
     """Outside of a program's main computation XLA brings no convolution into a form that has a kernel."""
     deep = dataclasses.replace(SPECS[name], stage_sizes=(1, 3))

@@ -522,6 +522,7 @@ def test_label_smoothing_reaches_the_loss(finished, shades, tmp_path):
     assert smooth['steps'] == 4
 
 
+@pytest.mark.slow
 def test_a_run_with_policy_and_mixing_resumes_bit_for_bit(shades, tmp_path, monkeypatch):
     """What is drawn is a function of seed, epoch, example and copy, or of the step."""
     fields = {'epochs': 2, 'policy': 'rand_augment', 'mixup': 0.2, 'cutmix': 1.0, 'loss': 'sigmoid_cross_entropy'}

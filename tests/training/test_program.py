@@ -129,6 +129,7 @@ def test_an_averaged_run_is_scored_and_loaded_by_its_average(shades, tmp_path):
     assert total['loss'] == pytest.approx(result['test_loss'], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_found_statistics_depend_on_no_earlier_ones(shades, tmp_path, monkeypatch):
     """A run that was stopped in between, and found them at another moment, ends with the same bytes."""
     fields = {'ema_decay': 0.8, 'reestimate_examples': 50, 'epochs': 3, 'checkpoint_every_steps': 2}
