@@ -165,8 +165,9 @@ def main() -> None:
 
     task = task_of(subject, dataset)
     names = [*dataset.class_names, *map(str, range(dataset.num_classes, model.spec.num_classes))]
-    views = {'flip': subject.config.test_flip, 'shift': subject.config.test_shift} if subject.config else {}
-    score = Evaluator(model, split, dataset.mean, dataset.std, task=task, keep_outputs=True, **views)
+    known = subject.config or TrainConfig()
+    options: dict[str, Any] = {'task': task, 'flip': known.test_flip, 'shift': known.test_shift}
+    score = Evaluator(model, split, dataset.mean, dataset.std, keep_outputs=True, **options)
     evaluation = score(subject.variables)
     result: dict[str, Any] = {f'{FLAGS.split}_{name}': value for name, value in evaluation.summary.items()}
     headline = f'{FLAGS.split} {task.headline} {evaluation.summary[task.headline]:.4f}'
