@@ -295,11 +295,7 @@ def eval_step(
     def outputs(images: jax.Array) -> Any:
         return model.apply(variables, images, train=False)
 
-    views = [batch['image']]
-    if shift:
-        views += [_moved(views[0], shift), _moved(views[0], -shift)]
-    if flip:
-        views += [view[:, :, ::-1] for view in views]
+    views = _views(batch['image'], flip, shift)
     # A loop, in which the network is compiled once.
     logits = outputs(views[0]) if len(views) == 1 else jnp.mean(jax.lax.map(outputs, jnp.stack(views)), axis=0)
     targets, mask = batch['label'], batch['mask']
@@ -307,9 +303,13 @@ def eval_step(
     return sums | task.eval_sums(logits, targets, mask), logits
 
 
-def _moved(images: jax.Array, pixels: int) -> jax.Array:
-    """Images ``[N, H, W, C]`` moved to the lower right, or if ``pixels`` is below zero to the upper left."""
-    (_, height, width, _), margin = images.shape, abs(pixels)
-    padded = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode='reflect')
-    start = margin - pixels
-    return padded[:, start : start + height, start : start + width]
+def _views(images: jax.Array, flip: bool, shift: int) -> list[jax.Array]:
+    """Images ``[N, H, W, C]`` as they are, moved to the lower right and to the upper left, and each mirrored."""
+    views = [images]
+    if shift:
+        _, height, width, _ = images.shape
+        padded = jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode='reflect')
+        views += [padded[:, start : start + height, start : start + width] for start in (0, 2 * shift)]
+    if flip:
+        views += [view[:, :, ::-1] for view in views]
+    return views

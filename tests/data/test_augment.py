@@ -105,7 +105,9 @@ class TestKeys:
         others = function(jax.random.split(jax.random.key(1), 64), images)
         assert sum(not np.array_equal(one, other) for one, other in zip(whole, others, strict=True)) > 60
 
-    @pytest.mark.parametrize('augmentation', [CIFAR, pytest.param(EVERYTHING, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        'augmentation', [CIFAR, pytest.param(EVERYTHING, marks=pytest.mark.slow)], ids=['cifar', 'everything']
+    )
     def test_on_any_number_of_devices(self, augmentation, images):
         mesh = data_mesh()
         assert mesh.size == 2

@@ -214,7 +214,6 @@ def test_three_forms_of_the_resnext_block_are_one(cardinality, rng):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), results[0], other)
 
 
-@pytest.mark.slow
 def test_show_augment_draws_what_is_asked_for(root, tmp_path):
     out, _ = run(
         root, 'show_augment', '--num_images=2', '--cutout=3', '--color_jitter=0.4,0.4,0', f'--workdir={tmp_path}'
