@@ -26,7 +26,7 @@ def steps_per_epoch(num_examples: int, batch_size: int, repeats: int = 1) -> int
     return num_examples // batch_size
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)  # of several seeds that train together, too
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The order of an epoch: a permutation of the examples that depends on (seed, epoch), int32 ``[num_examples]``."""
     order = np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)

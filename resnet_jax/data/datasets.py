@@ -1,6 +1,7 @@
-"""Datasets by name, whole and in memory: digits, TFDS, NumPy files, random images.
+"""Datasets by name: digits, TFDS, folders of photographs, NumPy files, random images.
 
-Images are uint8 ``[N, H, W, C]`` with 1 or 3 channels; what the labels are depends on the task.
+Images of one size are held in memory, uint8 ``[N, H, W, C]`` with 1 or 3 channels; photographs stay where they are.
+What the labels are depends on the task.
 """
 
 import os
@@ -9,6 +10,7 @@ import numpy as np
 
 from resnet_jax.data.arrays import load_arrays
 from resnet_jax.data.examples import TASK_NAMES, Dataset, check_memory, describe
+from resnet_jax.data.folder import load_folder
 from resnet_jax.data.tfds_source import load_tfds
 from resnet_jax.errors import InputError
 
@@ -21,12 +23,14 @@ def load_dataset(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Loads a data set into memory.
+    """Loads a data set, or if it consists of photographs, finds them.
 
     Args:
       name: ``digits``: scikit-learn's 1,797 handwritten digits, 8 x 8 x 1, without a download;
         ``arrays:DIR``: ``DIR/train.npz`` and ``DIR/test.npz`` with ``images`` uint8 ``[N, H, W, C]`` or
         ``[N, H, W]`` and ``labels``; ``DIR/classes.txt`` may name the classes, labels or values, one a line;
+        ``folder:DIR``: photographs in ``DIR/train/CLASS`` and ``DIR/test/CLASS`` or in ``DIR/CLASS``, as
+        ``folder.list_folder`` has it;
         ``synthetic``: random images in 10 classes, 32 x 32 x 3, for timing only;
         else a TFDS data set with one image and one feature that fits the task, as ``cifar10`` or
         ``name/config:1.0.0``; its splits ``train`` and ``test`` (``validation`` if there is no ``test`` with labels)
@@ -37,7 +41,8 @@ def load_dataset(
         degrees.
       data_dir: folder of TFDS's prepared files, ``~/tensorflow_datasets`` if None; a data set that is not yet there
         is downloaded and prepared.
-      image_size: resizes all images to this many pixels in height and width; None leaves them as they are.
+      image_size: resizes all images to this many pixels in height and width; None leaves them as they are, and makes
+        photographs 224 pixels wide and high.
       seed: of the random images of ``synthetic``; nothing else depends on it.
 
     Returns:
@@ -60,6 +65,8 @@ def load_dataset(
         return _load_synthetic(image_size or 32, seed)
     if name.startswith('arrays:'):
         return load_arrays(name, task, image_size)
+    if name.startswith('folder:'):
+        return load_folder(name, task, image_size)
     return load_tfds(name, task, data_dir, image_size)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -16,21 +17,56 @@ MAX_CLASSES = 10_000  # a larger label is a mistake, not a class; a confusion ma
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
+class EncodedImages(Protocol):
+    """Photographs as they are stored, of any sizes, with their targets; read by position, in any order."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def name(self, index: int) -> str:
+        """What to call one in a message."""
+
+    def read(self, index: int) -> tuple[bytes, Any]:
+        """The bytes of one, and its target.
+
+        Raises:
+          OSError: they cannot be read.
+        """
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Examples to train or to test on.
 
     Attributes:
-      images: uint8 ``[N, H, W, C]``.
+      images: uint8 ``[N, H, W, C]``, or encoded photographs, which come with their targets.
       labels: the targets: of classes and of yes or no int32 ``[N]``, of labels int32 ``[N, K]`` of 0 and 1, of values
-        float32 ``[N, D]``.
+        float32 ``[N, D]``; None where all photographs would have to be read to know them.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray | EncodedImages
+    labels: np.ndarray | None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
+
+    @property
+    def photographs(self) -> EncodedImages:
+        """Encoded images; arrays are none."""
+        if isinstance(self.images, np.ndarray):
+            raise TypeError('images in memory are not encoded')
+        return self.images
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and targets that are in memory.
+
+        Raises:
+          InputError: they are not.
+        """
+        if not isinstance(self.images, np.ndarray) or self.labels is None:
+            raise InputError('photographs are read while a network trains; this needs a dataset that is in memory')
+        return self.images, self.labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +81,7 @@ class Dataset:
       mean: of ``train.images / 255``, one for each channel.
       std: likewise, at least 1/255: one gray level.
       task: what the labels are: ``multiclass``, ``binary``, ``multilabel`` or ``regression``.
+      image_size: pixels of both sides of what photographs are made to; None of images that are in memory.
     """
 
     name: str
@@ -54,6 +91,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     task: str = 'multiclass'
+    image_size: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -63,7 +101,9 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(H, W, C)``."""
-        height, width, channels = self.train.images.shape[1:]
+        if self.image_size is not None:
+            return self.image_size, self.image_size, 3
+        height, width, channels = self.train.arrays[0].shape[1:]
         return height, width, channels
 
 
@@ -87,11 +127,12 @@ def classes_of(dataset: Dataset, classes: Sequence[int], examples_per_class: int
         raise InputError(f'class {missing[0]} is not there: {dataset.name} has {dataset.num_classes} classes')
 
     def pick(split: Split, limit: int | None) -> Split:
-        chosen = [np.flatnonzero(split.labels == label) for label in classes]
+        images, labels = split.arrays
+        chosen = [np.flatnonzero(labels == label) for label in classes]
         if limit is not None and (fewest := min(map(len, chosen))) < limit:
             raise InputError(f'examples_per_class={limit} must be at most {fewest}')
         places = np.sort(np.concatenate([places[:limit] for places in chosen]))
-        return Split(split.images[places], np.searchsorted(classes, split.labels[places]).astype(np.int32))
+        return Split(images[places], np.searchsorted(classes, labels[places]).astype(np.int32))
 
     names = tuple(dataset.class_names[label] for label in classes)
     train, test = pick(dataset.train, examples_per_class), pick(dataset.test, None)
@@ -140,7 +181,7 @@ def describe(name: str, parts: Parts, class_names: tuple[str, ...], task: str) -
         Split(images, targets.astype(dtype).reshape(len(targets), *(columns or targets.shape[1:])))
         for images, targets in parts.values()
     )
-    mean, std = _channel_statistics(train.images)
+    mean, std = channel_statistics(train.arrays[0])
     return Dataset(name, train, test, class_names, mean, std, task)
 
 
@@ -211,7 +252,7 @@ _CHECKS: dict[str, Callable[[str, np.ndarray, tuple[str, ...]], tuple[str, ...]]
 TASK_NAMES = tuple(_CHECKS)
 
 
-def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of ``images / 255``, from exact integer sums."""
     counts = np.zeros((images.shape[3], 256), np.int64)
     for start in range(0, len(images), 256):  # bincount makes its input eight times as large

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.examples import Dataset, Parts, by, check_memory, describe, reason, resize_images, root
+from resnet_jax.data.examples import Dataset, Parts, Split, by, check_memory, describe, reason, resize_images, root
+from resnet_jax.data.photographs import describe_photographs
 from resnet_jax.errors import InputError
 
 DOWNLOAD_RETRIES = 5  # in 6 seconds; TFDS's own 10 take 3.5 minutes to find that there is no network
@@ -22,7 +23,7 @@ DOWNLOAD_RETRIES = 5  # in 6 seconds; TFDS's own 10 take 3.5 minutes to find tha
 # Their builders hand TFDS arrays, which it encodes as images with TensorFlow.
 _MADE_WITH_TENSORFLOW = ('cifar10', 'cifar100', 'mnist', 'fashion_mnist', 'kmnist', 'svhn_cropped')
 _KNOWN_NAMES = (
-    *('digits', 'synthetic', 'arrays:DIR', *_MADE_WITH_TENSORFLOW),
+    *('digits', 'synthetic', 'arrays:DIR', 'folder:DIR', *_MADE_WITH_TENSORFLOW),
     *('imagenette', 'imagewoof', 'imagenet2012', 'stl10', 'tf_flowers', 'oxford_flowers102', 'cats_vs_dogs'),
 )
 _TFDS_NAME = re.compile(r'\w+(/[\w.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?')
@@ -49,6 +50,16 @@ def _read_tfds(name: str, task: str, builder: Any, image_size: int | None) -> Da
     image_key, label_key = _find_features(name, task, features)
     label = features[label_key]
     sources = _open_splits(name, builder, label_key)
+    class_names = tuple(getattr(getattr(label, 'feature', label), 'names', ()))
+    if task == 'regression' and label.shape == ():
+        class_names = (label_key,)
+    if None in features[image_key].shape and _is_encoded(features[image_key]):
+        splits = {}
+        for split, source in sources.items():
+            records = RecordImages(f'{name}, {split}', source, image_key, label_key, label)
+            # The only targets that are needed before the images are.
+            splits[split] = Split(records, records.values() if task == 'regression' else None)
+        return describe_photographs(name, splits, class_names or _numbered(name, task, label), task, image_size)
     shape: tuple[int, ...] = ()
     parts: Parts = {}
     for split, source in sources.items():
@@ -65,10 +76,49 @@ def _read_tfds(name: str, task: str, builder: Any, image_size: int | None) -> Da
             images[i] = image
             targets.append(_target(label, example[label_key]))
         parts[f'{name!r}, {split}'] = images, np.stack(targets)
-    class_names = tuple(getattr(getattr(label, 'feature', label), 'names', ()))
-    if task == 'regression' and label.shape == ():
-        class_names = (label_key,)
     return describe(name, parts, class_names, task)
+
+
+def _numbered(name: str, task: str, label: Any) -> tuple[str, ...]:
+    """Names of what has none and is not counted before the images are read."""
+    if task == 'multiclass':
+        raise InputError(f'{name!r}: its photographs have integers for labels; expected classes, a ClassLabel')
+    count = 2 if task == 'binary' else label.shape[0]
+    return tuple(map(str, range(count))) if task != 'regression' else tuple(f'value{index}' for index in range(count))
+
+
+class RecordImages:
+    """Encoded images in TFDS's prepared files, by position.
+
+    Args:
+      name: of the dataset and the split.
+      source: of examples, whose images are encoded.
+      image_key: of the image.
+      label_key: of the target.
+      label: the target's feature.
+    """
+
+    def __init__(self, name: str, source: Sequence[dict[str, Any]], image_key: str, label_key: str, label: Any):
+        self._name, self._source = name, source
+        self._image_key, self._label_key, self._label = image_key, label_key, label
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def name(self, index: int) -> str:
+        """The split and the number in it."""
+        return f'{self._name}, example {index}'
+
+    def read(self, index: int) -> tuple[bytes, np.ndarray]:
+        """The image's bytes, and its target."""
+        example = self._source[index]
+        target = _target(self._label, example[self._label_key])
+        real = np.issubdtype(target.dtype, np.floating)
+        return example[self._image_key], target.astype(np.float32).reshape(-1) if real else target.astype(np.int32)
+
+    def values(self) -> np.ndarray:
+        """All targets; every record is read."""
+        return np.stack([self.read(index)[1] for index in range(len(self))])
 
 
 def _target(label: Any, value: Any) -> np.ndarray:
@@ -110,8 +160,8 @@ def _open_builder(name: str, data_dir: str | None) -> Any:
         import resnet_jax.data.digits  # noqa: F401, it registers the builder
     near = ', '.join(difflib.get_close_matches(name.lower(), _KNOWN_NAMES)) or 'none'
     unknown = InputError(
-        f'unknown dataset {name!r}; near it: {near}; allowed: digits, synthetic, arrays:DIR, or a TFDS name (cifar10,'
-        f' name/config:1.0.0) known to TFDS or prepared in {data_dir or tfds.core.constants.DATA_DIR}'
+        f'unknown dataset {name!r}; near it: {near}; allowed: digits, synthetic, arrays:DIR, folder:DIR, or a TFDS name'
+        f' (cifar10, name/config:1.0.0) known to TFDS or prepared in {data_dir or tfds.core.constants.DATA_DIR}'
     )
     if not _TFDS_NAME.fullmatch(name):
         raise unknown
@@ -199,7 +249,7 @@ def _open_splits(name: str, builder: Any, label_key: str) -> dict[str, Sequence[
     """Random access to the examples of ``train`` and of ``test`` or ``validation``, images still encoded."""
     import tensorflow_datasets as tfds
 
-    encoded = [key for key, f in builder.info.features.items() if isinstance(f, tfds.features.Image)]
+    encoded = [key for key, feature in builder.info.features.items() if _is_encoded(feature)]
     splits, sources = builder.info.splits, {}
     for split in ('train', 'test', 'validation'):
         if split in splits and splits[split].num_examples:
@@ -211,6 +261,12 @@ def _open_splits(name: str, builder: Any, label_key: str) -> dict[str, Sequence[
         found = ', '.join(sorted(splits))
         raise InputError(f'{name!r}: expected the splits train and test or validation, with labels; found {found}')
     return {split: sources[split] for split in ('train', test)}
+
+
+def _is_encoded(feature: Any) -> bool:
+    from tensorflow_datasets import features
+
+    return isinstance(feature, features.Image)
 
 
 def _is_secret(feature: Any, target: Any) -> bool:

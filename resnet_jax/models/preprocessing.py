@@ -131,6 +131,13 @@ def preprocess(image: Image.Image | np.ndarray, preprocessing: Preprocessing) ->
     Raises:
       InputError: something else than such an image, or one so elongated that nothing of its shorter side is left.
     """
+    # Three roundings to float32 in torchvision's order; a product with 1 / std would differ in the last bit.
+    pixels = resized_and_cropped(image, preprocessing).astype(np.float32) / np.float32(255)
+    return (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
+
+
+def resized_and_cropped(image: Image.Image | np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """As ``preprocess``, but for the normalization: uint8 ``[size, size, 3]``."""
     image = _as_rgb(image)
     resized = _resized_size(*image.size, preprocessing)
     if min(resized) < 1:
@@ -138,10 +145,7 @@ def preprocess(image: Image.Image | np.ndarray, preprocessing: Preprocessing) ->
     image = image.resize(resized, INTERPOLATIONS[preprocessing.interpolation])
     padded_with_mean = preprocessing.crop_mode == 'border'
     fill = tuple(round(255 * value) if padded_with_mean else 0 for value in preprocessing.mean)
-    image = _center_crop(image, preprocessing.size, fill)
-    # Three roundings to float32 in torchvision's order; a product with 1 / std would differ in the last bit.
-    pixels = np.asarray(image, np.float32) / np.float32(255)
-    return (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
+    return np.asarray(_center_crop(image, preprocessing.size, fill))
 
 
 def from_timm_config(config: Mapping[str, Any], test_size: bool = False) -> Preprocessing:

@@ -49,8 +49,8 @@ def test_the_settings_are_those_of_training():
     settings = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     ours = {field.name: field.default for field in dataclasses.fields(Augmentation)}
     assert ours == {name: settings[name] for name in ours}
-    # The order of the examples has the one, the evaluation the other.
-    of_data = {'augmentation_repeats', 'test_flip'}
+    # The order of the examples has the one, evaluations the others.
+    of_data = {'augmentation_repeats', 'test_flip', 'crop_pct'}
     about = ('crop', 'flip', 'policy', 'jitter', 'lighting', 'erasing', 'cutout', 'augment')
     assert {name for name in settings if any(word in name for word in about)} == set(ours) | of_data
     assert Augmentation.of(TrainConfig(cutout=5, crop_area=(0.5, 1))) == Augmentation(cutout=5, crop_area=(0.5, 1))

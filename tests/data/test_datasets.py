@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from resnet_jax.data import examples as examples_module
 from resnet_jax.data import tfds_source
 from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.decode import decode
 from resnet_jax.data.digits import ATTRIBUTES, slant, split_indices
 from resnet_jax.data.examples import Dataset, Split, classes_of, resize_images
 from resnet_jax.errors import InputError
@@ -552,25 +553,27 @@ class TestTfds:
         examples = [{'image': file, 'label': 0, 'mask': file} for file in files]
         features = {'image': tfds.features.Image(), 'mask': tfds.features.Image(), 'label': LABEL}
         prepare(tmp_path, features, train=examples, test=examples[:1])
-        images = load_dataset('toy', data_dir=str(tmp_path)).train.images
+        dataset = load_dataset('toy', data_dir=str(tmp_path))
+        assert (dataset.image_size, len(dataset.train), len(dataset.test)) == (224, 5, 1)
+        images = [decode(dataset.train.images.read(index)[0]) for index in range(5)]
         gray_in_color = np.repeat(gray[..., None], 3, axis=-1)
         np.testing.assert_array_equal(images[:4], [color, gray_in_color, color, gray_in_color])
-        assert images.shape == (5, 6, 5, 3)
+        assert images[4].shape == (6, 5, 3)
 
-    def test_encoded_gray_images_of_all_sizes(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
+    def test_encoded_images_of_all_sizes(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
         arrays = [rng.integers(0, 256, (size, 5), np.uint8) for size in (4, 8)]
-        examples = [{'image': encode(array), 'label': 0} for array in arrays]
-        prepare(
-            tmp_path,
-            {'image': tfds.features.Image(shape=(None, None, 1)), 'label': LABEL},
-            train=examples,
-            test=examples[1:],
-        )
-        message = "'toy': images differ in size, 4 x 5 x 1 and 8 x 5 x 1: set image_size to resize them"
-        assert error_of('toy', data_dir=str(tmp_path)) == message
+        examples = [{'image': encode(array), 'label': label} for label, array in enumerate(arrays)]
+        features = {'image': tfds.features.Image(shape=(None, None, 1)), 'label': LABEL}
+        prepare(tmp_path, features, train=examples, test=examples[1:])
         dataset = load_dataset('toy', data_dir=str(tmp_path), image_size=6)
-        for image, array in zip(dataset.train.images, arrays, strict=True):
-            np.testing.assert_array_equal(image, resize_images(array[None, ..., None], 6)[0])
+        assert (dataset.image_shape, dataset.class_names) == ((6, 6, 3), tuple(LABEL.names))
+        for index, array in enumerate(arrays):
+            data, label = dataset.train.images.read(index)
+            assert label == index
+            np.testing.assert_array_equal(decode(data)[..., 1], array)
+        pixels = np.concatenate([array.ravel() for array in arrays])
+        np.testing.assert_allclose(dataset.mean, pixels.mean() / 255, rtol=1e-6)
+        assert dataset.test.images.name(0) == 'toy, test, example 0'
 
     def test_test_images_of_another_size(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
         features = {'image': tfds.features.Tensor(shape=(None, 4, 3), dtype=np.uint8), 'label': LABEL}
@@ -671,8 +674,12 @@ class TestTfds:
 
     def test_damaged_image(self, tmp_path: pathlib.Path) -> None:
         examples = [{'image': b'no image', 'label': 0}]
-        folder = prepare(tmp_path, {'image': tfds.features.Image(), 'label': LABEL}, train=examples, test=examples)
-        assert error_of('toy', data_dir=str(tmp_path)).startswith(f"'toy': cannot read {folder} (cannot identify image")
+        feature = tfds.features.Image(shape=(5, 4, 3))
+        folder = prepare(tmp_path / 'small', {'image': feature, 'label': LABEL}, train=examples, test=examples)
+        message = error_of('toy', data_dir=str(tmp_path / 'small'))
+        assert message.startswith(f"'toy': cannot read {folder} (cannot identify image")
+        prepare(tmp_path / 'any', {'image': tfds.features.Image(), 'label': LABEL}, train=examples, test=examples)
+        assert error_of('toy', data_dir=str(tmp_path / 'any')) == "'toy': none of 1 images can be decoded"
 
 
 class Registered(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -786,13 +793,13 @@ class TestNames:
             ('nothing/like:1.0.0', 'none'),
             ('not a name', 'none'),
             ('', 'none'),
-            ('folder:/images', 'none'),
+            ('files:/images', 'none'),
         ],
     )
     def test_unknown(self, name: str, near: str, tmp_path: pathlib.Path) -> None:
         assert error_of(name, data_dir=str(tmp_path)) == (
-            f"unknown dataset '{name}'; near it: {near}; allowed: digits, synthetic, arrays:DIR, or a TFDS name"
-            f' (cifar10, name/config:1.0.0) known to TFDS or prepared in {tmp_path}'
+            f"unknown dataset '{name}'; near it: {near}; allowed: digits, synthetic, arrays:DIR, folder:DIR, or a TFDS"
+            f' name (cifar10, name/config:1.0.0) known to TFDS or prepared in {tmp_path}'
         )
 
     @pytest.mark.parametrize(

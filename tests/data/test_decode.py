@@ -1,0 +1,126 @@
+"""Tests of decoding: Pillow's pixels, upright, of every kind of file."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from resnet_jax.data.decode import Box, DamagedImageError, decode, decode_part
+
+BILINEAR = Image.Resampling.BILINEAR
+
+
+def encoded(picture, kind='PNG', **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def smooth(height, width):
+    """A picture without noise, that survives JPEG."""
+    down, across = np.mgrid[:height, :width]
+    waves = [127 + 120 * np.sin(down / 17 + phase) * np.cos(across / 23 + phase) for phase in (0, 1, 2)]
+    return np.stack(waves, axis=-1).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA'])
+def test_png_of_every_mode_is_what_pillow_makes_of_it(mode):
+    picture = Image.fromarray(smooth(19, 31)).convert(mode)
+    np.testing.assert_array_equal(decode(encoded(picture)), np.asarray(picture.convert('RGB')))
+
+
+def test_a_palette_with_transparency():
+    picture = Image.fromarray(smooth(19, 31)).convert('P')
+    data = encoded(picture, transparency=bytes(range(256)))
+    np.testing.assert_array_equal(decode(data), np.asarray(picture.convert('RGB')))
+
+
+def test_sixteen_bits_become_eight():
+    levels = np.arange(0, 65536, 37, dtype=np.uint16)[:1750].reshape(35, 50)
+    found = decode(encoded(Image.fromarray(levels)))
+    np.testing.assert_array_equal(found, np.repeat((levels >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    'options', [{}, {'progressive': True}, {'subsampling': 0}, {'subsampling': 1}, {'quality': 20}]
+)
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+def test_jpeg_is_what_pillow_decodes(mode, options):
+    data = encoded(Image.fromarray(smooth(75, 101)).convert(mode), 'JPEG', **options)
+    np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert('RGB')))
+
+
+@pytest.mark.parametrize('kind', ['WEBP', 'GIF', 'BMP', 'TIFF', 'PPM'])
+def test_other_formats(kind):
+    data = encoded(Image.fromarray(smooth(20, 33)), kind)
+    np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert('RGB')))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
+def test_orientation_is_followed(orientation, kind):
+    picture = Image.fromarray(smooth(24, 40))
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    data = encoded(picture, kind, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(decode(data), upright)
+    seen = []
+    part = decode_part(data, lambda *size: seen.append(size) or Box(2, 3, 12, 14), (12, 14), BILINEAR)
+    assert seen == [upright.shape[:2]]
+    np.testing.assert_array_equal(part, upright[2:14, 3:17])
+
+
+def test_a_part_is_cut_out_and_resized():
+    data = encoded(Image.fromarray(smooth(60, 90)), 'JPEG')
+    """First the one, then the other, as torchvision does it."""
+    part = Image.open(io.BytesIO(data)).crop((11, 7, 51, 39))
+    expected = np.asarray(part.resize((30, 20), BILINEAR))
+    np.testing.assert_array_equal(decode_part(data, lambda *_: Box(7, 11, 32, 40), (20, 30), BILINEAR), expected)
+
+
+@pytest.mark.parametrize('factor', [2, 4, 8])
+def test_a_large_jpeg_is_decoded_small(factor, monkeypatch):
+    """Within a few levels of the same part of all its pixels; and only so many pixels were decoded."""
+    height, width, box = 801, 1203, Box(31, 57, 64 * factor + 5, 64 * factor + 9)
+    data = encoded(Image.fromarray(smooth(height, width)), 'JPEG', quality=95)
+    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+    expected = Image.open(io.BytesIO(data)).resize((64, 64), BILINEAR, box=edges)
+    decoded = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, 'resize', lambda self, *a, **k: decoded.append(self.size) or resize(self, *a, **k))
+    found = decode_part(data, lambda *_: box, (64, 64), BILINEAR)
+    assert decoded == [(-(-width // factor), -(-height // factor))]
+    assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 4
+
+
+def test_one_pixel():
+    for kind in ('PNG', 'JPEG', 'WEBP'):
+        data = encoded(Image.new('RGB', (1, 1), (200, 200, 200)), kind)
+        assert decode(data).shape == (1, 1, 3)
+        part = decode_part(data, lambda height, width: Box(0, 0, height, width), (8, 8), BILINEAR)
+        np.testing.assert_allclose(part, 200, atol=2)
+
+
+WHOLE = encoded(Image.fromarray(smooth(75, 101)), 'JPEG')
+PNG = encoded(Image.fromarray(smooth(75, 101)))
+
+
+@pytest.mark.parametrize(
+    'data',
+    [b'', b'not an image', WHOLE[:-200], WHOLE[:50], PNG[:-2000], PNG[:60] + bytes(30) + PNG[90:]],
+    ids=['empty', 'text', 'cut off', 'header alone', 'png cut off', 'png with zeros'],
+)
+def test_what_is_no_whole_image_is_refused(data):
+    with pytest.raises(DamagedImageError):
+        decode(data)
+    with pytest.raises(DamagedImageError):
+        decode_part(data, lambda height, width: Box(0, 0, 8, 8), (8, 8), BILINEAR)
+
+
+def test_bytes_in_front_of_a_marker_are_no_damage():
+    """As some of ImageNet's files have; libjpeg warns of them and goes on."""
+    end = WHOLE.rindex(b'\xff\xd9')
+    data = WHOLE[:end] + b'\x00\x11\x22' + WHOLE[end:]
+    np.testing.assert_array_equal(decode(data), decode(WHOLE))

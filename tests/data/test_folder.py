@@ -1,0 +1,73 @@
+"""Tests of folders of photographs: what is found, in which order, for which purpose."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from resnet_jax.data.folder import FileImages, list_folder
+from resnet_jax.errors import InputError
+
+
+def make(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+
+
+def names_of(images):
+    return [os.path.relpath(images.name(index), images.root) for index in range(len(images))]
+
+
+@pytest.mark.parametrize('test', ['test', 'val', 'validation'])
+def test_folders_for_training_and_testing(tmp_path, test):
+    make(tmp_path, 'train/b/1.JPG', 'train/b/deep/0.png', 'train/a/x.webp', f'{test}/b/9.jpeg', 'notes.txt')
+    make(tmp_path, 'train/a/notes.txt', 'train/a/.hidden.jpg', 'train/.git/x.jpg')
+    parts, classes = list_folder(f'folder:{tmp_path}')
+    assert classes == ('a', 'b')
+    images, labels = parts['train'].images, parts['train'].labels
+    assert names_of(images) == ['train/a/x.webp', 'train/b/1.JPG', 'train/b/deep/0.png']
+    assert labels.tolist() == [0, 1, 1]
+    assert images.read(2) == (b'train/b/deep/0.png', 1)
+    images, labels = parts['test'].images, parts['test'].labels
+    assert (names_of(images), labels.tolist()) == ([f'{test}/b/9.jpeg'], [1])
+
+
+def test_a_share_of_each_class_is_for_testing(tmp_path):
+    make(tmp_path, *(f'{label}/{index}.jpg' for label in 'ab' for index in range(20)), 'c/alone.png')
+    parts, classes = list_folder(f'folder:{tmp_path}')
+    assert classes == ('a', 'b', 'c')
+    assert np.bincount(parts['train'].labels).tolist() == [16, 16, 1]
+    assert np.bincount(parts['test'].labels).tolist() == [4, 4]
+    tested = set(names_of(parts['test'].images))
+    assert len(tested | set(names_of(parts['train'].images))) == 41
+    assert {name[2:] for name in tested if name[0] == 'a'} != {name[2:] for name in tested if name[0] == 'b'}
+    # Another image leaves nearly all others where they are.
+    make(tmp_path, 'a/more.jpg')
+    again = set(names_of(list_folder(f'folder:{tmp_path}')[0]['test'].images))
+    assert len(again ^ tested) <= 2
+
+
+def test_names_of_every_alphabet_and_a_copy_for_another_process(tmp_path):
+    names = ['ağaç/1.jpg', '木/2.jpg', 'c/' + 'x' * 200 + '.jpg', os.fsdecode(b'\xff.jpg')]
+    images = FileImages(str(tmp_path), names, np.arange(4, dtype=np.int32))
+    assert names_of(images) == names
+    copy = pickle.loads(pickle.dumps(images))
+    assert (names_of(copy), copy.labels.tolist()) == (names, [0, 1, 2, 3])
+
+
+def test_what_cannot_be_used_is_refused(tmp_path):
+    def said(name=None):
+        with pytest.raises(InputError) as error:
+            list_folder(name or f'folder:{tmp_path}')
+        return str(error.value)
+
+    assert 'there is no such folder' in said('folder:')
+    assert 'there is no such folder' in said(f'folder:{tmp_path}/no')
+    assert 'expected a folder for each class' in said()
+    make(tmp_path, 'a/1.txt', 'b/1.jpg')
+    assert "no images of 'a' to train; images end with .jpg" in said()
+    (tmp_path / 'a').rename(tmp_path / '.a')
+    make(tmp_path, 'train/a/1.jpg', 'test/b/1.jpg')
+    assert "'b' is tested, but there are no images of it to train on" in said()

@@ -1,0 +1,50 @@
+"""Tests of what the sources of photographs share."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.data.folder import list_folder
+from resnet_jax.data.photographs import DEFAULT_SIZE, describe_photographs, squares
+from resnet_jax.errors import InputError
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A red, a damaged and a blue image to train on, each of another size, and a green one to test on."""
+    for name, color, size in (
+        ('train/a/0.png', (200, 0, 0), (8, 4)),
+        ('train/a/1.png', None, None),
+        ('train/b/2.png', (0, 0, 100), (300, 200)),
+        ('test/b/3.png', (0, 50, 0), (6, 9)),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if color is None:
+            (tmp_path / name).write_bytes(b'nothing')
+        else:
+            Image.new('RGB', size, color).save(tmp_path / name)
+    return list_folder(f'folder:{tmp_path}')[0]
+
+
+def test_mean_and_deviation_are_those_of_the_pixels_that_are_looked_at(parts):
+    dataset = describe_photographs('some', parts, ('a', 'b'), 'multiclass', None)
+    assert (dataset.image_size, dataset.image_shape) == (DEFAULT_SIZE, (224, 224, 3))
+    reds, blues = 8 * 4, 150 * 100  # of a large image every second row and column
+    pixels = np.repeat([[200, 0, 0], [0, 0, 100]], [reds, blues], axis=0) / 255
+    np.testing.assert_allclose(dataset.mean, pixels.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(dataset.std, np.maximum(pixels.std(0), 1 / 255), rtol=1e-6)
+
+
+def test_squares_are_of_the_first_that_can_be_decoded(parts):
+    found = squares(parts['train'].photographs, 2, 5)
+    assert (found.dtype, found.shape) == (np.uint8, (2, 5, 5, 3))
+    np.testing.assert_array_equal(found[:, 2, 2], [[200, 0, 0], [0, 0, 100]])
+
+
+def test_a_dataset_of_which_nothing_can_be_decoded(tmp_path):
+    for name in ('train/a/0.png', 'test/a/1.png'):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b'nothing')
+    parts, classes = list_folder(f'folder:{tmp_path}')
+    with pytest.raises(InputError, match="'some': none of 1 images can be decoded"):
+        describe_photographs('some', parts, classes, 'multiclass', None)
