@@ -19,8 +19,8 @@ def baseline_outputs(kind: str, task: Task, dataset: Dataset) -> np.ndarray:
     from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    pixels, unseen = (part.images.reshape(len(part), -1) / 255.0 for part in (dataset.train, dataset.test))
-    targets = dataset.train.labels
+    (images, targets), (tests, _) = dataset.train.arrays, dataset.test.arrays
+    pixels, unseen = (part.reshape(len(part), -1) / 255.0 for part in (images, tests))
     if task.name == 'regression':
         values = (targets - np.asarray(task.mean)) / np.asarray(task.std)  # type: ignore[attr-defined]
         model = DummyRegressor() if kind == 'constant' else Ridge()
@@ -43,7 +43,7 @@ def baseline_outputs(kind: str, task: Task, dataset: Dataset) -> np.ndarray:
 
 def scores_of(outputs: np.ndarray, task: Task, dataset: Dataset) -> dict[str, float]:
     """The task's metrics of outputs for the test images."""
-    targets, mask = dataset.test.labels, jnp.ones(len(dataset.test), bool)
+    targets, mask = dataset.test.arrays[1], jnp.ones(len(dataset.test), bool)
     arrays = jnp.asarray(outputs), jnp.asarray(targets)
     sums = task.sums(task.losses(*arrays), *arrays, mask) | task.eval_sums(*arrays, mask)
     return task.summarize(metrics.add_up([sums])) | task.scores(outputs, targets)

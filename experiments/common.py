@@ -26,6 +26,7 @@ from resnet_jax import (
     train_and_evaluate,
     train_seeds,
 )
+from resnet_jax.training.feed import Reading
 from resnet_jax.training.sharding import is_main_process, join_processes
 from resnet_jax.training.tasks import TASKS
 
@@ -75,12 +76,17 @@ def train(spec: ResNetSpec) -> None:
     """Trains as the flags say, and ends with the line that names the accuracy and the folder."""
     join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_index)
     recipe = FLAGS.recipe or default_recipe(FLAGS.dataset)
-    config = get_config(recipe, **chosen_settings())
+    settings = chosen_settings()
+    config = get_config(recipe, **settings)
+    for name in ('crop_pct', 'interpolation'):
+        if name in settings and (config.dataset in ('digits', 'synthetic') or config.dataset.startswith('arrays:')):
+            raise InputError(f'{name}={settings[name]} is for photographs; {config.dataset} is in memory')
     data = as_file_name(config.dataset)
     seeds = f'seed{config.seed}' if FLAGS.num_seeds is None else f'seeds{config.seed}+{FLAGS.num_seeds}'
     data += '' if config.task == 'multiclass' else f'-{config.task}'
     workdir = FLAGS.workdir or f'runs/{FLAGS.arch}-{data}-{seeds}'
-    options = {'arch': FLAGS.arch, 'data_dir': FLAGS.data_dir, 'profile_steps': FLAGS.profile_steps}
+    options: dict[str, Any] = {'arch': FLAGS.arch, 'data_dir': FLAGS.data_dir, 'profile_steps': FLAGS.profile_steps}
+    options['reading'] = Reading(FLAGS.num_workers, FLAGS.strict_data)
     headline = TASKS[config.task].headline
     name = f'test_{headline}'
     if FLAGS.num_seeds is None:
@@ -139,7 +145,8 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """As absl parses them, but a bad flag is one line and status 2, like every other mistake."""
-    for module in (__name__, training_flags.__name__):  # absl's --help shows what the main module calls its own
+    # absl's --help shows what the main module calls its own
+    for module in (__name__, training_flags.__name__, 'experiments.photographs'):
         for flag in FLAGS.get_flags_for_module(module):
             FLAGS.register_key_flag_for_module(argv[0], flag)
     try:

@@ -46,7 +46,8 @@ def shortened(dataset: Dataset, examples: int | None) -> Dataset:
         return dataset
     if examples > len(dataset.train):
         raise InputError(f'train_examples={examples} must be at most {len(dataset.train)}')
-    train = Split(dataset.train.images[:examples], dataset.train.labels[:examples])
+    images, labels = dataset.train.arrays
+    train = Split(images[:examples], labels[:examples])
     return dataclasses.replace(dataset, train=train)
 
 

@@ -17,12 +17,13 @@ import numpy as np
 from absl import flags
 
 from experiments import common, training_flags
-from resnet_jax import InputError, ResNet, TrainConfig, from_pretrained, load_variables
+from resnet_jax import InputError, Preprocessing, ResNet, TrainConfig, from_pretrained, load_variables
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.resnet import check_images
 from resnet_jax.training import metrics
 from resnet_jax.training.evaluation import Evaluation, Evaluator, make_task, target_statistics
+from resnet_jax.training.feed import Reading
 from resnet_jax.training.program import make_model, normalized_as
 from resnet_jax.training.report import draw_result_alone, result_drawing
 from resnet_jax.training.tasks import TASKS, Task
@@ -39,6 +40,15 @@ flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it.
 flags.DEFINE_string('workdir', None, 'Folder for the result. Default: evaluation-DATASET-SPLIT-CHECKPOINT in the run.')
 flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which checkpoint of a run.')
 flags.DEFINE_enum('split', 'test', ['test', 'train'], 'Which part of the dataset.')
+flags.DEFINE_bool('test_flip', None, "Score the mean for an image and its mirror. Default: the run's, or no.")
+flags.DEFINE_integer(
+    'test_shift',
+    None,
+    "Score the mean also over the image moved by so many pixels. Default: the run's, or 0.",
+    lower_bound=0,
+)
+flags.DEFINE_list('test_sizes', [], 'Score photographs at these sizes, too: 160,224,288.')
+training_flags.define_photograph_flags()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Subject:
       mean: of its training images, one for each channel, or None.
       std: likewise.
       target_statistics: mean and deviation of the values it learned, or None.
+      preprocessing: of photographs, as the weights say, or None.
     """
 
     model: ResNet
@@ -66,6 +77,7 @@ class Subject:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     target_statistics: tuple[Sequence[float], Sequence[float]] | None = None
+    preprocessing: Preprocessing | None = None
 
 
 def subject_of(source: str) -> Subject:
@@ -86,8 +98,8 @@ def subject_of(source: str) -> Subject:
         return Subject(model, variables, record['arch'], path, which, config, data['mean'], data['std'], targets)
     loaded = from_pretrained(source, FLAGS.arch)
     brought = loaded.preprocessing
-    mean_std = (brought.mean, brought.std) if brought else (None, None)
-    return Subject(loaded.model, loaded.variables, loaded.arch, None, None, None, *mean_std)
+    mean, std = (brought.mean, brought.std) if brought else (None, None)
+    return Subject(loaded.model, loaded.variables, loaded.arch, mean=mean, std=std, preprocessing=brought)
 
 
 def folder_of(subject: Subject, name: str) -> pathlib.Path:
@@ -112,6 +124,8 @@ def load_data(subject: Subject, source: str) -> Dataset:
     if not name:
         raise InputError(f'{source} does not say what it was trained on: --dataset must')
     dataset = load_dataset(name, task=config.task, data_dir=FLAGS.data_dir, image_size=size, seed=config.seed)
+    if dataset.image_size is not None and size is None and subject.preprocessing is not None:
+        dataset = dataclasses.replace(dataset, image_size=subject.preprocessing.size)
     needed, there = TASKS[config.task].num_outputs(dataset.num_classes), subject.model.spec.num_classes
     if needed > there or (needed < there and config.task != 'multiclass'):
         what = f'{dataset.num_classes} classes, the network of {source} {there}'
@@ -125,6 +139,39 @@ def load_data(subject: Subject, source: str) -> Dataset:
     return normalized_as(known, asked)
 
 
+def preparation(subject: Subject, dataset: Dataset) -> Preprocessing | None:
+    """What is done to photographs: as flags say, or the weights, or the run; None for images in memory."""
+    chosen = training_flags.set_flags(('crop_pct', 'interpolation'))
+    if dataset.image_size is None:
+        for name, value in chosen.items():
+            raise InputError(f'{name}={value} is for photographs; {dataset.name} is in memory')
+        return None
+    known = subject.preprocessing or subject.config or TrainConfig()
+    how: dict[str, Any] = {'crop_pct': known.crop_pct, 'interpolation': known.interpolation}
+    if subject.preprocessing is not None:
+        how['crop_mode'] = subject.preprocessing.crop_mode
+    return Preprocessing(dataset.image_size, **(how | chosen))
+
+
+def sizes_of_flags(dataset: Dataset) -> list[int]:
+    """The sizes to score photographs at besides."""
+    try:
+        sizes = [int(size) for size in FLAGS.test_sizes]
+    except ValueError as error:
+        raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} must be numbers separated by commas') from error
+    if sizes and dataset.image_size is None:
+        raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} is for photographs; {dataset.name} is in memory')
+    return sizes
+
+
+def views_of(subject: Subject) -> dict[str, Any]:
+    """Over which views of an image outputs are averaged: as flags say, or the run."""
+    known = subject.config or TrainConfig()
+    chosen = training_flags.set_flags(('test_flip', 'test_shift'))
+    views = {name: chosen.get(name, getattr(known, name)) for name in ('test_flip', 'test_shift')}
+    return {name.removeprefix('test_'): value for name, value in views.items()}
+
+
 def task_of(subject: Subject, dataset: Dataset) -> Task:
     """The task of a run, with the units of its targets; of a file that of the dataset."""
     config = subject.config or TrainConfig(task=dataset.task)
@@ -135,14 +182,16 @@ def write_predictions(path: pathlib.Path, task: Task, evaluation: Evaluation, sp
     """A line for each example: its number, its targets, and what the network says of it."""
     predictions = task.predictions(np.asarray(evaluation.outputs))
     columns = names[1:] if task.name == 'binary' else names
-    targets = split.labels.reshape(len(split), -1)
+    targets = np.asarray(evaluation.targets).reshape(len(predictions), -1)
+    encoded = not isinstance(split.images, np.ndarray)
     target_columns = ['true'] if targets.shape[1] == 1 else [f'true {name}' for name in names]
     with path.open('w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(['example', *target_columns, *columns])
-        for index, (target, row) in enumerate(zip(targets.tolist(), predictions, strict=True)):
+        for index, target, row in zip(evaluation.examples.tolist(), targets.tolist(), predictions, strict=True):
             shown = [names[value] for value in target] if task.name in ('multiclass', 'binary') else target
-            writer.writerow([index, *shown, *(f'{value:.6g}' for value in row)])
+            example = split.images.name(index) if encoded else index  # type: ignore[union-attr]
+            writer.writerow([example, *shown, *(f'{value:.6g}' for value in row)])
 
 
 def report_classes(confusion: np.ndarray, names: list[str]) -> dict[str, float | None]:
@@ -154,6 +203,19 @@ def report_classes(confusion: np.ndarray, names: list[str]) -> dict[str, float |
     return found
 
 
+def scores_of(evaluation: Evaluation, task: Task, names: list[str]) -> tuple[dict[str, Any], str]:
+    """Every metric by its name in the result, and the line that sums them up."""
+    result: dict[str, Any] = {f'{FLAGS.split}_{name}': value for name, value in evaluation.summary.items()}
+    headline = f'{FLAGS.split} {task.headline} {evaluation.summary[task.headline]:.4f}'
+    if task.name == 'multiclass':
+        result['num_correct'] = int(evaluation.total['correct'])
+        result['class_accuracy'] = report_classes(evaluation.total['confusion'], names)
+        shares, targets = task.predictions(np.asarray(evaluation.outputs)), np.asarray(evaluation.targets)
+        result['calibration_error'] = metrics.calibration_error(shares, targets)
+        headline += f': {result["num_correct"]:,} of {len(evaluation.examples):,} correct'
+    return result, headline
+
+
 def main() -> None:
     source = FLAGS.init_from or FLAGS.workdir
     if source is None:
@@ -161,37 +223,48 @@ def main() -> None:
     subject = subject_of(source)
     dataset = load_data(subject, source)
     out, model, split = folder_of(subject, dataset.name), subject.model, getattr(dataset, FLAGS.split)
+    how, sizes = preparation(subject, dataset), sizes_of_flags(dataset)
     make_folder(out)
 
     task = task_of(subject, dataset)
     names = [*dataset.class_names, *map(str, range(dataset.num_classes, model.spec.num_classes))]
-    known = subject.config or TrainConfig()
-    options: dict[str, Any] = {'task': task, 'flip': known.test_flip, 'shift': known.test_shift}
-    score = Evaluator(model, split, dataset.mean, dataset.std, keep_outputs=True, **options)
-    evaluation = score(subject.variables)
-    result: dict[str, Any] = {f'{FLAGS.split}_{name}': value for name, value in evaluation.summary.items()}
-    headline = f'{FLAGS.split} {task.headline} {evaluation.summary[task.headline]:.4f}'
-    if task.name == 'multiclass':
-        result['num_correct'] = int(evaluation.total['correct'])
-        result['class_accuracy'] = report_classes(evaluation.total['confusion'], names)
-        headline += f': {result["num_correct"]:,} of {len(split):,} correct'
+    views = views_of(subject)
+    options: dict[str, Any] = {'task': task, 'reading': Reading(FLAGS.num_workers, FLAGS.strict_data), **views}
+
+    def score(how: Preprocessing | None) -> Evaluation:
+        given: dict[str, Any] = options | {'keep_outputs': True, 'preprocessing': how}
+        return Evaluator(model, split, dataset.mean, dataset.std, **given)(subject.variables)
+
+    evaluation = score(how)
+    result, headline = scores_of(evaluation, task, names)
     result |= {
-        f'num_{FLAGS.split}_examples': len(split),
+        f'num_{FLAGS.split}_examples': len(evaluation.examples),
         'arch': subject.arch,
         'dataset': dataset.name,
         'task': task.name,
         'split': FLAGS.split,
         'init_from': source,
         'checkpoint': subject.checkpoint,
+        'views': views,
     }
+    if how is not None:
+        result['preprocessing'] = {'size': how.size, 'crop_pct': how.crop_pct, 'interpolation': how.interpolation}
+        by_size = {size: score(dataclasses.replace(how, size=size)).summary for size in sizes}
+        result['by_size'] = {str(size): summary for size, summary in by_size.items()}
+        if by_size:
+            rows = [(str(size), f'{summary[task.headline]:.4f}') for size, summary in by_size.items()]
+            print(common.markdown_table(('size', task.headline), rows))
     write_json(out / 'result.json', result)
     write_predictions(out / 'predictions.csv', task, evaluation, split, names)
     picture = 'confusion.png' if task.name == 'multiclass' else f'{task.name}.png'
-    drawing = result_drawing(task, evaluation, split.labels, names)
+    drawing = result_drawing(task, evaluation, names)
     draw_result_alone(out / picture, f'{subject.arch} on {dataset.name}: {headline}', drawing, len(names))
 
     others = (name for name in evaluation.summary if name != task.headline)
-    print(', '.join(f'{name} {evaluation.summary[name]:.4f}' for name in others))
+    shown = [f'{name} {evaluation.summary[name]:.4f}' for name in others]
+    if 'calibration_error' in result:
+        shown.append(f'calibration error {result["calibration_error"]:.4f}')
+    print(', '.join(shown))
     print(f'{headline}; see {out}')
 
 

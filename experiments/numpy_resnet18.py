@@ -69,7 +69,7 @@ def image_form(seed: int, digit: int, image_size: int) -> None:
     dataset = load_dataset('digits', image_size=image_size)
     if digit >= len(dataset.test):
         raise InputError(f'digit={digit} must be less than {len(dataset.test)}')
-    image = jnp.asarray(dataset.test.images[digit : digit + 1])
+    image = jnp.asarray(dataset.test.arrays[0][digit : digit + 1])
     images = np.asarray(normalize(image, dataset.mean, dataset.std), np.float64)
     params, stats = reference.resnet18_init(np.random.default_rng(seed), num_classes=10, in_channels=1)
     outputs, _, _ = reference.resnet18(params, stats, images, train=False)
@@ -78,7 +78,9 @@ def image_form(seed: int, digit: int, image_size: int) -> None:
     theirs: Any = model.apply(variables, np.float32(images), train=False, method=model.features)
     theirs |= {'logits': model.apply(variables, np.float32(images), train=False)}
 
-    print(f'a {dataset.class_names[dataset.test.labels[digit]]}, {image_size} x {image_size}, ResNet-18 as it starts\n')
+    print(
+        f'a {dataset.class_names[dataset.test.arrays[1][digit]]}, {image_size} x {image_size}, ResNet-18 as it starts\n'
+    )
     print(f'{"":>8}  {"shape":<18}{"mean":>9}{"deviation":>11}{"largest":>9}   difference to Flax')
     for name in ('stem', 'stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits'):
         ours = outputs[name]

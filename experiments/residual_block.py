@@ -109,8 +109,9 @@ def print_derivative(seed: int) -> None:
 def gradient_norms(arch: str, seed: int) -> np.ndarray:
     """Norm of the loss's gradient by each 3x3 kernel, from stem to head, on digits, as the network starts."""
     dataset = load_dataset('digits')
-    images = normalize(jnp.asarray(dataset.train.images[:_BATCH]), dataset.mean, dataset.std)
-    labels = jnp.asarray(dataset.train.labels[:_BATCH])
+    train_images, train_labels = dataset.train.arrays
+    images = normalize(jnp.asarray(train_images[:_BATCH]), dataset.mean, dataset.std)
+    labels = jnp.asarray(train_labels[:_BATCH])
     model = ResNet(get_spec(arch))
     variables = init_variables(model, jax.random.key(seed), dataset.image_shape)
 

@@ -23,6 +23,7 @@ from resnet_jax import InputError, TrainConfig
 from resnet_jax.data.augment import Augmentation, augment
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
+from resnet_jax.data.photographs import squares
 from resnet_jax.data.policies import OPERATIONS, POLICIES, apply_operations
 from resnet_jax.training.report import save_figure
 from resnet_jax.training.workdir import make_folder
@@ -93,7 +94,10 @@ def rows_of(width: int) -> dict[str, Row]:
 
 def sheet_of(dataset: Dataset) -> dict[str, np.ndarray]:
     """Rows of images, uint8 ``[num_images, H', W', C]`` each."""
-    images = dataset.train.images[: FLAGS.num_images]
+    if dataset.image_size is None:
+        images = dataset.train.arrays[0][: FLAGS.num_images]
+    else:
+        images = squares(dataset.train.photographs, FLAGS.num_images, dataset.image_size)
     keys = jax.random.split(jax.random.key(FLAGS.seed), len(images))
     sheet = {'as it is': np.asarray(images)}
     augmentations = single(asked_for(images.shape[1:]))

@@ -13,6 +13,7 @@ from resnet_jax.training.config import (
     COMPUTE_DTYPES,
     CROP_FILLS,
     DECAYED,
+    INTERPOLATIONS,
     OPTIMIZERS,
     SCHEDULE_UNITS,
     SCHEDULES,
@@ -50,12 +51,33 @@ def define_data_flags(default: str = "the recipe's") -> None:
         'dataset',
         None,
         'Data to use: digits, a TFDS name such as cifar10, arrays:DIR with train.npz and test.npz (images uint8,'
-        f' labels), or synthetic (random, for timing). Default: {default}.',
+        ' labels), folder:DIR with photographs in DIR/train/CLASS and DIR/test/CLASS or in DIR/CLASS, or synthetic'
+        f' (random, for timing). Default: {default}.',
     )
     flags.DEFINE_string(
         'data_dir', None, "Folder of prepared TFDS datasets. Default: TFDS's own, ~/tensorflow_datasets."
     )
-    flags.DEFINE_integer('image_size', None, 'Resize the images to this many pixels a side. Default: as they are.')
+    flags.DEFINE_integer(
+        'image_size', None, 'Resize the images to this many pixels a side. Default: as they are; of photographs 224.'
+    )
+
+
+def define_photograph_flags() -> None:
+    """How photographs are prepared, and read."""
+    _setting(
+        flags.DEFINE_float,
+        'crop_pct',
+        'Of photographs in evaluations: --image_size as a fraction of what their shorter side is resized to before the'
+        ' central crop. Default: 0.875.',
+    )
+    _setting(flags.DEFINE_enum, 'interpolation', INTERPOLATIONS, 'Filter that resizes them. Default: bilinear.')
+    flags.DEFINE_integer(
+        'num_workers',
+        0,
+        'Processes that read and decode photographs for training; with 0 threads do. It changes no result.',
+        lower_bound=0,
+    )
+    flags.DEFINE_bool('strict_data', False, 'Stop at a photograph that cannot be decoded, instead of taking another.')
 
 
 def define_normalization_flags() -> None:
@@ -195,6 +217,7 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     define_normalization_flags()
     _SETTINGS.extend(('dataset', 'image_size', 'mean', 'std'))
     _define_network_flags()
+    define_photograph_flags()
     define_augmentation_flags()
     _define_mixing_flags()
     _define_optimization_flags()

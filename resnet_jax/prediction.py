@@ -1,23 +1,32 @@
 """What a trained network says of new images."""
 
+import csv
 import dataclasses
 import functools
+import importlib.resources
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from resnet_jax.data.augment import normalize
+from resnet_jax.data.decode import DamagedImageError, decode
 from resnet_jax.errors import InputError
+from resnet_jax.models.preprocessing import Preprocessing, resized_and_cropped
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.training.evaluation import make_task
 from resnet_jax.training.program import make_model
+from resnet_jax.training.step import MULTICLASS
 from resnet_jax.training.tasks import Task
-from resnet_jax.weights import load_variables, open_run
+from resnet_jax.weights import HUB, from_pretrained, load_variables, open_run, run_and_step
 
 _BATCH = 256
+_EXPLAINED = 64  # maps are large
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +41,9 @@ class Predictor:
       image_shape: ``(H, W, C)`` of the images it was trained on.
       mean: of their pixels, 1 being white, one for each channel.
       std: likewise.
+      preprocessing: what photographs go through; its mean and deviation do not count. None takes the largest square in
+        the middle.
+      arch: the network's name.
     """
 
     model: ResNet
@@ -41,6 +53,35 @@ class Predictor:
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    preprocessing: Preprocessing | None = None
+    arch: str = 'custom'
+
+    def prepare(self, photograph: bytes | str | os.PathLike | np.ndarray) -> np.ndarray:
+        """A photograph as the network takes it: uint8 ``[H, W, C]``.
+
+        Args:
+          photograph: an encoded image or the path of one, or uint8 ``[H, W, 3]``.
+
+        Raises:
+          InputError: it cannot be read or decoded.
+        """
+        if not isinstance(photograph, bytes | np.ndarray):
+            try:
+                data = pathlib.Path(photograph).read_bytes()
+                photograph = decode(data)
+            except (OSError, DamagedImageError) as error:
+                raise InputError(f'{photograph}: cannot be decoded ({error})') from error
+        elif isinstance(photograph, bytes):
+            try:
+                photograph = decode(photograph)
+            except DamagedImageError as error:
+                raise InputError(f'image: cannot be decoded ({error})') from error
+        height, width, channels = self.image_shape
+        how = self.preprocessing or Preprocessing(min(height, width), 1.0)
+        pixels = resized_and_cropped(photograph, how)
+        if pixels.shape[:2] != (height, width):  # images that are no squares
+            pixels = np.asarray(Image.fromarray(photograph).resize((width, height), Image.Resampling.BILINEAR))
+        return np.asarray(Image.fromarray(pixels).convert('L'))[..., None] if channels == 1 else pixels
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Predictions for images.
@@ -55,6 +96,38 @@ class Predictor:
         Raises:
           InputError: images of another type or shape.
         """
+        return self.task.predictions(self._in_batches(self._apply, images, self.model.spec.num_classes))
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """The pooled features of images, float32 ``[N, C']``; arguments and errors as in a call."""
+        width = self.variables['params']['head']['kernel'].shape[0]
+        return self._in_batches(self._features, images, width)
+
+    def explain(self, images: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+        """Where in images the network sees classes: class activation maps, float32 ``[N, H', W']`` from 0 to 1.
+
+        The last map's channels, weighted by the head's kernel for the class, where they speak for it. In front of a
+        global average pool and a linear layer this is Grad-CAM of the last map up to a factor (Selvaraju et al. 2017,
+        arXiv:1610.02391, section 3.1); each map is divided by its largest value.
+
+        Args:
+          images: as in a call.
+          classes: one for each image.
+        """
+        kernel = np.asarray(self.variables['params']['head']['kernel'])
+        chosen = np.asarray(classes, np.int64)
+        if chosen.shape != (len(images),) or not ((chosen >= 0) & (chosen < kernel.shape[1])).all():
+            raise InputError(f'classes must be {len(images)} numbers from 0 to {kernel.shape[1] - 1}')
+        maps = []
+        for start in range(0, len(images), _EXPLAINED):
+            some = self._in_batches(self._last_map, images[start : start + _EXPLAINED], None)
+            weights = kernel[:, chosen[start : start + _EXPLAINED]]
+            found = np.maximum(np.einsum('nhwc,cn->nhw', some, weights), 0)
+            maps.append(found / np.maximum(found.max((1, 2), keepdims=True), 1e-12))
+        return np.concatenate(maps).astype(np.float32)
+
+    def _in_batches(self, function: Callable[..., jax.Array], images: np.ndarray, width: int | None) -> np.ndarray:
+        """A compiled function of variables and images, of any number of images; ``[0, width]`` of none."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape:
             one = '; images[None] makes a batch of one' if images.shape == self.image_shape else ''
@@ -62,13 +135,13 @@ class Predictor:
             raise InputError(
                 f'images must be uint8 {["N", *self.image_shape]}, found {images.dtype} {list(images.shape)}{one}'
             )
-        outputs = [np.zeros((0, self.model.spec.num_classes), np.float32)]
+        outputs = [] if len(images) else [np.zeros((0, width or 0), np.float32)]
         for start in range(0, len(images), _BATCH):
             batch = images[start : start + _BATCH]
             # Every batch has one of few sizes, so that it compiles once and not for each number of images.
             filling = np.zeros(((1 << (len(batch) - 1).bit_length()) - len(batch), *self.image_shape), np.uint8)
-            outputs.append(np.asarray(self._apply(self.variables, np.concatenate([batch, filling])))[: len(batch)])
-        return self.task.predictions(np.concatenate(outputs))
+            outputs.append(np.asarray(function(self.variables, np.concatenate([batch, filling])))[: len(batch)])
+        return np.concatenate(outputs)
 
     def names(self, predictions: np.ndarray) -> list[Any]:
         """Predictions in words: the likeliest class; which of yes and no; a tuple of the labels; a tuple of values."""
@@ -86,23 +159,75 @@ class Predictor:
     def _apply(self) -> Callable[..., jax.Array]:
         return jax.jit(lambda variables, images: self.model.apply(variables, self._normalized(images), train=False))
 
+    @functools.cached_property
+    def _features(self) -> Callable[..., jax.Array]:
+        def pooled(variables: Any, images: jax.Array) -> jax.Array:
+            found: Any = self.model.apply(variables, self._normalized(images), train=False, features_only=True)
+            return found['pooled']
+
+        return jax.jit(pooled)
+
+    @functools.cached_property
+    def _last_map(self) -> Callable[..., jax.Array]:
+        def last_map(variables: Any, images: jax.Array) -> jax.Array:
+            how: dict[str, Any] = {'train': False, 'features_only': True, 'mutable': ['intermediates']}
+            found: Any = self.model.apply(variables, self._normalized(images), **how)[1]
+            return found['intermediates']['last_map'][0].astype(jnp.float32)
+
+        return jax.jit(last_map)
+
     def _normalized(self, images: jax.Array) -> jax.Array:
         return normalize(images, self.mean, self.std)
 
 
-def load_predictor(workdir: str | pathlib.Path, which: str | int = 'last') -> Predictor:
-    """The network of a run, ready for new images.
+def load_predictor(
+    source: str | pathlib.Path,
+    which: str | int = 'last',
+    *,
+    arch: str | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Predictor:
+    """The network of a run, a file or the hub, ready for new images.
 
     Args:
-      workdir: folder of the run.
-      which: checkpoint: ``last``, ``best``, or a step.
+      source: folder of a run or of one of its checkpoints, or weights as in ``weights.open_source``; of networks with
+        1,000 outputs that do not name their classes, they are ImageNet's.
+      which: checkpoint of a run: ``last``, ``best``, or a step.
+      arch: of a file that does not name its network.
+      preprocessing: of photographs; None is what the source says, or else 224 pixels of ImageNet's statistics.
 
     Raises:
-      InputError: no such run or checkpoint, or a damaged one.
+      InputError: no such run, checkpoint or file, or a damaged one.
     """
+    path = pathlib.Path(source)
+    if str(source).startswith(HUB) or not path.is_dir():
+        return _of_weights(str(source), arch, preprocessing)
+    if arch is not None:
+        raise InputError(f'arch={arch}: a run names its network itself')
+    path, step = run_and_step(path)
+    workdir, which = path, which if step is None else step
     record, spec, config = open_run(workdir)
     data, variables = record['dataset'], load_variables(workdir, which)
     model = dataclasses.replace(make_model(spec, config), scan_blocks=False)  # as the variables come
     task = make_task(config, data.get('target_mean', ()), data.get('target_std', ()))
     shape, mean, std = (tuple(data[name]) for name in ('image_shape', 'mean', 'std'))
-    return Predictor(model, variables, task, tuple(data['class_names']), shape, mean, std)
+    if preprocessing is None and data.get('photographs'):
+        preprocessing = Preprocessing(shape[0], config.crop_pct, config.interpolation)
+    names = tuple(data['class_names'])
+    return Predictor(model, variables, task, names, shape, mean, std, preprocessing, record['arch'])
+
+
+def _of_weights(source: str, arch: str | None, preprocessing: Preprocessing | None) -> Predictor:
+    loaded = from_pretrained(source, arch)
+    how = preprocessing or loaded.preprocessing or Preprocessing(224)
+    classes = loaded.model.spec.num_classes
+    names = imagenet_names() if classes == len(imagenet_names()) else tuple(map(str, range(classes)))
+    shape = how.size, how.size, 3
+    return Predictor(loaded.model, loaded.variables, MULTICLASS, names, shape, how.mean, how.std, how, loaded.arch)
+
+
+@functools.cache
+def imagenet_names() -> tuple[str, ...]:
+    """The 1,000 classes of ImageNet-1k in their order, as torchvision names them."""
+    file = importlib.resources.files('resnet_jax.models') / 'imagenet_classes.csv'
+    return tuple(row['name'] for row in csv.DictReader(file.read_text(encoding='utf-8').splitlines()))

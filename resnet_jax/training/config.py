@@ -19,6 +19,8 @@ AUGMENT_POLICIES = (
     *('rand_augment', 'trivial_augment_wide', 'auto_augment_cifar10', 'auto_augment_imagenet'),
     *('rand-m7-mstd0.5-inc1', 'rand-m6-mstd0.5-inc1'),
 )
+# Keys of models.preprocessing.INTERPOLATIONS.
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 COMPUTE_DTYPES = ('float32', 'bfloat16')
 
 
@@ -90,7 +92,10 @@ class TrainConfig:
       random_erasing: probability with which a box of an image is erased.
       cutout: pixels of the side of a square that is erased from each image; 0 for none.
       augmentation_repeats: times that a drawn image is in its batch, each time augmented anew.
-      image_size: pixels to which the images are resized; None keeps their size.
+      image_size: pixels to which the images are resized; None keeps their size, and makes photographs 224 pixels.
+      crop_pct: of photographs in an evaluation: ``image_size`` as a fraction of the shorter side that they are resized
+        to in front of a central crop.
+      interpolation: Pillow's filter with which photographs are resized, one of ``preprocessing.INTERPOLATIONS``.
       compute_dtype: ``float32`` or ``bfloat16``.
       implementation: ``auto`` or ``xla``, as in ``models.conv.convolution``.
       statistics: what batch normalization normalizes with in training: ``global``, ``frozen``, or a number of
@@ -172,6 +177,8 @@ class TrainConfig:
     cutout: int = 0
     augmentation_repeats: int = 1
     image_size: int | None = None
+    crop_pct: float = 0.875
+    interpolation: str = 'bilinear'
     compute_dtype: str = 'float32'
     implementation: str = 'auto'
     statistics: str | int = 'global'
@@ -239,6 +246,7 @@ class TrainConfig:
             'crop_fill': CROP_FILLS,
             'policy': (None, *AUGMENT_POLICIES),
             'compute_dtype': COMPUTE_DTYPES,
+            'interpolation': INTERPOLATIONS,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -298,6 +306,8 @@ class TrainConfig:
             len(self.crop_area) == 2 and 0 < self.crop_area[0] <= self.crop_area[1] <= 1
         ):
             raise InputError(f'crop_area={self.crop_area} must be two shares, 0 < smallest <= largest <= 1')
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f'crop_pct={self.crop_pct} must be above 0 and at most 1')
         if len(self.crop_ratio) != 2 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise InputError(f'crop_ratio={self.crop_ratio} must be two numbers, 0 < smallest <= largest')
         if self.crop_area is not None and self.crop_padding:

@@ -9,13 +9,15 @@ import jax
 import numpy as np
 
 from resnet_jax.data.augment import normalize
-from resnet_jax.data.batches import eval_batches
 from resnet_jax.data.examples import Dataset, Split
+from resnet_jax.errors import InputError
 from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.preprocessing import Preprocessing
 from resnet_jax.models.resnet import ResNet, stack_blocks
 from resnet_jax.training import metrics
 from resnet_jax.training.config import TrainConfig
-from resnet_jax.training.sharding import data_mesh, place, replicated, split_batch
+from resnet_jax.training.feed import BY_THREADS, Reading, plain_examples
+from resnet_jax.training.sharding import data_mesh, replicated
 from resnet_jax.training.step import MULTICLASS, eval_step
 from resnet_jax.training.tasks import TASKS, Regression, Task
 
@@ -26,7 +28,7 @@ def target_statistics(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float,
     """Mean and standard deviation of the values to learn, in training; empty where the targets are no values."""
     if dataset.task != 'regression':
         return (), ()
-    values = dataset.train.labels.astype(np.float64)
+    values = np.asarray(dataset.train.labels, np.float64)
     std = values.std(0)
     return tuple(values.mean(0).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
 
@@ -46,12 +48,16 @@ class Evaluation:
     Attributes:
       summary: metrics by name.
       total: the sums they come from.
-      outputs: of the network, float32 ``[N, K]``, where the task or the caller needs them.
+      examples: int ``[N]``, which of the split were scored: all but photographs that cannot be decoded.
+      outputs: of the network for them, float32 ``[N, K]``, where the task or the caller needs them.
+      targets: theirs, likewise.
     """
 
     summary: dict[str, float]
     total: dict[str, Any]
+    examples: np.ndarray
     outputs: np.ndarray | None
+    targets: np.ndarray | None
 
 
 class Evaluator:
@@ -59,7 +65,7 @@ class Evaluator:
 
     Args:
       model: the network.
-      split: images uint8 and labels.
+      split: images and labels.
       mean: of the network's training images, one for each channel.
       std: likewise.
       devices: None is all of them.
@@ -67,6 +73,8 @@ class Evaluator:
       keep_outputs: bring the outputs to the host though the task's metrics do not need them.
       flip: as in ``step.eval_step``.
       shift: likewise.
+      preprocessing: of photographs; its mean and deviation do not count.
+      reading: how photographs are read.
     """
 
     def __init__(
@@ -80,27 +88,28 @@ class Evaluator:
         keep_outputs: bool = False,
         flip: bool = False,
         shift: int = 0,
+        preprocessing: Preprocessing | None = None,
+        reading: Reading = BY_THREADS,
     ):
         self._model, self._split, self._task = model, split, task
         self._keep = keep_outputs or task.needs_outputs
-        self._mesh = data_mesh(devices)
-        self._data = place((split.images, split.labels), replicated(self._mesh))
+        mesh = data_mesh(devices)
+        self._plain = plain_examples(split, mesh, preprocessing, reading)
+        self._batch_size = min(_EVAL_BATCH, len(split))
+        self._batch_size += -self._batch_size % mesh.size
 
-        def program(variables: Any, images: jax.Array, labels: jax.Array, indices: jax.Array, mask: jax.Array) -> Any:
-            batch = {'image': normalize(images[indices], mean, std), 'label': labels[indices], 'mask': mask}
+        def program(variables: Any, shared: Any, given: Any) -> Any:
+            images, labels, mask = self._plain.examples(shared, given)
+            batch = {'image': normalize(images, mean, std), 'label': labels, 'mask': mask}
             sums, outputs = eval_step(variables, batch, model=model, task=task, flip=flip, shift=shift)
-            return sums, outputs if self._keep else ()
+            return sums, mask, (outputs, labels) if self._keep else ()
 
-        self._program = jax.jit(program, out_shardings=replicated(self._mesh))
-
-    def _batches(self) -> Iterator[Any]:
-        size = min(_EVAL_BATCH, len(self._split))
-        size += -size % self._mesh.size
-        return (place(batch, split_batch(self._mesh)) for batch in eval_batches(len(self._split), size))
+        self._program = jax.jit(program, out_shardings=replicated(mesh))
 
     def compile(self, variables: dict[str, Any]) -> None:
         """Compiles for variables of these shapes, by scoring one batch."""
-        jax.block_until_ready(self._program(self._taken(variables), *self._data, *next(self._batches())))
+        batch = next(self._plain.batches(self._batch_size))
+        jax.block_until_ready(self._program(self._taken(variables), self._plain.shared, batch))
 
     def _taken(self, variables: dict[str, Any]) -> dict[str, Any]:
         return stack_blocks(variables) if self._model.scan_blocks else variables
@@ -108,19 +117,23 @@ class Evaluator:
     def __call__(self, variables: dict[str, Any], poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Scores variables; ``poll`` is called after every batch, and may raise."""
         variables, results = self._taken(variables), []
-        for batch in self._batches():
-            results.append(self._program(variables, *self._data, *batch))
+        for batch in self._plain.batches(self._batch_size):
+            results.append(self._program(variables, self._plain.shared, batch))
             jax.block_until_ready(results[-2:-1])  # so that no more than two are under way when poll raises
             poll()
-        total = metrics.add_up(sums for sums, _ in results)
-        if total['count'] != len(self._split):
+        total = metrics.add_up(sums for sums, _, _ in results)
+        (examples,) = np.nonzero(np.concatenate(jax.device_get([mask for _, mask, _ in results])))
+        if total['count'] != len(examples) or (self._plain.all_there and len(examples) != len(self._split)):
             raise AssertionError(f'evaluated {total["count"]} of {len(self._split)} examples')
-        summary, outputs = self._task.summarize(total), None
+        if not len(examples):
+            raise InputError(f'none of {len(self._split)} images can be decoded')
+        summary, outputs, targets = self._task.summarize(total), None, None
         if self._keep:
-            outputs = np.concatenate(jax.device_get([part for _, part in results]))[: len(self._split)]
+            parts = jax.device_get([part for _, _, part in results])
+            outputs, targets = (np.concatenate(some)[examples] for some in zip(*parts, strict=True))
             if np.isfinite(outputs).all():
-                summary |= self._task.scores(outputs, self._split.labels)
-        return Evaluation(summary, total, outputs)
+                summary |= self._task.scores(outputs, targets)
+        return Evaluation(summary, total, examples, outputs, targets)
 
 
 class StatisticsEstimator:
@@ -137,6 +150,8 @@ class StatisticsEstimator:
       std: likewise.
       num_examples: how many; whole batches of 512 of them are taken, at least one batch.
       devices: None is all of them.
+      preprocessing: as in ``Evaluator``.
+      reading: likewise.
     """
 
     def __init__(
@@ -147,19 +162,21 @@ class StatisticsEstimator:
         std: Sequence[float],
         num_examples: int,
         devices: Sequence[jax.Device] | None = None,
+        preprocessing: Preprocessing | None = None,
+        reading: Reading = BY_THREADS,
     ):
         mesh = data_mesh(devices)
         num_examples = min(num_examples, len(split))
         # Of whole ghost batches, and the same number on each device.
         multiple = math.lcm(mesh.size, model.statistics if isinstance(model.statistics, int) else 1)
         size = max(min(_EVAL_BATCH, num_examples) // multiple, 1) * multiple
-        chosen = np.linspace(0, len(split) - 1, max(num_examples // size, 1) * size).astype(np.int32)
-        self._batches = place(list(chosen.reshape(-1, size)), split_batch(mesh))
-        self._images = place(split.images, replicated(mesh))
+        self._chosen = np.linspace(0, len(split) - 1, max(num_examples // size, 1) * size).astype(np.int32)
+        self._batch_size, self._plain = size, plain_examples(split, mesh, preprocessing, reading)
 
-        def program(variables: Any, images: jax.Array, indices: jax.Array) -> Any:
+        def program(variables: Any, shared: Any, given: Any) -> Any:
+            images, _, _ = self._plain.examples(shared, given)
             _, updates = model.apply(
-                variables, normalize(images[indices], mean, std), train=True, mutable=['batch_stats'], rngs=_fixed()
+                variables, normalize(images, mean, std), train=True, mutable=['batch_stats'], rngs=_fixed()
             )
 
             # new = decay old + (1 - decay) batch; what is frozen stays what it is.
@@ -172,13 +189,16 @@ class StatisticsEstimator:
 
     def compile(self, variables: dict[str, Any]) -> None:
         """Compiles for variables of these shapes, by looking at one batch."""
-        jax.block_until_ready(self._program(variables, self._images, self._batches[0]))
+        jax.block_until_ready(self._program(variables, self._plain.shared, next(self._batches())))
+
+    def _batches(self) -> Iterator[Any]:
+        return self._plain.batches(self._batch_size, self._chosen)
 
     def __call__(self, variables: dict[str, Any], poll: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """The variables with new ``batch_stats``; ``poll`` is called after every batch, and may raise."""
         found = []
-        for batch in self._batches:
-            found.append(self._program(variables, self._images, batch))
+        for batch in self._batches():
+            found.append(self._program(variables, self._plain.shared, batch))
             jax.block_until_ready(found[-2:-1])
             poll()
         return variables | {'batch_stats': jax.tree.map(lambda *parts: sum(parts) / len(parts), *found)}

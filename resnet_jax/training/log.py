@@ -16,7 +16,7 @@ from resnet_jax.training.tasks import Task
 from resnet_jax.training.workdir import EventFile, MetricsFile
 
 # What a step gives beside the sums of its task.
-_OF_A_STEP = ('skipped', 'gradient_norm', 'norms')
+_OF_A_STEP = ('skipped', 'replaced', 'gradient_norm', 'norms')
 
 
 class Log:
@@ -115,6 +115,8 @@ class Log:
         self._speed = record['examples_per_second'] = len(window) * self._config.batch_size / seconds
         if skipped:
             record['skipped_steps'] = skipped
+        if replaced := int(sum(one.get('replaced', 0) for one in fetched)):
+            record['replaced_images'] = replaced
         self._record('train', step, record)
         if self._norms is not None:
             layers = {name: np.asarray(values).tolist() for name, values in fetched[-1]['norms'].items()}

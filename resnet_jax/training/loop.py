@@ -21,6 +21,7 @@ from resnet_jax.training.checkpoint_writer import CheckpointWriter
 from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.cost import Profile
 from resnet_jax.training.evaluation import Evaluation, Evaluator, StatisticsEstimator, target_statistics
+from resnet_jax.training.feed import BY_THREADS, Reading, preprocessing_of
 from resnet_jax.training.interruption import StopRequest
 from resnet_jax.training.log import Log, divergence
 from resnet_jax.training.program import Program, prepared
@@ -39,6 +40,9 @@ from resnet_jax.training.workdir import (
 )
 from resnet_jax.weights import open_source
 
+# Of the records of a run, in its result their sums.
+_COUNTED = ('skipped_steps', 'replaced_images')
+
 
 def train_and_evaluate(
     spec: ResNetSpec,
@@ -50,6 +54,7 @@ def train_and_evaluate(
     dataset: Dataset | None = None,
     devices: Sequence[jax.Device] | None = None,
     profile_steps: int = 0,
+    reading: Reading = BY_THREADS,
 ) -> dict[str, Any]:
     """Trains a network, evaluates it, and leaves everything in a folder; resumes what was interrupted there.
 
@@ -62,6 +67,7 @@ def train_and_evaluate(
       dataset: the data themselves, in place of ``config.dataset``, which then only names them.
       devices: to train on; None is all of them.
       profile_steps: so many steps, after the first few, are traced into ``workdir/profile``.
+      reading: how photographs are read; it changes no result.
 
     Returns:
       The content of ``result.json``.
@@ -73,7 +79,7 @@ def train_and_evaluate(
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     runs = [(config.seed, pathlib.Path(workdir))]
-    given: dict[str, Any] = {'data_dir': data_dir, 'dataset': dataset, 'devices': devices}
+    given: dict[str, Any] = {'data_dir': data_dir, 'dataset': dataset, 'devices': devices, 'reading': reading}
     return _train_together(spec, config, runs, arch=arch, profile_steps=profile_steps, **given)[0]
 
 
@@ -122,6 +128,7 @@ def _train_together(
     dataset: Dataset | None = None,
     devices: Sequence[jax.Device] | None = None,
     profile_steps: int = 0,
+    reading: Reading = BY_THREADS,
 ) -> list[dict[str, Any]]:
     """As ``train_and_evaluate``, runs that differ in their seed and folder alone; each leaves what it would alone."""
     results: dict[int, dict[str, Any]] = {}
@@ -138,7 +145,7 @@ def _train_together(
     if dataset is None:
         dataset = load_dataset(config.dataset, task=config.task, data_dir=data_dir, image_size=config.image_size)
     for group in _at_one_step(open_runs):
-        trained = _Run(spec, config, group, dataset, mesh, arch).train(profile_steps)
+        trained = _Run(spec, config, group, dataset, mesh, arch, reading).train(profile_steps)
         results |= dict(zip((seed for seed, _ in group), trained, strict=True))
     return [results[seed] for seed, _ in runs]
 
@@ -164,6 +171,7 @@ class _Run:
       dataset: not yet normalized as the run needs it.
       mesh: of the devices.
       arch: the architecture's name.
+      reading: how photographs are read.
     """
 
     def __init__(
@@ -174,7 +182,9 @@ class _Run:
         dataset: Dataset,
         mesh: Any,
         arch: str,
+        reading: Reading,
     ):
+        self.reading = reading
         self.config, self.arch, self.devices = config, arch, list(mesh.devices.flat)
         self.seeds, self.workdirs = zip(*runs, strict=True)
         self.folders = [workdir / CHECKPOINTS for workdir in self.workdirs]
@@ -184,7 +194,7 @@ class _Run:
         source = None if begun or config.init_from is None else open_source(config.init_from)
         self.dataset = prepared(dataset, config, source, read_record(self.workdirs[0]) if begun else None)
         spec = dataclasses.replace(spec, num_classes=TASKS[config.task].num_outputs(dataset.num_classes))
-        self.program = Program(spec, config, self.seeds, self.dataset, mesh)
+        self.program = Program(spec, config, self.seeds, self.dataset, mesh, reading)
         loaded = None if source is None else self.program.load(source)
         in_main_process(self._claim)
         self.saved: int | None = None
@@ -230,6 +240,7 @@ class _Run:
             shown = main and open_display(program.total_steps, self.step, program.task.headline)
             self.display: Display = shown or Silence()
             stack.callback(self.display.close)
+            stack.callback(program.close)
             self.writer = stack.enter_context(CheckpointWriter(keep=2)) if main else None
             self.logs = []
             for index, workdir in enumerate(self.workdirs):
@@ -258,14 +269,13 @@ class _Run:
             f'{config.recipe}: {len(dataset.train):,} training and {len(dataset.test):,} test examples,'
             f' {describe_devices(self.devices)}; compiling'
         )
-        normalization = dataset.mean, dataset.std
-        how: dict[str, Any] = {'devices': self.devices, 'task': program.task}
-        how |= {'flip': config.test_flip, 'shift': config.test_shift}
-        self.evaluator = Evaluator(program.model, dataset.test, *normalization, **how)
+        how: dict[str, Any] = {'mean': dataset.mean, 'std': dataset.std, 'devices': self.devices}
+        how |= {'preprocessing': preprocessing_of(dataset, config), 'reading': self.reading}
+        asked: dict[str, Any] = {'task': program.task, 'flip': config.test_flip, 'shift': config.test_shift}
+        self.evaluator = Evaluator(program.model, dataset.test, **asked, **how)
         self.estimator: StatisticsEstimator | None = None
-        if config.reestimate_examples:
-            options = (*normalization, config.reestimate_examples, self.devices)
-            self.estimator = StatisticsEstimator(program.model, dataset.train, *options)
+        if (num := config.reestimate_examples) > 0:
+            self.estimator = StatisticsEstimator(program.model, dataset.train, num_examples=num, **how)
         step_fn = stop.wait_for(lambda: program.compile_step(self.state))
         variables = program.eval_variables(self.state)[0]
         stop.wait_for(lambda: self.evaluator.compile(variables))
@@ -382,10 +392,10 @@ class _Run:
         result = {
             **{f'test_{name}': value for name, value in summary.items()},
             f'best_test_{headline}': max((record[headline] for record in evaluations), default=summary[headline]),
-            'num_test_examples': len(dataset.test),
+            'num_test_examples': len(test.examples),
             'num_train_examples': len(dataset.train),
             'steps': self.program.total_steps,
-            'skipped_steps': sum(record.get('skipped_steps', 0) for record in log.file.records),
+            **{name: sum(record.get(name, 0) for record in log.file.records) for name in _COUNTED},
             'epochs': config.epochs,
             'train_seconds': log.train_seconds,
             'evaluation_seconds': sum(record.get('evaluation_seconds', 0.0) for record in evaluations),
@@ -402,7 +412,7 @@ class _Run:
         if is_main_process():
             workdir = self.workdirs[index]
             title = f'{self.arch} on {config.dataset}, seed {result["seed"]}: test {headline} {summary[headline]:.4f}'
-            drawing = result_drawing(self.program.task, test, dataset.test.labels, dataset.class_names)
+            drawing = result_drawing(self.program.task, test, dataset.class_names)
             draw_report(workdir / 'report.png', title, log.file.records, headline, drawing)
             write_json(workdir / 'result.json', result)
         return result
@@ -419,6 +429,7 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
         'num_train_examples': len(dataset.train),
         'num_test_examples': len(dataset.test),
         'image_shape': dataset.image_shape,
+        'photographs': dataset.image_size is not None,
         'class_names': dataset.class_names,
         'target_mean': target_mean,
         'target_std': target_std,

@@ -153,6 +153,23 @@ def ranking_scores(targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     }
 
 
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, Eq. 3): how far confidence is from accuracy.
+
+    Args:
+      probabilities: ``[N, K]``; the largest of each row is its confidence.
+      labels: int ``[N]``.
+      bins: of equal width, closed at their upper end as in the paper.
+
+    Returns:
+      The mean over the examples of ``|accuracy - confidence|`` of their bins, in [0, 1].
+    """
+    confidence, right = probabilities.max(1).astype(np.float64), probabilities.argmax(1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(place, right, bins) - np.bincount(place, confidence, bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
 def per_class_accuracy(confusion: np.ndarray) -> np.ndarray:
     """Share of each true class that is predicted right, float64 ``[K]``; NaN for a class without examples."""
     totals = confusion.sum(1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.data.augment import Augmentation, augment, example_keys
-from resnet_jax.data.batches import copy_numbers, steps_per_epoch, train_indices
+from resnet_jax.data.batches import copy_numbers, steps_per_epoch
 from resnet_jax.data.examples import Dataset
 from resnet_jax.data.mixing import mix
 from resnet_jax.errors import InputError
@@ -20,8 +20,9 @@ from resnet_jax.models.resnet import ResNet, ResNetSpec, init_variables, stack_b
 from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.cost import Cost
 from resnet_jax.training.evaluation import StatisticsEstimator, make_task, target_statistics
+from resnet_jax.training.feed import BY_THREADS, ArrayFeed, PhotographFeed, Reading
 from resnet_jax.training.optim import make_optimizer
-from resnet_jax.training.sharding import fetch, place, replicated, split_batch, split_evenly
+from resnet_jax.training.sharding import fetch, place, replicated, split_evenly
 from resnet_jax.training.step import StepOptions, TrainState, create_train_state, train_step
 from resnet_jax.weights import Source, model_of, open_source, source_variables
 
@@ -44,20 +45,30 @@ class Program:
       seeds: one for each run.
       dataset: with the mean and deviation that the run normalizes with.
       mesh: of the devices.
+      reading: how photographs are read.
 
     Raises:
       InputError: what is wrong with the network, the optimizer, the batch size or the teacher.
     """
 
-    def __init__(self, spec: ResNetSpec, config: TrainConfig, seeds: Sequence[int], dataset: Dataset, mesh: Any):
+    def __init__(
+        self,
+        spec: ResNetSpec,
+        config: TrainConfig,
+        seeds: Sequence[int],
+        dataset: Dataset,
+        mesh: Any,
+        reading: Reading = BY_THREADS,
+    ):
         self.config, self.seeds, self.dataset, self.mesh = config, tuple(seeds), dataset, mesh
         self.epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size, config.augmentation_repeats)
         self.total_steps = config.epochs * self.epoch_steps
         self.model = make_model(spec, config)
         self.optimizer = make_optimizer(config, self.epoch_steps)
         self.task = make_task(config, *target_statistics(dataset))
-        self.augmentation = Augmentation.of(config)
-        self._trained_shape = self.augmentation.result_shape(dataset.image_shape)
+        self._trained_shape = Augmentation.of(config).result_shape(dataset.image_shape)
+        self._reading = reading
+        self.feed: ArrayFeed | PhotographFeed | None = None
         self.compile_seconds = 0.0
         self._each = together if len(self.seeds) > 1 else (lambda function: function)
         self._seeds = np.asarray(self.seeds if len(self.seeds) > 1 else self.seeds[0], np.uint32)
@@ -147,43 +158,49 @@ class Program:
 
     def compile_step(self, state: TrainState) -> StepFunction:
         """``(state, step) -> (state, sums)``; the state that goes in is given up."""
-        train = self.dataset.train
-        data = place((train.images, train.labels), replicated(self.mesh))
+        feed = self.feed = self._make_feed()
         teacher = {} if self._teacher is None else place(self._teacher.variables, replicated(self.mesh))
-        shared = (*data, teacher)
+        shared = feed.shared, teacher
         seeds = place(self._seeds, replicated(self.mesh))
         each = self._each(self._step)
 
-        def program(state: TrainState, seeds: jax.Array, indices: jax.Array, shared: Any) -> Any:
-            return each((state, seeds, indices), shared)
+        def program(state: TrainState, seeds: jax.Array, batch: Any, shared: Any) -> Any:
+            return each((state, seeds, batch), shared)
 
         start = time.perf_counter()
         outputs = (self._shardings, replicated(self.mesh))
         jitted = jax.jit(program, donate_argnums=0, out_shardings=outputs)
-        compiled = jitted.lower(state, seeds, self._indices(0), shared).compile()
+        first = int(np.max(jax.device_get(state.step)))
+        compiled = jitted.lower(state, seeds, feed.peek(first), shared).compile()
         self.compile_seconds += time.perf_counter() - start
         self._step_memory = compiled.memory_analysis()
-        return lambda state, step: compiled(state, seeds, self._indices(step), shared)
+        return lambda state, step: compiled(state, seeds, feed.batch(step), shared)
 
-    def _indices(self, step: int) -> jax.Array:
-        """The examples of a step, int32 ``[N]`` or ``[seeds, N]``, split over the devices."""
-        sizes = len(self.dataset.train), self.config.batch_size, self.config.augmentation_repeats
-        orders = [train_indices(seed, step, *sizes) for seed in self.seeds]
-        many = len(orders) > 1
-        return place(np.stack(orders) if many else orders[0], split_batch(self.mesh, axis=int(many)))
+    def _make_feed(self) -> ArrayFeed | PhotographFeed:
+        how = self.dataset, self.config, self.seeds, self.mesh
+        if self.dataset.image_size is None:
+            return ArrayFeed(*how)
+        return PhotographFeed(*how, self._reading, self.total_steps)
 
-    def _step(self, mapped: tuple[TrainState, jax.Array, jax.Array], shared: Any) -> Any:
+    def close(self) -> None:
+        """Ends what reads ahead."""
+        if self.feed is not None:
+            self.feed.close()
+
+    def _step(self, mapped: tuple[TrainState, jax.Array, Any], shared: Any) -> Any:
         """One step of one seed: gathers its examples, augments, mixes, teaches, trains."""
-        (state, seed, indices), (images, labels, teacher) = mapped, shared
-        config, key = self.config, jax.random.key(seed)
+        (state, seed, given), (stored, teacher) = mapped, shared
+        feed, config, key = self.feed, self.config, jax.random.key(seed)
+        assert feed is not None
+        images, labels, indices = feed.examples(stored, given)
         dropout, mixing = (
             jax.random.fold_in(jax.random.fold_in(key, purpose), state.step) for purpose in (_DROPOUT, _MIXING)
         )
         # What is drawn for an image belongs to its example, epoch and copy, wherever in the batch it lies.
         epoch, copies = state.step // self.epoch_steps, copy_numbers(len(indices), config.augmentation_repeats)
         keys = example_keys(jax.random.fold_in(key, _AUGMENT), epoch, indices, jnp.asarray(copies))
-        image = augment(keys, images[indices], self.dataset.mean, self.dataset.std, self.augmentation)
-        batch = {'image': image, 'label': labels[indices]}
+        image = augment(keys, images, self.dataset.mean, self.dataset.std, feed.augmentation)
+        batch = {'image': image, 'label': labels}
         if config.mixup or config.cutmix:
             outputs = jnp.zeros((len(indices), self.model.spec.num_classes))  # for its shape alone
             targets = self.task.dense_targets(outputs, batch['label'])
@@ -192,7 +209,8 @@ class Program:
         if self._teacher is not None:
             batch['teacher'] = self._teacher.outputs(teacher, batch['image'])
         how: dict[str, Any] = {'model': self.model, 'optimizer': self.optimizer, 'task': self.task}
-        return train_step(state, batch, **how, key=dropout, options=step_options(config))
+        state, sums = train_step(state, batch, **how, key=dropout, options=step_options(config))
+        return state, sums | feed.counts(given)
 
     def cost(self) -> Cost:
         """What the compiled step costs."""

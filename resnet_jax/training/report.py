@@ -62,13 +62,12 @@ def draw_result_alone(path: pathlib.Path, title: str, draw_result: Callable[[Axe
     save_figure(figure, path)
 
 
-def result_drawing(task: Task, evaluation: Any, targets: np.ndarray, class_names: Sequence[str]) -> Callable[..., None]:
+def result_drawing(task: Task, evaluation: Any, class_names: Sequence[str]) -> Callable[..., None]:
     """What to draw of an evaluation: a function of axes.
 
     Args:
       task: what the network was trained for.
-      evaluation: with ``total`` sums and, but for classes, ``outputs`` ``[N, K]``.
-      targets: of the split.
+      evaluation: with ``total`` sums and, but for classes, ``outputs`` ``[N, K]`` and ``targets``.
       class_names: of the classes, labels or values.
 
     Returns:
@@ -78,7 +77,7 @@ def result_drawing(task: Task, evaluation: Any, targets: np.ndarray, class_names
     if task.name == 'multiclass':
         return lambda axes: draw_confusion(axes, evaluation.total['confusion'], class_names)
     predictions = task.predictions(evaluation.outputs)
-    columns = np.asarray(targets).reshape(predictions.shape)
+    columns = np.asarray(evaluation.targets).reshape(predictions.shape)
     if task.name == 'binary':
         return lambda axes: _draw_roc(axes, columns, predictions, class_names[1])
     if task.name == 'multilabel':

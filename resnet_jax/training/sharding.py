@@ -141,6 +141,22 @@ def place(tree: Any, sharding: Any) -> Any:
         return jax.tree.map(put, tree, sharding)
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Which rows of a batch that is split over the devices this process holds: ascending, where its devices are."""
+    rows = np.arange(batch_size).reshape(mesh.size, -1)
+    own = [device.process_index == jax.process_index() for device in mesh.devices.flat]
+    return rows[own].ravel()
+
+
+def place_rows(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """Batches on the devices, one axis split over them; every process has the rows of ``local_rows`` alone."""
+    sharding = split_batch(mesh, axis)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    with jax.transfer_guard_host_to_device('allow'):
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
+
+
 def fetch(tree: Any, mesh: Mesh) -> Any:
     """Arrays on the devices as NumPy arrays, whole, in every process.
 

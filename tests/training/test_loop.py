@@ -27,7 +27,7 @@ from resnet_jax import (
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.weight_files import write_safetensors
 from resnet_jax.training import checkpoint, evaluation, loop
-from resnet_jax.training.evaluation import Evaluator
+from resnet_jax.training.feed import PlainArrays
 from resnet_jax.training.log import Log
 from resnet_jax.training.loop import is_due
 from resnet_jax.training.program import Program, make_model, normalized_as
@@ -250,7 +250,7 @@ def test_a_signal_saves_within_a_step_and_the_run_resumes_bit_for_bit(
 
 @pytest.mark.parametrize('where', ['compilation', 'evaluation'])
 def test_a_signal_is_obeyed_where_there_are_no_steps(where, finished, shades, tmp_path, monkeypatch):
-    owner, name = (Program, 'compile_step') if where == 'compilation' else (Evaluator, '_batches')
+    owner, name = (Program, 'compile_step') if where == 'compilation' else (PlainArrays, 'batches')
     plain, calls = getattr(owner, name), []
 
     def with_signal(self, *args):

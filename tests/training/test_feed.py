@@ -1,0 +1,144 @@
+"""Whole runs on folders of photographs: the same however they are read, and with some that are damaged."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax import InputError, Interrupted, ResNetSpec, TrainConfig, load_dataset, train_and_evaluate, train_seeds
+from resnet_jax.data.decode import DamagedImageError, decode
+from resnet_jax.training.feed import BY_THREADS, PhotographFeed, Reading
+from tests.data import odd_files
+
+SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
+CONFIG = TrainConfig(
+    dataset='folder',
+    epochs=3,
+    batch_size=8,
+    learning_rate=0.05,
+    image_size=8,
+    crop_area=(0.3, 1.0),
+    horizontal_flip=True,
+    log_every_steps=2,
+)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """33 training and 9 test images, each as large as its number says, whose colour tells their class."""
+    root = tmp_path_factory.mktemp('photographs')
+    random = np.random.default_rng(0)
+    for split, size in (('train', 33), ('test', 9)):
+        for index in range(size):
+            kind = index % 3
+            path = root / split / 'abc'[kind] / f'{index:02}.{("png", "jpg")[index % 2]}'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 60, (20 + index, 25 + index // 2, 3), np.uint8)
+            pixels[..., kind] += 120
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+def train(folder, workdir, reading=BY_THREADS, **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    dataset = load_dataset(f'folder:{folder}', image_size=config.image_size)
+    return train_and_evaluate(SPEC, config, workdir, dataset=dataset, reading=reading)
+
+
+def losses_of(workdir):
+    records = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+    return [(record['split'], record['step'], record['loss']) for record in records]
+
+
+@pytest.fixture(scope='module')
+def finished(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('runs') / 'whole'
+    return workdir, train(folder, workdir)
+
+
+def test_a_run_learns_from_photographs(finished):
+    _, result = finished
+    assert result['test_accuracy'] == 1
+    assert (result['num_train_examples'], result['num_test_examples'], result['replaced_images']) == (33, 9, 0)
+
+
+def test_a_stopped_run_goes_on_to_the_same_losses(folder, finished, tmp_path, monkeypatch):
+    batch = PhotographFeed.batch
+
+    def stopping(self, step):
+        if step == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return batch(self, step)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Interrupted):
+        patch.setattr(PhotographFeed, 'batch', stopping)
+        train(folder, tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'result.json').exists()
+    train(folder, tmp_path / 'run')
+    tests = [loss for loss in losses_of(tmp_path / 'run') if loss[0] == 'test']
+    assert tests == [loss for loss in losses_of(finished[0]) if loss[0] == 'test']
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(folder, finished, tmp_path):
+    train(folder, tmp_path / 'run', Reading(workers=2))
+    assert losses_of(tmp_path / 'run') == losses_of(finished[0])
+
+
+def test_one_device_is_as_good_as_two(folder, finished, tmp_path):
+    dataset = load_dataset(f'folder:{folder}', image_size=8)
+    train_and_evaluate(SPEC, CONFIG, tmp_path / 'run', dataset=dataset, devices=jax.devices()[:1])
+    for mine, theirs in zip(losses_of(tmp_path / 'run'), losses_of(finished[0]), strict=True):
+        assert mine[:2] == theirs[:2]
+        assert mine[2] == pytest.approx(theirs[2], rel=1e-4)
+
+
+def test_damaged_photographs_are_named_and_replaced(folder, tmp_path, capfd):
+    shutil.copytree(folder, tmp_path / 'data')
+    for name in ('train/a/00.png', 'train/c/11.jpg', 'test/b/04.png'):
+        (tmp_path / 'data' / name).write_bytes(b'nothing')
+    result = train(tmp_path / 'data', tmp_path / 'run')
+    assert result['num_test_examples'] == 8
+    assert 1 <= result['replaced_images'] <= 6  # two, in three epochs that leave out one of 33
+    said = capfd.readouterr().err.splitlines()
+    assert f'{tmp_path / "data/test/b/04.png"} cannot be decoded: it is left out' in said
+    assert f'{tmp_path / "data/train/a/00.png"} cannot be decoded: another image takes its place' in said
+    assert len(said) == 3
+    with pytest.raises(InputError, match='cannot be decoded'):
+        train(tmp_path / 'data', tmp_path / 'strict', Reading(strict=True))
+
+
+def test_a_folder_of_forty_odd_files(folder, tmp_path, capfd):
+    """Thirty can be used, and ten are replaced by others; a run over them ends as any other."""
+    good = odd_files.write(tmp_path / 'data' / 'train' / 'a')
+    shutil.copytree(folder / 'train' / 'b', tmp_path / 'data' / 'train' / 'b')
+    shutil.copytree(folder / 'test' / 'b', tmp_path / 'data' / 'test' / 'b')
+    next((tmp_path / 'data' / 'train' / 'b').iterdir()).unlink()  # 50 are left, each of which an epoch takes once
+    images = load_dataset(f'folder:{tmp_path / "data"}', image_size=8).train.photographs
+    for index in range(len(good)):
+        data, _ = images.read(index)
+        path = pathlib.Path(images.name(index))
+        if good[path.name]:
+            assert decode(data).shape[2] == 3, path
+        else:
+            with pytest.raises(DamagedImageError):
+                decode(data)
+    result = train(tmp_path / 'data', tmp_path / 'run', batch_size=10)
+    named = {line.split(' cannot be decoded')[0] for line in capfd.readouterr().err.splitlines()}
+    assert {pathlib.Path(name).name for name in named} == {name for name, whole in good.items() if not whole}
+    assert (result['steps'], result['replaced_images']) == (15, 30)
+    assert np.isfinite(result['test_loss'])
+
+
+def test_seeds_train_together_on_photographs(folder, finished, tmp_path):
+    dataset = load_dataset(f'folder:{folder}', image_size=8)
+    result = train_seeds(SPEC, CONFIG, tmp_path / 'runs', 2, dataset=dataset)
+    assert result['runs'][0]['test_loss'] == pytest.approx(finished[1]['test_loss'], rel=1e-4)
+    assert result['runs'][1]['test_loss'] != result['runs'][0]['test_loss']
