@@ -240,6 +240,7 @@ class ResNet(nn.Module):
             x = outputs[f'stage{stage}'] = self._stage(x, stage, how, mode)
         if spec.pre_activation:
             x = make_normalization(how, 'norm', self._mode('norm', mode), relu=True)(x)
+        self.sow('intermediates', 'last_map', x)  # what the pool averages: class activation maps are made of it
         outputs['pooled'] = global_avg_pool(x)
         if features_only:
             return outputs

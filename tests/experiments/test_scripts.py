@@ -40,18 +40,28 @@ SHARED = [
     *(field.name for field in dataclasses.fields(TrainConfig)),
     *('arch', 'data_dir', 'workdir', 'num_seeds', 'compilation_cache', 'profile_steps'),
     *('coordinator_address', 'num_processes', 'process_index'),
-    *('drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last'),
+    *('drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last', 'num_workers', 'strict_data'),
 ]
 
 BENCHMARK = [
     *('arch', 'batch_size', 'image_size', 'mode', 'compute_dtype', 'implementation', 'against', 'json', 'topology'),
-    *('scan_blocks', 'rounds', 'steps', 'cardinality', 'base_width', 'compilation_cache'),
+    *('scan_blocks', 'rounds', 'steps', 'cardinality', 'base_width', 'all_chips', 'compilation_cache'),
 ]
 EVALUATION = [
     *('init_from', 'arch', 'workdir', 'dataset', 'data_dir', 'image_size', 'mean', 'std', 'checkpoint', 'split'),
-    *('task', 'compilation_cache'),
+    *('task', 'test_flip', 'test_shift', 'test_sizes', 'crop_pct', 'interpolation', 'num_workers', 'strict_data'),
+    'compilation_cache',
 ]
 CONVERSION = ['init_from', 'arch', 'out', 'layout', 'compilation_cache']
+PHOTOGRAPHS = ['init_from', 'arch', 'checkpoint', 'images', 'image_size', 'crop_pct', 'interpolation', 'batch_size']
+# What they do is in test_tools.py.
+TOOLS = {
+    'predict': [*PHOTOGRAPHS, 'format', 'top', 'out', 'explain'],
+    'features': [*PHOTOGRAPHS, 'out', 'neighbours', 'rows'],
+    'export': ['init_from', 'arch', 'checkpoint', 'platforms', 'out'],
+    'results': ['runs', 'columns', 'sort', 'format', 'out'],
+    'sweep': ['script', 'grid', 'flags', 'num_seeds', 'workdir', 'keep_going'],
+}
 
 
 def start(name, *args, cwd=pathlib.Path(__file__).parent.parent.parent):
@@ -86,6 +96,7 @@ def test_there_is_no_script_without_a_test(root):
         'comparison',
         'environment',
         'peers',
+        'photographs',
         'training_flags',
     }
     # In test_learning.py.
@@ -100,7 +111,7 @@ def test_there_is_no_script_without_a_test(root):
         'show_augment',
         'speedrun',
     }
-    assert scripts == {*TRAINING, *learning, 'evaluate', 'benchmark', 'convert'}
+    assert scripts == {*TRAINING, *learning, *TOOLS, 'evaluate', 'benchmark', 'convert'}
 
 
 def test_every_architecture_belongs_to_one_script(root):
@@ -118,9 +129,9 @@ def test_every_architecture_belongs_to_one_script(root):
 # One script of each kind, and the flags that all training scripts share; the others are slow for their number alone.
 EXPLAINED = [
     name
-    if name in ('resnet', 'bit', 'evaluate', 'benchmark', 'convert')
+    if name in ('resnet', 'bit', 'evaluate', 'benchmark', 'convert', 'predict')
     else pytest.param(name, marks=pytest.mark.slow)
-    for name in (*TRAINING, 'evaluate', 'benchmark', 'convert')
+    for name in (*TRAINING, 'evaluate', 'benchmark', 'convert', *TOOLS)
 ]
 
 
@@ -129,7 +140,7 @@ def test_help_explains_every_flag(name):
     done = start(name, '--help')
     assert done.returncode == 0
     text = done.stdout
-    shared = {'evaluate': EVALUATION, 'benchmark': BENCHMARK, 'convert': CONVERSION}.get(name, SHARED)
+    shared = {'evaluate': EVALUATION, 'benchmark': BENCHMARK, 'convert': CONVERSION, **TOOLS}.get(name, SHARED)
     for flag in shared:
         assert f'--{flag}:' in text or f'--[no]{flag}:' in text, flag
     assert '(no help available)' not in text

@@ -1,0 +1,102 @@
+"""Embeddings of photographs: what a network makes of each in front of its last layer, and which are alike.
+
+python -m experiments.features --init_from=RUN --images=DIR --out=features.npz
+python -m experiments.features --init_from=hf:timm/resnet50.a1_in1k --images=DIR --out=features.parquet --neighbours=5
+"""
+
+import io
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import common, photographs
+from resnet_jax import InputError
+from resnet_jax.training.report import save_figure
+from resnet_jax.training.storage import write_file
+
+FLAGS = flags.FLAGS
+
+photographs.define_flags()
+flags.DEFINE_string('out', 'features.npz', 'File for the embeddings: .npz, or .parquet, which needs pyarrow.')
+flags.DEFINE_integer(
+    'neighbours', 0, 'Draw so many nearest images beside each of a few, in a picture next to the file.', lower_bound=0
+)
+flags.DEFINE_integer('rows', 8, 'So many images have their neighbours drawn, evenly chosen.', lower_bound=1)
+
+FORMATS = ('.npz', '.parquet')
+
+
+def nearest(features: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """The images that are most alike by cosine similarity, without the image itself: int ``[len(rows), count]``."""
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    similarity = unit[rows] @ unit.T
+    similarity[np.arange(len(rows)), rows] = -np.inf
+    return np.argsort(-similarity, axis=1, kind='stable')[:, :count]
+
+
+def write(path: pathlib.Path, names: list[str], features: np.ndarray) -> None:
+    """The file of embeddings: ``names`` and ``features`` float32 ``[N, C]``, or a table with a row for each image."""
+    content = io.BytesIO()
+    if path.suffix == '.npz':
+        np.savez(content, names=np.array(names), features=features)
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
+        pyarrow.parquet.write_table(pyarrow.table({'name': names, 'features': rows}), content)
+    write_file(path, content.getvalue())
+
+
+def draw(
+    path: pathlib.Path, names: list[str], chosen: np.ndarray, found: np.ndarray, read: Callable[[str], np.ndarray]
+) -> None:
+    """Writes a row for each chosen image: itself, then its neighbours."""
+    figure = Figure(figsize=(1.6 * (1 + found.shape[1]), 1.8 * len(chosen) + 0.4), layout='constrained')
+    figure.suptitle('each row: an image, and those whose embeddings are nearest to its own')
+    panels = np.atleast_2d(figure.subplots(len(chosen), 1 + found.shape[1]))
+    for row, first, others in zip(panels, chosen, found, strict=True):
+        for axes, index in zip(row, (first, *others), strict=True):
+            axes.set_axis_off()
+            axes.imshow(read(names[index]), cmap='gray', vmin=0, vmax=255)
+            parent = pathlib.Path(names[index]).parent.name
+            axes.set_title(parent[:16], fontsize=8, fontweight='bold' if index == first else 'normal')
+    save_figure(figure, path)
+
+
+def main() -> None:
+    out = pathlib.Path(FLAGS.out)
+    if out.suffix not in FORMATS:
+        raise InputError(f'out={out} must end with {" or ".join(FORMATS)}')
+    if out.suffix == '.parquet':
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise InputError(f'out={out} needs pyarrow: pip install pyarrow') from error
+    if not out.parent.is_dir():
+        raise InputError(f'out={out}: there is no folder {out.parent}')
+    predictor = photographs.predictor_of_flags()
+    files = photographs.files_of_flags()
+    names: list[str] = []
+    parts = []
+    for some, images in photographs.batches(predictor, files):
+        names += some
+        parts.append(predictor.embed(images))
+    features = np.concatenate(parts)
+    write(out, names, features)
+    print(f'{len(names):,} embeddings of {features.shape[1]} numbers; see {out}')
+    if FLAGS.neighbours:
+        count = min(FLAGS.neighbours, len(names) - 1)
+        if not count:
+            raise InputError('neighbours: there is but one image')
+        chosen = np.unique(np.linspace(0, len(names) - 1, min(FLAGS.rows, len(names))).astype(int))
+        picture = out.with_suffix('.png')
+        draw(picture, names, chosen, nearest(features, chosen, count), predictor.prepare)
+        print(f'see {picture}')
+
+
+if __name__ == '__main__':
+    common.run(main)

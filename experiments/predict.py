@@ -1,0 +1,122 @@
+"""What a network says of photographs: their classes with probabilities, as a table, lines of JSON, or a sheet.
+
+python -m experiments.predict --init_from=runs/resnet20-digits-seed0 --images=DIR
+python -m experiments.predict --init_from=hf:timm/resnet50.a1_in1k --images=DIR,photo.jpg --format=json
+python -m experiments.predict --init_from=RUN --images=DIR --format=sheet --explain --out=sheet.png
+"""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+from absl import flags
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments import common, photographs
+from resnet_jax import InputError, Predictor
+from resnet_jax.training.report import save_figure
+
+FLAGS = flags.FLAGS
+
+photographs.define_flags()
+flags.DEFINE_enum('format', 'table', ['table', 'json', 'sheet'], 'How the answers are shown.')
+flags.DEFINE_integer('top', 3, 'Show so many classes, the likeliest.', lower_bound=1)
+flags.DEFINE_string('out', None, 'File for the answers. Default: the terminal; of a sheet predictions.png.')
+flags.DEFINE_bool('explain', False, 'On a sheet, show where the network sees the likeliest class (Grad-CAM).')
+
+_ON_A_SHEET = 60
+_COLUMNS = 6
+
+
+def answers_of(predictor: Predictor, predictions: np.ndarray) -> list[list[tuple[str, float]]]:
+    """For each image names and probabilities, the likeliest first; of values names and values."""
+    if predictor.task.name == 'regression':
+        return [list(zip(predictor.class_names, row.tolist(), strict=True)) for row in predictions]
+    if predictor.task.name == 'binary':  # [N, 1], the probability of the second
+        predictions = np.concatenate([1 - predictions, predictions], axis=1)
+    order = np.argsort(-predictions, axis=1, kind='stable')[:, : FLAGS.top]
+    return [
+        [(predictor.class_names[index], float(row[index])) for index in best]
+        for best, row in zip(order, predictions, strict=True)
+    ]
+
+
+def said(answer: list[tuple[str, float]]) -> str:
+    return ', '.join(f'{name} {value:.3f}' for name, value in answer)
+
+
+def heat(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Images under the colours of maps from 0 to 1, uint8 ``[N, H, W, 3]``."""
+    size = images.shape[2], images.shape[1]
+    shown = []
+    for image, one in zip(images, maps, strict=True):
+        large = np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR))
+        colours = 255 * colormaps['inferno'](large)[..., :3]
+        share = 0.25 + 0.35 * large[..., None]
+        shown.append(((1 - share) * image + share * colours).round().astype(np.uint8))
+    return np.stack(shown)
+
+
+def draw_sheet(path: pathlib.Path, title: str, images: list[np.ndarray], captions: list[str]) -> None:
+    """Writes images with their captions, row by row."""
+    columns = min(_COLUMNS, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(2.3 * columns, 2.75 * rows + 0.4), layout='constrained')
+    figure.suptitle(title)
+    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, image, caption in zip(panels, images, captions, strict=False):
+        axes.imshow(image, cmap='gray', vmin=0, vmax=255)
+        axes.set_title(caption, fontsize=8)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    if FLAGS.explain and FLAGS.format != 'sheet':
+        raise InputError('--explain draws into a sheet: --format=sheet')
+    predictor = photographs.predictor_of_flags()
+    if FLAGS.explain and predictor.task.name != 'multiclass':
+        raise InputError(f'--explain is for classes; the network was trained for {predictor.task.name}')
+    files = photographs.files_of_flags()
+    sheet = FLAGS.format == 'sheet'
+    if sheet and len(files) > _ON_A_SHEET:
+        raise InputError(f'a sheet has room for {_ON_A_SHEET} images, not {len(files)}: choose --format=table or json')
+    rows: list[tuple[str, list[tuple[str, float]]]] = []
+    shown: list[np.ndarray] = []
+    for names, images in photographs.batches(predictor, files):
+        predictions = predictor(images)
+        rows += zip(names, answers_of(predictor, predictions), strict=True)
+        if FLAGS.explain:
+            shown.extend(heat(images, predictor.explain(images, predictions.argmax(1))))
+        elif sheet:
+            shown.extend(images)
+    if sheet:
+        path = pathlib.Path(FLAGS.out or 'predictions.png')
+        captions = [f'{pathlib.Path(name).name[:28]}\n' + said(answer).replace(', ', '\n') for name, answer in rows]
+        draw_sheet(path, f'{predictor.arch}, {FLAGS.init_from}', shown, captions)
+        print(f'see {path}')
+        return
+    text = text_of(rows, predictor)
+    if FLAGS.out is None:
+        print(text)
+    else:
+        pathlib.Path(FLAGS.out).write_text(text + '\n', encoding='utf-8')
+        print(f'see {FLAGS.out}')
+
+
+def text_of(rows: list[tuple[str, list[tuple[str, float]]]], predictor: Predictor) -> str:
+    if FLAGS.format == 'table':
+        return common.markdown_table(('image', 'predictions'), [(name, said(answer)) for name, answer in rows])
+    lines: list[dict[str, Any]] = []
+    for name, answer in rows:
+        lines.append({'image': name, 'predictions': [{'name': one, 'value': value} for one, value in answer]})
+    return '\n'.join(json.dumps(line, ensure_ascii=False) for line in lines)
+
+
+if __name__ == '__main__':
+    common.run(main)

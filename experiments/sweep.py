@@ -1,0 +1,145 @@
+"""A grid over flags of a training script: one run for each cell, one table and one picture at the end.
+
+python -m experiments.sweep --script=resnet --grid="learning_rate=0.03,0.1,0.3;weight_decay=1e-4,5e-4" --num_seeds=2
+python -m experiments.sweep --grid="arch=resnet20,resnet32" --flags="--recipe=cifar_fast --dataset=arrays:DIR"
+
+What was interrupted goes on with the same command.
+"""
+
+import itertools
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import common
+from experiments.comparison import spread, write_table
+from resnet_jax import InputError, Interrupted
+from resnet_jax.training.report import save_figure
+from resnet_jax.training.tasks import TASKS
+from resnet_jax.training.workdir import make_folder, read_json
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string('script', 'resnet', 'Training script whose flags are varied.')
+flags.DEFINE_string('grid', None, 'FLAG=VALUE,VALUE,…;FLAG=VALUE,… : every combination is run.')
+flags.DEFINE_string('flags', '', 'Flags of the script for every run.')
+flags.DEFINE_integer('num_seeds', 1, 'Seeds of each combination, 0 and up.', lower_bound=1)
+flags.DEFINE_string('workdir', 'runs/sweep', 'Folder for the runs, the table and the picture.')
+flags.DEFINE_bool('keep_going', False, 'Go on with the other combinations when one fails.')
+
+# The script's own, which a sweep sets itself.
+_OURS = ('seed', 'num_seeds', 'workdir')
+
+
+def parsed(grid: str) -> dict[str, list[str]]:
+    """Flags and their values.
+
+    Raises:
+      InputError: another form, a flag twice, or one that the sweep sets itself.
+    """
+    found: dict[str, list[str]] = {}
+    for part in filter(None, map(str.strip, grid.split(';'))):
+        name, equals, values = part.partition('=')
+        name, some = name.strip().lstrip('-'), [value.strip() for value in values.split(',')]
+        if not equals or not re.fullmatch(r'\w+', name) or not all(some):
+            raise InputError(f'grid={grid!r}: {part!r} must be FLAG=VALUE,VALUE,…')
+        if name in found or name in _OURS:
+            raise InputError(f'grid={grid!r}: {name} ' + ('is there twice' if name in found else 'is set by the sweep'))
+        found[name] = some
+    if not found:
+        raise InputError('--grid must name flags and values: "learning_rate=0.03,0.1;weight_decay=1e-4,5e-4"')
+    return found
+
+
+def run(chosen: dict[str, str], seed: int, folder: pathlib.Path) -> dict[str, Any]:
+    """The result of one run, which is made or gone on with if it is not there.
+
+    Raises:
+      InputError: it failed.
+    """
+    if not (folder / 'result.json').exists():
+        given = [f'--{name}={value}' for name, value in chosen.items()]
+        command = [sys.executable, '-m', f'experiments.{FLAGS.script}', *shlex.split(FLAGS.flags), *given]
+        command += [f'--seed={seed}', f'--workdir={folder}']
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise Interrupted(f'stopped in {folder}; the same command goes on from there', done.returncode - 128)
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or ['without a word']
+            raise InputError(f'{shlex.join(command[2:])} failed: {last[0].removeprefix("error: ")}')
+    return read_json(folder / 'result.json')
+
+
+def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.ndarray, deviations: np.ndarray) -> None:
+    """Writes scores over the values of one flag, or of two as a map; of more, over the combinations."""
+    varied = [name for name, values in grid.items() if len(values) > 1] or list(grid)[:1]
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axes = figure.subplots()
+    axes.set_title(title)
+    if len(varied) == 2:
+        first, second = (grid[name] for name in varied)
+        scores = means.reshape(len(first), len(second))
+        shown = axes.imshow(scores, cmap='viridis', aspect='auto')
+        axes.set(xlabel=varied[1], ylabel=varied[0])
+        axes.set_xticks(range(len(second)), second)
+        axes.set_yticks(range(len(first)), first)
+        dark = np.nanmean(scores)
+        for row, column in np.ndindex(scores.shape):
+            colour = 'white' if scores[row, column] < dark else 'black'
+            axes.text(column, row, f'{scores[row, column]:.4f}', ha='center', va='center', color=colour)
+        figure.colorbar(shown)
+    else:
+        names = []
+        for values in itertools.product(*grid.values()):
+            names.append(' '.join(value for name, value in zip(grid, values, strict=True) if name in varied))
+        axes.errorbar(range(len(names)), means, deviations, fmt='o-' if len(varied) == 1 else 'o', capsize=3)
+        axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 8 else 60)
+        axes.set(xlabel=', '.join(varied))
+        axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    if not (pathlib.Path(__file__).parent / f'{FLAGS.script}.py').exists():
+        raise InputError(f'script={FLAGS.script}: there is no experiments/{FLAGS.script}.py')
+    grid, out = parsed(FLAGS.grid or ''), pathlib.Path(FLAGS.workdir)
+    combinations = list(itertools.product(*grid.values()))
+    make_folder(out)
+    rows, means, deviations = [], [], []
+    for number, values in enumerate(combinations, start=1):
+        chosen = dict(zip(grid, values, strict=True))
+        name = ' '.join(f'{key}={value}' for key, value in chosen.items())
+        scores = []
+        for seed in range(FLAGS.num_seeds):
+            folder = out / re.sub(r'[^\w.=-]+', '_', name) / f'seed{seed}'
+            try:
+                result = run(chosen, seed, folder)
+            except InputError as error:
+                if not FLAGS.keep_going:
+                    raise
+                print(f'{error}', file=sys.stderr)
+                continue
+            headline = TASKS[result['task']].headline
+            scores.append(result[f'test_{headline}'])
+            print(f'[{number}/{len(combinations)}] {name} seed {seed}: test {headline} {scores[-1]:.4f}', flush=True)
+        mean, deviation = spread(scores) if scores else (np.array(np.nan), np.array(0.0))
+        means.append(float(mean))
+        deviations.append(float(deviation))
+        shown = 'failed' if not scores else f'{mean:.4f}' + (f' ± {deviation:.4f}' if len(scores) > 1 else '')
+        rows.append((*values, shown))
+    title = f'{FLAGS.script} {FLAGS.flags}'.strip() + f', {FLAGS.num_seeds} seeds'
+    draw(out / 'sweep.png', title, grid, np.array(means), np.array(deviations))
+    write_table(out, (*grid, 'test score'), rows, means=means, deviations=deviations)
+    print(f'see {out / "sweep.png"}')
+
+
+if __name__ == '__main__':
+    common.run(main)
