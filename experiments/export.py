@@ -1,0 +1,51 @@
+"""A trained network as a file that predicts without this package, read back and compared.
+
+python -m experiments.export --init_from=RUN --out=network.stablehlo
+python -m experiments.export --init_from=hf:timm/resnet50.a1_in1k --out=resnet50.stablehlo --platforms=cpu,cuda,tpu
+python -m experiments.export --init_from=RUN --out=network.onnx             # with pip install jax2onnx
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import common, training_flags
+from resnet_jax import InputError, load_predictor
+from resnet_jax.export import ONNX, PLATFORMS, export, largest_difference
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
+flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
+flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which checkpoint of a run.')
+flags.DEFINE_list('platforms', ['cpu'], f'Where the file can be run: some of {", ".join(PLATFORMS)}.')
+flags.DEFINE_string(
+    'out',
+    'network.stablehlo',
+    'The file, an ONNX model if it ends with .onnx; beside it FILE.json says what goes in and what comes out.',
+)
+
+# Of probabilities, or of values in units of their deviation, which differ in the order of sums alone.
+_TOLERANCE = 1e-4
+
+
+def main() -> None:
+    if FLAGS.init_from is None:
+        raise InputError('--init_from must name the weights: a run, a file, or hf:OWNER/NAME')
+    out = pathlib.Path(FLAGS.out)
+    if not out.parent.is_dir():
+        raise InputError(f'out={out}: there is no folder {out.parent}')
+    predictor = load_predictor(FLAGS.init_from, FLAGS.checkpoint, arch=FLAGS.arch)
+    record = export(predictor, out, FLAGS.platforms)
+    shapes = f'{record["input"]["shape"]} uint8 to {record["output"]["shape"]} float32'
+    print(f'{record["arch"]}: {shapes}, {out.stat().st_size / 2**20:.1f} MiB')
+    if 'cpu' in FLAGS.platforms or out.suffix == ONNX:
+        difference = largest_difference(predictor, out)
+        if difference > _TOLERANCE:
+            raise InputError(f'{out}: what was read back differs by {difference:.2g} from the network')
+        print(f'read back: largest difference {difference:.2g}')
+    print(f'see {out} and {out}.json')
+
+
+if __name__ == '__main__':
+    common.run(main)
