@@ -3,6 +3,7 @@
 python -m experiments.benchmark --arch=resnet20,resnet50                    # this machine
 python -m experiments.benchmark --arch=resnet50 --against=flax,torch        # in turns with the others
 python -m experiments.benchmark --arch=resnet50 --topology=v5e:2x2          # a TPU's compiler's estimate
+python -m experiments.benchmark --arch=resnet50 --topology=v5e:16x16 --all_chips --batch_size=16384 --image_size=224
 
 Each contender runs in a process of its own, and they take turns, so that what else the machine does meets all alike.
 A turn is one step that does not count and --steps that do. What is reported is the median over --rounds turns, and the
@@ -57,6 +58,9 @@ flags.DEFINE_string(
     'topology',
     None,
     'Compile for one chip of these instead, such as v5e:2x2, and report what the compiler estimates; needs libtpu.',
+)
+flags.DEFINE_bool(
+    'all_chips', False, 'With --topology: split the batch over all its chips, and report what they exchange.'
 )
 flags.DEFINE_bool('json', False, 'Print one JSON object a line instead of a table.')
 
@@ -291,13 +295,14 @@ def flops(case: Case) -> int:
     return round(cost['flops'])
 
 
-def estimate_on(topology: str, case: Case, others: list[str]) -> dict[str, Any]:
+def estimate_on(topology: str, case: Case, others: list[str], all_chips: bool) -> dict[str, Any]:
     """What a TPU's compiler estimates: cycles of a step, FLOPs, bytes; with plain Flax's and the ratio if asked for."""
-    from resnet_jax.aot import estimate
+    from resnet_jax.aot import estimate, estimate_job
 
-    def run(plain_flax: bool) -> dict[str, float]:
+    def run(plain_flax: bool) -> dict[str, Any]:
         function, make = jax_step(case, plain_flax)
-        return estimate(function, *jax.eval_shape(make, jax.random.key(0)), topology=topology)
+        arguments = jax.eval_shape(make, jax.random.key(0))
+        return (estimate_job if all_chips else estimate)(function, *arguments, topology=topology)
 
     result: dict[str, Any] = dataclasses.asdict(case) | {'topology': topology} | run(plain_flax=False)
     if 'flax' in others:
@@ -313,8 +318,11 @@ def print_row(result: dict[str, Any]) -> None:
         against = (
             f'  flax {result["flax"]["cycles"]:,}, ratio {result["flax"]["ratio"]:.2f}' if 'flax' in result else ''
         )
-        memory = f'temporary memory {result["temp_bytes"] / 2**20:,.0f} MiB'
-        print(f'{what}  {result["topology"]}  {result["cycles"]:,} cycles (estimate)  {memory}{against}', flush=True)
+        memory = f'memory {result["peak_bytes"] / 2**20:,.0f} MiB'
+        chips = f' ({result["devices"]} chips)' if 'devices' in result else ''
+        print(f'{what}  {result["topology"]}{chips}  {result["cycles"]:,} cycles (estimate)  {memory}{against}')
+        for kind, found in result.get('collectives', {}).items():
+            print(f'    {found["count"]} x {kind}, {found["bytes"] / 2**20:,.1f} MiB', flush=True)
         return
     words = [
         what,
@@ -353,6 +361,8 @@ def main() -> None:
     unknown = set(FLAGS.against) - set(OTHERS)
     if unknown:
         raise InputError(f'against={",".join(sorted(unknown))}: known are {", ".join(OTHERS)}')
+    if FLAGS.all_chips and FLAGS.topology is None:
+        raise InputError('--all_chips is for --topology; a measurement takes one device')
     if FLAGS.topology is not None and 'torch' in FLAGS.against:
         raise InputError('against=torch: PyTorch has no estimate for a TPU; --topology takes flax alone')
     if FLAGS.topology is not None:
@@ -373,7 +383,7 @@ def main() -> None:
             check_is_plain(case.arch, case.spec)
     for case in cases:
         if FLAGS.topology is not None:
-            result = estimate_on(FLAGS.topology, case, FLAGS.against)
+            result = estimate_on(FLAGS.topology, case, FLAGS.against, FLAGS.all_chips)
         else:
             result = measure(case, FLAGS.against, FLAGS.rounds, FLAGS.steps)
         if FLAGS.json:

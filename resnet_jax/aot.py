@@ -1,5 +1,6 @@
 """What a program would cost on a TPU, from its compiler alone: no TPU is needed, but the package ``libtpu``."""
 
+import math
 import os
 import re
 import time
@@ -10,6 +11,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from resnet_jax.errors import InputError
+from resnet_jax.training.sharding import data_mesh, replicated, split_batch
 
 # Read by libtpu as it is loaded. Without them it asks the network which machine it is on, and complains at length;
 # refuses to be loaded by two processes at once, though a compiler shares nothing; and leaves log files behind.
@@ -36,29 +38,89 @@ def estimate(function: Callable[..., Any], *arguments: Any, topology: str = 'v5e
         program runs on the first device.
 
     Returns:
-      ``cycles``, the sum of the estimates of all instructions; ``flops``; ``temp_bytes``, ``argument_bytes`` and
-      ``output_bytes`` of the device's memory; ``compile_seconds`` here.
+      ``cycles``, the sum of the estimates of all instructions; ``flops``; ``temp_bytes``, ``argument_bytes``,
+      ``output_bytes`` and ``peak_bytes``, what it needs at once, of the device's memory; ``compile_seconds`` here.
 
     Raises:
       InputError: no ``libtpu``, or a topology that it does not know.
     """
-    device = _first_device(topology)
+    device = _devices(topology)[0]
     place = SingleDeviceSharding(device)
     arguments = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments)
-    lowered = jax.jit(function).lower(*arguments)
+    return _read_off(jax.jit(function).lower(*arguments))[0]
+
+
+def _read_off(lowered: Any) -> tuple[dict[str, float], str]:
+    """The numbers of ``estimate``, with ``peak_bytes``, all that the device needs at once, and the program's text."""
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
-    return {
-        'cycles': estimated_cycles(compiled.as_text() or ''),
+    text = compiled.as_text() or ''
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    numbers = {
+        'cycles': estimated_cycles(text),
         'flops': cost['flops'],
         'temp_bytes': memory.temp_size_in_bytes,
         'argument_bytes': memory.argument_size_in_bytes,
         'output_bytes': memory.output_size_in_bytes,
+        'peak_bytes': kept + memory.temp_size_in_bytes,
         'compile_seconds': seconds,
     }
+    return numbers, text
+
+
+def estimate_job(
+    function: Callable[..., Any], state: Any, batch: Any, *, topology: str, donate: bool = True
+) -> dict[str, Any]:
+    """Compiles a data-parallel step for all devices of a TPU topology: what one of them holds, and what they exchange.
+
+    Args:
+      function: ``(state, batch)`` to a new state and more.
+      state: arrays or their shapes, whole on every device.
+      batch: likewise; the first axis of each array is split over the devices.
+      topology: as in ``estimate``, such as ``v5e:16x16``.
+      donate: the new state takes the memory of the old one.
+
+    Returns:
+      Of one device what ``estimate`` returns; ``devices``; ``collectives`` as in ``collectives_of``.
+
+    Raises:
+      InputError: as in ``estimate``, or a batch that does not divide by the devices.
+    """
+    mesh = data_mesh(_devices(topology))
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
+    if any(size % mesh.size for size in sizes):
+        raise InputError(f'a batch of {max(sizes)} must be divisible by the {mesh.size} devices of {topology}')
+
+    def placed(tree: Any, sharding: Any) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+
+    arguments = placed(state, replicated(mesh)), placed(batch, split_batch(mesh))
+    lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(*arguments)
+    numbers, text = _read_off(lowered)
+    return {**numbers, 'devices': mesh.size, 'collectives': collectives_of(text)}
+
+
+_COLLECTIVE = re.compile(
+    r' = (\(.*?\)|\S+) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\('
+)
+_ARRAY = re.compile(r'\b(pred|[a-z]+(\d+))\[([\d,]*)\]')
+
+
+def collectives_of(text: str) -> dict[str, dict[str, int]]:
+    """How often devices exchange something in a compiled program's text, and how many bytes come out of it on each."""
+    found: dict[str, dict[str, int]] = {}
+    for match in _COLLECTIVE.finditer(text):
+        shapes, kind = match[1], match[2]
+        total = 0
+        for _, bits, sizes in _ARRAY.findall(shapes):
+            total += int(bits or 8) // 8 * math.prod(int(size) for size in sizes.split(',') if size)
+        entry = found.setdefault(kind, {'count': 0, 'bytes': 0})
+        entry['count'] += 1
+        entry['bytes'] += total
+    return found
 
 
 def estimated_cycles(text: str) -> int:
@@ -66,7 +128,7 @@ def estimated_cycles(text: str) -> int:
     return sum(int(cycles) for cycles in re.findall(r'"estimated_cycles":"(\d+)"', text))
 
 
-def _first_device(topology: str) -> Any:
+def _devices(topology: str) -> Any:
     from jax.experimental import topologies
 
     for name, value in _ENVIRONMENT.items():
@@ -74,7 +136,7 @@ def _first_device(topology: str) -> Any:
     if not topology:  # libtpu would take a v2 without a word
         raise InputError("topology='' must be the name of a TPU topology, such as v5e:2x2")
     try:
-        return topologies.get_topology_desc(topology_name=topology, platform='tpu').devices[0]
+        return topologies.get_topology_desc(topology_name=topology, platform='tpu').devices
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f'topology={topology!r}: {str(error).splitlines()[0]}') from error
     except RuntimeError as error:  # what JAX raises where it finds no plugin for TPUs
