@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 import signal
+import socket
 
 import jax
 import numpy as np
@@ -28,6 +29,10 @@ CONFIG = TrainConfig(
     horizontal_flip=True,
     log_every_steps=2,
 )
+
+
+DAMAGED = ('train/a/00.png', 'train/c/11.jpg', 'test/b/04.png')
+COUNTED = ('num_test_examples', 'replaced_images', 'skipped_steps')
 
 
 @pytest.fixture(scope='module')
@@ -100,9 +105,44 @@ def test_one_device_is_as_good_as_two(folder, finished, tmp_path):
         assert mine[2] == pytest.approx(theirs[2], rel=1e-4)
 
 
+ONE_OF_TWO = """
+import sys
+from tests.training.test_feed import train
+from resnet_jax.training.sharding import join_processes
+folder, workdir, address, index = sys.argv[1:]
+join_processes(address, 2, int(index))
+train(folder, workdir, log_every_steps=1)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_read_half_of_each_batch_and_train_as_one(start, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / 'data')
+    for name in DAMAGED:
+        (tmp_path / 'data' / name).write_bytes(b'nothing')
+    alone = train(tmp_path / 'data', tmp_path / 'alone', log_every_steps=1)
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        address = f'localhost:{probe.getsockname()[1]}'
+    both = [start(ONE_OF_TWO, tmp_path / 'data', tmp_path / 'two', address, index) for index in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    for mine, theirs in zip(losses_of(tmp_path / 'two'), losses_of(tmp_path / 'alone'), strict=True):
+        assert mine[:2] == theirs[:2]
+        assert mine[2] == pytest.approx(theirs[2], rel=1e-4)
+    result = json.loads((tmp_path / 'two' / 'result.json').read_text())
+    assert {name: result[name] for name in COUNTED} == {name: alone[name] for name in COUNTED}
+    assert result['replaced_images'] > 2
+    # Each names what it read itself, and neither read all.
+    damaged = [
+        {line.split(' cannot be')[0] for line in text.splitlines() if 'cannot be decoded' in line} for text in said
+    ]
+    assert damaged[0] | damaged[1] == {str(tmp_path / 'data' / name) for name in DAMAGED}
+
+
 def test_damaged_photographs_are_named_and_replaced(folder, tmp_path, capfd):
     shutil.copytree(folder, tmp_path / 'data')
-    for name in ('train/a/00.png', 'train/c/11.jpg', 'test/b/04.png'):
+    for name in DAMAGED:
         (tmp_path / 'data' / name).write_bytes(b'nothing')
     result = train(tmp_path / 'data', tmp_path / 'run')
     assert result['num_test_examples'] == 8
