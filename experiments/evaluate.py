@@ -19,8 +19,9 @@ from absl import flags
 from experiments import common, training_flags
 from resnet_jax import InputError, Preprocessing, ResNet, TrainConfig, from_pretrained, load_variables
 from resnet_jax.data.datasets import load_dataset
-from resnet_jax.data.examples import Dataset, Split
+from resnet_jax.data.examples import Dataset, Split, numbered_as
 from resnet_jax.models.resnet import check_images
+from resnet_jax.prediction import imagenet_names, imagenet_wordnet_ids
 from resnet_jax.training import metrics
 from resnet_jax.training.evaluation import Evaluation, Evaluator, make_task, target_statistics
 from resnet_jax.training.feed import Reading
@@ -66,6 +67,7 @@ class Subject:
       std: likewise.
       target_statistics: mean and deviation of the values it learned, or None.
       preprocessing: of photographs, as the weights say, or None.
+      class_names: as the run has them, or None.
     """
 
     model: ResNet
@@ -78,6 +80,7 @@ class Subject:
     std: Sequence[float] | None = None
     target_statistics: tuple[Sequence[float], Sequence[float]] | None = None
     preprocessing: Preprocessing | None = None
+    class_names: Sequence[str] | None = None
 
 
 def subject_of(source: str) -> Subject:
@@ -95,7 +98,18 @@ def subject_of(source: str) -> Subject:
         variables = load_variables(path, which)
         model = make_model(spec, config)
         targets = data.get('target_mean', ()), data.get('target_std', ())
-        return Subject(model, variables, record['arch'], path, which, config, data['mean'], data['std'], targets)
+        return Subject(
+            model,
+            variables,
+            record['arch'],
+            folder=path,
+            checkpoint=which,
+            config=config,
+            mean=data['mean'],
+            std=data['std'],
+            target_statistics=targets,
+            class_names=data['class_names'],
+        )
     loaded = from_pretrained(source, FLAGS.arch)
     brought = loaded.preprocessing
     mean, std = (brought.mean, brought.std) if brought else (None, None)
@@ -130,6 +144,8 @@ def load_data(subject: Subject, source: str) -> Dataset:
     if needed > there or (needed < there and config.task != 'multiclass'):
         what = f'{dataset.num_classes} classes, the network of {source} {there}'
         raise InputError(f'dataset={name} has {what}' if config.task == 'multiclass' else f'task={config.task}: {what}')
+    if config.task in ('multiclass', 'binary') and (names := names_of(subject, dataset)) is not None:
+        dataset = numbered_as(dataset, names)
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     check_images(image, subject.variables['params']['stem'])  # before anything is written
     asked = TrainConfig(mean=training_flags.numbers_of('mean'), std=training_flags.numbers_of('std'))
@@ -139,6 +155,16 @@ def load_data(subject: Subject, source: str) -> Dataset:
     return normalized_as(known, asked)
 
 
+def names_of(subject: Subject, dataset: Dataset) -> Sequence[str] | None:
+    """What the network's classes are called: by the run, or as the dataset calls those of ImageNet; None if unknown."""
+    if subject.class_names is not None:
+        return subject.class_names
+    if subject.model.spec.num_classes != len(imagenet_names()) or dataset.num_classes == len(imagenet_names()):
+        return None
+    ids = imagenet_wordnet_ids()
+    return ids if dataset.class_names[0] in ids else imagenet_names()
+
+
 def preparation(subject: Subject, dataset: Dataset) -> Preprocessing | None:
     """What is done to photographs: as flags say, or the weights, or the run; None for images in memory."""
     chosen = training_flags.set_flags(('crop_pct', 'interpolation'))
@@ -146,10 +172,10 @@ def preparation(subject: Subject, dataset: Dataset) -> Preprocessing | None:
         for name, value in chosen.items():
             raise InputError(f'{name}={value} is for photographs; {dataset.name} is in memory')
         return None
-    known = subject.preprocessing or subject.config or TrainConfig()
-    how: dict[str, Any] = {'crop_pct': known.crop_pct, 'interpolation': known.interpolation}
     if subject.preprocessing is not None:
-        how['crop_mode'] = subject.preprocessing.crop_mode
+        return dataclasses.replace(subject.preprocessing, size=dataset.image_size, **chosen)
+    known = subject.config or TrainConfig()
+    how: dict[str, Any] = {'crop_pct': known.crop_pct, 'interpolation': known.interpolation}
     return Preprocessing(dataset.image_size, **(how | chosen))
 
 
@@ -159,6 +185,8 @@ def sizes_of_flags(dataset: Dataset) -> list[int]:
         sizes = [int(size) for size in FLAGS.test_sizes]
     except ValueError as error:
         raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} must be numbers separated by commas') from error
+    if sizes and min(sizes) < 1:
+        raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} must be numbers of pixels, at least 1')
     if sizes and dataset.image_size is None:
         raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} is for photographs; {dataset.name} is in memory')
     return sizes
@@ -195,11 +223,14 @@ def write_predictions(path: pathlib.Path, task: Task, evaluation: Evaluation, sp
 
 
 def report_classes(confusion: np.ndarray, names: list[str]) -> dict[str, float | None]:
-    """The accuracy of each class, shown and given; None for a class without examples, as JSON has no NaN."""
+    """The accuracy of each class, given and, of those with examples, shown; else None, as JSON has no NaN."""
     shares = metrics.per_class_accuracy(confusion)
     found = {name: None if np.isnan(share) else float(share) for name, share in zip(names, shares, strict=True)}
-    for name, share in found.items():
-        print(f'  {name:>20}  {"no examples" if share is None else f"{share:.4f}"}')
+    shown = {name: share for name, share in found.items() if share is not None}
+    for name, share in shown.items():
+        print(f'  {name:>20}  {share:.4f}')
+    if len(shown) < len(found):
+        print(f'  no examples of {len(found) - len(shown):,} other classes')
     return found
 
 
@@ -227,9 +258,12 @@ def main() -> None:
     make_folder(out)
 
     task = task_of(subject, dataset)
-    names = [*dataset.class_names, *map(str, range(dataset.num_classes, model.spec.num_classes))]
+    known = (
+        subject.class_names if subject.class_names and task.name in ('multiclass', 'binary') else dataset.class_names
+    )
+    names = [*known, *map(str, range(len(known), model.spec.num_classes))]
     views = views_of(subject)
-    options: dict[str, Any] = {'task': task, 'reading': Reading(FLAGS.num_workers, FLAGS.strict_data), **views}
+    options: dict[str, Any] = {'task': task, 'reading': Reading(strict=FLAGS.strict_data), **views}
 
     def score(how: Preprocessing | None) -> Evaluation:
         given: dict[str, Any] = options | {'keep_outputs': True, 'preprocessing': how}
@@ -252,8 +286,9 @@ def main() -> None:
         by_size = {size: score(dataclasses.replace(how, size=size)).summary for size in sizes}
         result['by_size'] = {str(size): summary for size, summary in by_size.items()}
         if by_size:
-            rows = [(str(size), f'{summary[task.headline]:.4f}') for size, summary in by_size.items()]
-            print(common.markdown_table(('size', task.headline), rows))
+            columns = [name for name in (task.headline, 'top5_accuracy') if name in evaluation.summary]
+            rows = [(str(size), *(f'{summary[name]:.4f}' for name in columns)) for size, summary in by_size.items()]
+            print(common.markdown_table(('size', *columns), rows))
     write_json(out / 'result.json', result)
     write_predictions(out / 'predictions.csv', task, evaluation, split, names)
     picture = 'confusion.png' if task.name == 'multiclass' else f'{task.name}.png'

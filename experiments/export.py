@@ -42,7 +42,9 @@ def main() -> None:
     if 'cpu' in FLAGS.platforms or out.suffix == ONNX:
         difference = largest_difference(predictor, out)
         if difference > _TOLERANCE:
-            raise InputError(f'{out}: what was read back differs by {difference:.2g} from the network')
+            for path in (out, out.with_name(out.name + '.json')):
+                path.unlink()
+            raise InputError(f'{out}: what was read back differs by {difference:.2g} from the network; it is removed')
         print(f'read back: largest difference {difference:.2g}')
     print(f'see {out} and {out}.json')
 

@@ -62,8 +62,8 @@ def draw(
         for axes, index in zip(row, (first, *others), strict=True):
             axes.set_axis_off()
             axes.imshow(read(names[index]), cmap='gray', vmin=0, vmax=255)
-            parent = pathlib.Path(names[index]).parent.name
-            axes.set_title(parent[:16], fontsize=8, fontweight='bold' if index == first else 'normal')
+            parent, weight = pathlib.Path(names[index]).parent.name, 'bold' if index == first else 'normal'
+            axes.set_title(parent[:16], fontsize=8, parse_math=False, fontweight=weight)
     save_figure(figure, path)
 
 
@@ -78,20 +78,20 @@ def main() -> None:
             raise InputError(f'out={out} needs pyarrow: pip install pyarrow') from error
     if not out.parent.is_dir():
         raise InputError(f'out={out}: there is no folder {out.parent}')
-    predictor = photographs.predictor_of_flags()
     files = photographs.files_of_flags()
+    if FLAGS.neighbours and len(files) < 2:
+        raise InputError(f'neighbours={FLAGS.neighbours}: there is but one image')
+    predictor = photographs.predictor_of_flags()
     names: list[str] = []
     parts = []
     for some, images in photographs.batches(predictor, files):
         names += some
         parts.append(predictor.embed(images))
     features = np.concatenate(parts)
-    write(out, names, features)
+    write(out, [*map(photographs.printable, names)], features)
     print(f'{len(names):,} embeddings of {features.shape[1]} numbers; see {out}')
     if FLAGS.neighbours:
         count = min(FLAGS.neighbours, len(names) - 1)
-        if not count:
-            raise InputError('neighbours: there is but one image')
         chosen = np.unique(np.linspace(0, len(names) - 1, min(FLAGS.rows, len(names))).astype(int))
         picture = out.with_suffix('.png')
         draw(picture, names, chosen, nearest(features, chosen, count), predictor.prepare)

@@ -6,14 +6,14 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
 
 from experiments import training_flags
 from resnet_jax import InputError, Predictor, Preprocessing, load_predictor
-from resnet_jax.data.folder import SUFFIXES
+from resnet_jax.data.examples import reason
+from resnet_jax.data.folder import SUFFIXES, find_images
 from resnet_jax.models.preprocessing import INTERPOLATIONS
 
 FLAGS = flags.FLAGS
@@ -25,7 +25,9 @@ def define_flags() -> None:
     flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
     flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which checkpoint of a run.')
     flags.DEFINE_list('images', [], 'Images and folders of images, separated by commas.')
-    flags.DEFINE_integer('image_size', None, 'Pixels a side that the network sees. Default: what the weights say.')
+    flags.DEFINE_integer(
+        'image_size', None, 'Pixels a side that the network sees. Default: what the weights say.', lower_bound=1
+    )
     flags.DEFINE_float(
         'crop_pct', None, '--image_size as a fraction of the resized shorter side. Default: what the weights say.'
     )
@@ -43,16 +45,15 @@ def predictor_of_flags() -> Predictor:
     chosen = training_flags.set_flags(('crop_pct', 'interpolation'))
     if FLAGS.image_size is None and not chosen:
         return predictor
-    known = predictor.preprocessing
-    how: dict[str, Any] = {'size': FLAGS.image_size or min(predictor.image_shape[:2])}
-    how |= {'crop_pct': known.crop_pct, 'interpolation': known.interpolation} if known else {'crop_pct': 1.0}
-    preprocessing = Preprocessing(**(how | chosen))
+    size = min(predictor.image_shape[:2])
+    known = predictor.preprocessing or Preprocessing(size, crop_pct=1.0)
+    preprocessing = dataclasses.replace(known, size=FLAGS.image_size or size, **chosen)
     shape = preprocessing.size, preprocessing.size, predictor.image_shape[2]
     return dataclasses.replace(predictor, preprocessing=preprocessing, image_shape=shape)
 
 
 def files_of_flags() -> list[str]:
-    """The images, those in folders and below in the order of their names.
+    """The images, those in folders and below in the order of their names; hidden ones are left out there.
 
     Raises:
       InputError: none, or one that does not exist.
@@ -63,8 +64,10 @@ def files_of_flags() -> list[str]:
     for name in FLAGS.images:
         path = pathlib.Path(name).expanduser()
         if path.is_dir():
-            inside = (os.path.join(folder, file) for folder, _, files in os.walk(path) for file in files)
-            found += sorted(file for file in inside if file.lower().endswith(SUFFIXES))
+            try:
+                found += sorted(os.path.join(path, file) for file in find_images(path))
+            except OSError as error:
+                raise InputError(f'{name}: cannot read it ({reason(error)})') from error
         elif path.exists():
             found.append(str(path))
         else:
@@ -72,6 +75,11 @@ def files_of_flags() -> list[str]:
     if not found:
         raise InputError(f'images={",".join(FLAGS.images)}: no images; their names end with {", ".join(SUFFIXES)}')
     return found
+
+
+def printable(file: str) -> str:
+    """A file's name, also if its bytes are no UTF-8."""
+    return os.fsencode(file).decode('utf-8', 'backslashreplace')
 
 
 def batches(predictor: Predictor, files: Sequence[str]) -> Iterator[tuple[list[str], np.ndarray]]:

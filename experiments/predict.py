@@ -8,6 +8,8 @@ python -m experiments.predict --init_from=RUN --images=DIR --format=sheet --expl
 import json
 import math
 import pathlib
+import sys
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from PIL import Image
 from experiments import common, photographs
 from resnet_jax import InputError, Predictor
 from resnet_jax.training.report import save_figure
+from resnet_jax.training.storage import write_file
 
 FLAGS = flags.FLAGS
 
@@ -30,6 +33,7 @@ flags.DEFINE_bool('explain', False, 'On a sheet, show where the network sees the
 
 _ON_A_SHEET = 60
 _COLUMNS = 6
+_PICTURES = ('.png', '.pdf', '.svg')
 
 
 def answers_of(predictor: Predictor, predictions: np.ndarray) -> list[list[tuple[str, float]]]:
@@ -49,6 +53,12 @@ def said(answer: list[tuple[str, float]]) -> str:
     return ', '.join(f'{name} {value:.3f}' for name, value in answer)
 
 
+def caption(file: str, answer: list[tuple[str, float]]) -> str:
+    """The end of a file's name with its folder, and what the network says, a line for each."""
+    lines = ['/'.join(pathlib.Path(file).parts[-2:])[-28:], *(f'{name} {value:.3f}' for name, value in answer)]
+    return '\n'.join(textwrap.shorten(line, 30, placeholder='…') for line in lines)
+
+
 def heat(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """Images under the colours of maps from 0 to 1, uint8 ``[N, H, W, 3]``."""
     size = images.shape[2], images.shape[1]
@@ -66,50 +76,54 @@ def draw_sheet(path: pathlib.Path, title: str, images: list[np.ndarray], caption
     columns = min(_COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(2.3 * columns, 2.75 * rows + 0.4), layout='constrained')
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes in panels:
         axes.set_axis_off()
     for axes, image, caption in zip(panels, images, captions, strict=False):
         axes.imshow(image, cmap='gray', vmin=0, vmax=255)
-        axes.set_title(caption, fontsize=8)
+        axes.set_title(caption, fontsize=8, parse_math=False)
     save_figure(figure, path)
 
 
 def main() -> None:
     if FLAGS.explain and FLAGS.format != 'sheet':
         raise InputError('--explain draws into a sheet: --format=sheet')
+    sheet = FLAGS.format == 'sheet'
+    path = pathlib.Path(FLAGS.out or 'predictions.png')
+    if not path.parent.is_dir():
+        raise InputError(f'out={path}: there is no folder {path.parent}')
+    if sheet and path.suffix not in _PICTURES:
+        raise InputError(f'out={path}: a sheet must end with {", ".join(_PICTURES)}')
+    files = photographs.files_of_flags()
     predictor = photographs.predictor_of_flags()
     if FLAGS.explain and predictor.task.name != 'multiclass':
         raise InputError(f'--explain is for classes; the network was trained for {predictor.task.name}')
-    files = photographs.files_of_flags()
-    sheet = FLAGS.format == 'sheet'
     if sheet and len(files) > _ON_A_SHEET:
-        raise InputError(f'a sheet has room for {_ON_A_SHEET} images, not {len(files)}: choose --format=table or json')
+        print(f'a sheet has room for {_ON_A_SHEET} images: so many of {len(files):,}, evenly chosen', file=sys.stderr)
+        files = [files[index] for index in np.linspace(0, len(files) - 1, _ON_A_SHEET).astype(int)]
     rows: list[tuple[str, list[tuple[str, float]]]] = []
     shown: list[np.ndarray] = []
     for names, images in photographs.batches(predictor, files):
         predictions = predictor(images)
-        rows += zip(names, answers_of(predictor, predictions), strict=True)
+        rows += zip(map(photographs.printable, names), answers_of(predictor, predictions), strict=True)
         if FLAGS.explain:
             shown.extend(heat(images, predictor.explain(images, predictions.argmax(1))))
         elif sheet:
             shown.extend(images)
     if sheet:
-        path = pathlib.Path(FLAGS.out or 'predictions.png')
-        captions = [f'{pathlib.Path(name).name[:28]}\n' + said(answer).replace(', ', '\n') for name, answer in rows]
-        draw_sheet(path, f'{predictor.arch}, {FLAGS.init_from}', shown, captions)
+        draw_sheet(path, f'{predictor.arch}, {FLAGS.init_from}', shown, [caption(*row) for row in rows])
         print(f'see {path}')
         return
-    text = text_of(rows, predictor)
+    text = text_of(rows)
     if FLAGS.out is None:
         print(text)
     else:
-        pathlib.Path(FLAGS.out).write_text(text + '\n', encoding='utf-8')
-        print(f'see {FLAGS.out}')
+        write_file(path, (text + '\n').encode())
+        print(f'see {path}')
 
 
-def text_of(rows: list[tuple[str, list[tuple[str, float]]]], predictor: Predictor) -> str:
+def text_of(rows: list[tuple[str, list[tuple[str, float]]]]) -> str:
     if FLAGS.format == 'table':
         return common.markdown_table(('image', 'predictions'), [(name, said(answer)) for name, answer in rows])
     lines: list[dict[str, Any]] = []

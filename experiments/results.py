@@ -1,10 +1,11 @@
-"""Runs as a table: one row for each architecture, dataset and recipe, mean and deviation over its seeds.
+"""Runs as a table: one row for all that differ in their seeds alone, mean and deviation over them.
 
 python -m experiments.results --runs=runs
 python -m experiments.results --runs=runs/a,runs/b --columns=arch,epochs,test_accuracy,minutes --out=results.md
 """
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -16,7 +17,7 @@ from absl import flags
 
 from experiments import common
 from experiments.comparison import spread
-from resnet_jax import InputError
+from resnet_jax import InputError, ResNetSpec
 from resnet_jax.training.storage import write_file
 
 FLAGS = flags.FLAGS
@@ -30,6 +31,7 @@ flags.DEFINE_string('out', None, 'File for the table. Default: the terminal.')
 _MEASURED = ('test_', 'best_test_', 'examples_per_second')
 # What a run reports and keeps, which changes no result.
 _REPORTING = {'log_every_steps', 'log_norms', 'eval_every_epochs', 'checkpoint_every_epochs', 'checkpoint_every_steps'}
+_NETWORK = {field.name for field in dataclasses.fields(ResNetSpec)}
 # What tells rows apart, first of all; other settings do where these are equal.
 FIRST = ('arch', 'dataset', 'task', 'recipe', 'epochs')
 SCORES = ('test_accuracy', 'test_average_precision', 'test_r2')
@@ -41,16 +43,21 @@ def find_results(folders: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
       InputError: a folder that does not exist, or none of them with a finished run.
     """
-    found = []
+    found, seen = [], set[pathlib.Path]()
     for folder in map(pathlib.Path, folders):
         if not folder.is_dir():
             raise InputError(f'runs={folder}: there is no such folder')
         for config in sorted(folder.rglob('config.json')):
+            if config.resolve() in seen:
+                continue
+            seen.add(config.resolve())
             path = config.with_name('result.json')
             try:
                 record = json.loads(config.read_text(encoding='utf-8'))
-                settings = {name: value for name, value in record['config'].items() if name != 'seed'}
-                row = json.dumps([record['arch'], record['spec'], settings], sort_keys=True)
+                # Of the network, too; the number of classes is the dataset's.
+                settings = {name: value for name, value in record['spec'].items() if name != 'num_classes'}
+                settings |= {name: value for name, value in record['config'].items() if name != 'seed'}
+                row = json.dumps([record['arch'], settings], sort_keys=True)
                 result = json.loads(path.read_text(encoding='utf-8'))
                 found.append(settings | result | {'run': str(config.parent), 'row': row})
             except FileNotFoundError:
@@ -87,9 +94,16 @@ def cell(group: Sequence[dict[str, Any]], name: str) -> str:
 
 def columns_of(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     """What tells the groups apart, the scores they have, seeds and minutes."""
-    settings = {name for _, _, chosen in (json.loads(group[0]['row']) for group in groups) for name in chosen}
+    settings = {name for _, chosen in (json.loads(group[0]['row']) for group in groups) for name in chosen}
     ordered = [*FIRST, *sorted(settings - set(FIRST) - _REPORTING)]
-    telling = [name for name in ordered if len({str(group[0].get(name)) for group in groups}) > 1]
+    firsts = [group[0] for group in groups]
+
+    def tells(name: str) -> bool:
+        # How a network is built is told by its name, unless two differ that have the same.
+        found = {(first['arch'] if name in _NETWORK else '', str(first.get(name))) for first in firsts}
+        return len(found) > (len({first['arch'] for first in firsts}) if name in _NETWORK else 1)
+
+    telling = [name for name in ordered if tells(name)]
     scores = [name for name in SCORES if any(name in group[0] for group in groups)]
     return [*(telling or ['arch']), *scores, 'seeds', 'minutes']
 

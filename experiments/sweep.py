@@ -3,9 +3,11 @@
 python -m experiments.sweep --script=resnet --grid="learning_rate=0.03,0.1,0.3;weight_decay=1e-4,5e-4" --num_seeds=2
 python -m experiments.sweep --grid="arch=resnet20,resnet32" --flags="--recipe=cifar_fast --dataset=arrays:DIR"
 
-What was interrupted goes on with the same command.
+What was interrupted goes on with the same command. Values that have commas themselves are separated by bars:
+--grid="crop_area=0.08,1|0.35,1".
 """
 
+import hashlib
 import itertools
 import pathlib
 import re
@@ -13,6 +15,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
+import types
 from typing import Any
 
 import numpy as np
@@ -24,12 +28,12 @@ from experiments.comparison import spread, write_table
 from resnet_jax import InputError, Interrupted
 from resnet_jax.training.report import save_figure
 from resnet_jax.training.tasks import TASKS
-from resnet_jax.training.workdir import make_folder, read_json
+from resnet_jax.training.workdir import make_folder, read_json, write_json
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string('script', 'resnet', 'Training script whose flags are varied.')
-flags.DEFINE_string('grid', None, 'FLAG=VALUE,VALUE,…;FLAG=VALUE,… : every combination is run.')
+flags.DEFINE_string('grid', None, 'FLAG=VALUE,VALUE,…;FLAG=VALUE|VALUE|… : every combination is run.')
 flags.DEFINE_string('flags', '', 'Flags of the script for every run.')
 flags.DEFINE_integer('num_seeds', 1, 'Seeds of each combination, 0 and up.', lower_bound=1)
 flags.DEFINE_string('workdir', 'runs/sweep', 'Folder for the runs, the table and the picture.')
@@ -48,7 +52,7 @@ def parsed(grid: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for part in filter(None, map(str.strip, grid.split(';'))):
         name, equals, values = part.partition('=')
-        name, some = name.strip().lstrip('-'), [value.strip() for value in values.split(',')]
+        name, some = name.strip().lstrip('-'), [value.strip() for value in values.split('|' if '|' in values else ',')]
         if not equals or not re.fullmatch(r'\w+', name) or not all(some):
             raise InputError(f'grid={grid!r}: {part!r} must be FLAG=VALUE,VALUE,…')
         if name in found or name in _OURS:
@@ -67,15 +71,69 @@ def run(chosen: dict[str, str], seed: int, folder: pathlib.Path) -> dict[str, An
     """
     if not (folder / 'result.json').exists():
         given = [f'--{name}={value}' for name, value in chosen.items()]
-        command = [sys.executable, '-m', f'experiments.{FLAGS.script}', *shlex.split(FLAGS.flags), *given]
+        command = [sys.executable, '-m', f'experiments.{FLAGS.script}', *flags_of_all(), *given]
         command += [f'--seed={seed}', f'--workdir={folder}']
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if done.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            raise Interrupted(f'stopped in {folder}; the same command goes on from there', done.returncode - 128)
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or ['without a word']
+        status, said = obeying(command)
+        if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            raise Interrupted(f'stopped in {folder}; the same command goes on from there', status - 128)
+        if status:
+            last = said.strip().splitlines()[-1:] or ['without a word']
             raise InputError(f'{shlex.join(command[2:])} failed: {last[0].removeprefix("error: ")}')
     return read_json(folder / 'result.json')
+
+
+def flags_of_all() -> list[str]:
+    """What every run is given."""
+    try:
+        return shlex.split(FLAGS.flags)
+    except ValueError as error:
+        raise InputError(f'flags={FLAGS.flags!r}: {error}') from error
+
+
+def obeying(command: list[str]) -> tuple[int, str]:
+    """Status and errors of a command, which gets the signals that this process gets, each once, and is waited for."""
+    process: subprocess.Popen | None = None
+    received: list[int] = []
+
+    def forward(number: int, frame: types.FrameType | None) -> None:
+        del frame
+        received.append(number)
+        if process is not None:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        # In a session of its own: a terminal's signals would come twice, and a second one means to leave at once.
+        pipes: dict[str, Any] = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
+        process = subprocess.Popen(command, start_new_session=True, **pipes)
+        for number in received:
+            process.send_signal(number)
+        _, said = process.communicate()
+        # One that is struck before it listens dies of it.
+        return 128 + received[0] if received and process.returncode else process.returncode, said
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def claim(out: pathlib.Path) -> None:
+    """Makes a folder this sweep's own; its grid and seeds may grow.
+
+    Raises:
+      InputError: it holds one with another script or other flags.
+    """
+    path, mine = out / 'sweep.json', {'script': FLAGS.script, 'flags': flags_of_all()}
+    make_folder(out)
+    if path.exists() and (there := read_json(path)) != mine:
+        command = shlex.join([there['script'], *there['flags']])
+        raise InputError(f'workdir={out} holds a sweep of other runs ({command}); choose another --workdir')
+    write_json(path, mine)
+
+
+def folder_name(name: str) -> str:
+    """A combination as the name of a folder, which a file system takes in any length."""
+    short = re.sub(r'[^\w.=-]+', '_', name)
+    return short if len(short) <= 120 else f'{short[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}'
 
 
 def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.ndarray, deviations: np.ndarray) -> None:
@@ -83,7 +141,7 @@ def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.n
     varied = [name for name, values in grid.items() if len(values) > 1] or list(grid)[:1]
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
-    axes.set_title(title)
+    axes.set_title(textwrap.fill(title, 80), fontsize=10, parse_math=False)
     if len(varied) == 2:
         first, second = (grid[name] for name in varied)
         scores = means.reshape(len(first), len(second))
@@ -94,7 +152,8 @@ def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.n
         dark = np.nanmean(scores)
         for row, column in np.ndindex(scores.shape):
             colour = 'white' if scores[row, column] < dark else 'black'
-            axes.text(column, row, f'{scores[row, column]:.4f}', ha='center', va='center', color=colour)
+            score = 'failed' if np.isnan(scores[row, column]) else f'{scores[row, column]:.4f}'
+            axes.text(column, row, score, ha='center', va='center', color=colour)
         figure.colorbar(shown)
     else:
         names = []
@@ -112,14 +171,14 @@ def main() -> None:
         raise InputError(f'script={FLAGS.script}: there is no experiments/{FLAGS.script}.py')
     grid, out = parsed(FLAGS.grid or ''), pathlib.Path(FLAGS.workdir)
     combinations = list(itertools.product(*grid.values()))
-    make_folder(out)
+    claim(out)
     rows, means, deviations = [], [], []
     for number, values in enumerate(combinations, start=1):
         chosen = dict(zip(grid, values, strict=True))
         name = ' '.join(f'{key}={value}' for key, value in chosen.items())
         scores = []
         for seed in range(FLAGS.num_seeds):
-            folder = out / re.sub(r'[^\w.=-]+', '_', name) / f'seed{seed}'
+            folder = out / folder_name(name) / f'seed{seed}'
             try:
                 result = run(chosen, seed, folder)
             except InputError as error:
@@ -134,10 +193,13 @@ def main() -> None:
         means.append(float(mean))
         deviations.append(float(deviation))
         shown = 'failed' if not scores else f'{mean:.4f}' + (f' ± {deviation:.4f}' if len(scores) > 1 else '')
+        if 0 < len(scores) < FLAGS.num_seeds:
+            shown += f' ({len(scores)} of {FLAGS.num_seeds} seeds)'
         rows.append((*values, shown))
-    title = f'{FLAGS.script} {FLAGS.flags}'.strip() + f', {FLAGS.num_seeds} seeds'
+    title = f'{FLAGS.script} {FLAGS.flags}'.strip() + f', {FLAGS.num_seeds} seed' + 's' * (FLAGS.num_seeds > 1)
     draw(out / 'sweep.png', title, grid, np.array(means), np.array(deviations))
-    write_table(out, (*grid, 'test score'), rows, means=means, deviations=deviations)
+    facts = {'means': [None if np.isnan(mean) else mean for mean in means], 'deviations': deviations}
+    write_table(out, (*grid, 'test score'), rows, **facts)
     print(f'see {out / "sweep.png"}')
 
 

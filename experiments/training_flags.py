@@ -58,7 +58,10 @@ def define_data_flags(default: str = "the recipe's") -> None:
         'data_dir', None, "Folder of prepared TFDS datasets. Default: TFDS's own, ~/tensorflow_datasets."
     )
     flags.DEFINE_integer(
-        'image_size', None, 'Resize the images to this many pixels a side. Default: as they are; of photographs 224.'
+        'image_size',
+        None,
+        'Resize the images to this many pixels a side. Default: as they are; of photographs 224.',
+        lower_bound=1,
     )
 
 
@@ -71,12 +74,6 @@ def define_photograph_flags() -> None:
         ' central crop. Default: 0.875.',
     )
     _setting(flags.DEFINE_enum, 'interpolation', INTERPOLATIONS, 'Filter that resizes them. Default: bilinear.')
-    flags.DEFINE_integer(
-        'num_workers',
-        0,
-        'Processes that read and decode photographs for training; with 0 threads do. It changes no result.',
-        lower_bound=0,
-    )
     flags.DEFINE_bool('strict_data', False, 'Stop at a photograph that cannot be decoded, instead of taking another.')
 
 
@@ -218,6 +215,12 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
     _SETTINGS.extend(('dataset', 'image_size', 'mean', 'std'))
     _define_network_flags()
     define_photograph_flags()
+    flags.DEFINE_integer(
+        'num_workers',
+        0,
+        'Processes that read and decode photographs for training; with 0 threads do. It changes no result.',
+        lower_bound=0,
+    )
     define_augmentation_flags()
     _define_mixing_flags()
     _define_optimization_flags()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import InputError
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.prediction import Predictor
 from resnet_jax.training.storage import write_file
 
@@ -28,8 +30,7 @@ def prediction_function(predictor: Predictor) -> Callable[[jax.Array], jax.Array
         'regression': lambda outputs: _in_units(predictor, outputs),
     }
     finish = meaning[predictor.task.name]
-    # Plain convolutions, that every compiler knows what to do with, also for a number of images that is open.
-    model = dataclasses.replace(predictor.model, implementation='xla')
+    model = _plain(predictor.model)
     variables = jax.device_get(predictor.variables)
 
     def predict(images: jax.Array) -> jax.Array:
@@ -39,13 +40,18 @@ def prediction_function(predictor: Predictor) -> Callable[[jax.Array], jax.Array
     return predict
 
 
+def _plain(model: ResNet) -> ResNet:
+    """In float32, whatever it was trained in, and with convolutions that every compiler knows for any batch."""
+    return dataclasses.replace(model, implementation='xla', dtype=jnp.float32)
+
+
 def _in_units(predictor: Predictor, outputs: jax.Array) -> jax.Array:
     mean, std = (jnp.asarray(getattr(predictor.task, name), jnp.float32) for name in ('mean', 'std'))
     return outputs * std[None] + mean[None]
 
 
 def export(predictor: Predictor, path: str | pathlib.Path, platforms: Sequence[str] = ('cpu',)) -> dict[str, Any]:
-    """Writes a network for any number of images, and beside it what it is, as JSON.
+    """Writes a network for any number of images, in float32, and beside it what it is, as JSON.
 
     Args:
       predictor: the network.
@@ -110,12 +116,13 @@ def describe(predictor: Predictor) -> dict[str, Any]:
 def largest_difference(predictor: Predictor, path: str | pathlib.Path, batch_sizes: Sequence[int] = (1, 3)) -> float:
     """Between what the file, read back, and the network say of random images, in batches of several sizes.
 
-    Of values it is in units of their deviation.
+    Of values it is in units of their deviation. The network is asked in float32, too.
 
     Raises:
       InputError: an ONNX model, and ``onnxruntime`` is not installed.
     """
     call, random, largest = _reader(pathlib.Path(path)), np.random.default_rng(0), 0.0
+    predictor = dataclasses.replace(predictor, model=dataclasses.replace(predictor.model, dtype=jnp.float32))
     scale = np.asarray(getattr(predictor.task, 'std', 1.0))  # of regression alone
     for size in batch_sizes:
         images = random.integers(0, 256, (size, *predictor.image_shape), np.uint8)
@@ -133,6 +140,9 @@ def _reader(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
         import onnxruntime
     except ImportError as error:
         raise InputError(f'{path} is written; to read it back: pip install onnxruntime') from error
-    session = onnxruntime.InferenceSession(content)
+    try:
+        session = onnxruntime.InferenceSession(content)
+    except Exception as error:  # of several kinds, none of which it makes public
+        raise InputError(f'{path}: onnxruntime cannot read it ({textwrap.shorten(str(error), 200)})') from error
     (name,) = (one.name for one in session.get_inputs())
     return lambda images: np.asarray(session.run(None, {name: images})[0])

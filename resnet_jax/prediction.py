@@ -41,8 +41,8 @@ class Predictor:
       image_shape: ``(H, W, C)`` of the images it was trained on.
       mean: of their pixels, 1 being white, one for each channel.
       std: likewise.
-      preprocessing: what photographs go through; its mean and deviation do not count. None takes the largest square in
-        the middle.
+      preprocessing: what photographs go through; its mean fills borders alone, and its deviation does not count. None
+        takes the largest square in the middle.
       arch: the network's name.
     """
 
@@ -229,5 +229,15 @@ def _of_weights(source: str, arch: str | None, preprocessing: Preprocessing | No
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
     """The 1,000 classes of ImageNet-1k in their order, as torchvision names them."""
+    return tuple(row['name'] for row in _imagenet_classes())
+
+
+@functools.cache
+def imagenet_wordnet_ids() -> tuple[str, ...]:
+    """The same as ``n01440764``, which TFDS and ImageNet's folders call them by."""
+    return tuple(row['wordnet'] for row in _imagenet_classes())
+
+
+def _imagenet_classes() -> csv.DictReader:
     file = importlib.resources.files('resnet_jax.models') / 'imagenet_classes.csv'
-    return tuple(row['name'] for row in csv.DictReader(file.read_text(encoding='utf-8').splitlines()))
+    return csv.DictReader(file.read_text(encoding='utf-8').splitlines())

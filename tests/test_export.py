@@ -1,9 +1,11 @@
 """Tests of exported networks: read back, they say what the network says."""
 
+import dataclasses
 import importlib.util
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,6 +61,14 @@ def test_as_an_onnx_model(task, tmp_path):
 def test_without_a_converter_the_error_says_what_to_install(tmp_path):
     with pytest.raises(InputError, match='pip install jax2onnx'):
         export(predictor_of('multiclass'), tmp_path / 'network.onnx')
+
+
+def test_in_float32_whatever_it_was_trained_in(tmp_path):
+    predictor = predictor_of('multiclass')
+    half = dataclasses.replace(predictor, model=dataclasses.replace(predictor.model, dtype=jnp.bfloat16))
+    export(half, tmp_path / 'network')
+    assert largest_difference(half, tmp_path / 'network') < 1e-6
+    assert largest_difference(predictor, tmp_path / 'network') < 1e-6
 
 
 def test_for_other_platforms(tmp_path):

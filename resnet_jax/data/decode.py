@@ -11,9 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _JPEG = ('JPEG', 'MPO')
+# Whose grey levels of more than 8 bits Pillow may give as integers of 32.
+_OF_16_BITS = ('PNG', 'PPM')
 _ORIENTATION = 0x0112  # EXIF's tag
 # Of that tag: 5 to 8 exchange height and width.
 _SIDEWAYS = (5, 6, 7, 8)
@@ -43,8 +45,9 @@ class Box:
 def decode(data: bytes) -> np.ndarray:
     """All pixels of an image: uint8 ``[H, W, 3]``.
 
-    Palettes, CMYK and grey are converted as by Pillow's ``convert('RGB')``, transparency is left out like there, and of
-    16 bits the upper 8 are taken; an animation gives its first picture; an orientation in EXIF is followed.
+    Palettes, CMYK, grey, and numbers of 32 bits are converted as by Pillow's ``convert('RGB')``, transparency is left
+    out like there, and of 16 bits the upper 8 are taken. An animation gives its first picture; an orientation in EXIF
+    is followed.
 
     Args:
       data: JPEG, PNG, WebP, or another format that Pillow reads.
@@ -96,6 +99,8 @@ def _opened(data: bytes) -> Image.Image:
             # Now: reading a PNG's EXIF decodes it, and what goes wrong there does so once.
             picture.load()
         return picture
+    except UnidentifiedImageError:
+        raise DamagedImageError('no image in a format that is known') from None
     except Exception as error:  # Pillow's readers raise of every kind
         raise DamagedImageError(str(error) or type(error).__name__) from error
 
@@ -130,9 +135,8 @@ def _pixels(picture: Image.Image, data: bytes, factor: int) -> np.ndarray:
 
 def _converted(picture: Image.Image) -> np.ndarray:
     """What Pillow decodes."""
-    if picture.mode.startswith('I'):  # 16 bits, which convert('RGB') would clip
-        levels = np.asarray(picture).astype(np.int64)
-        grey = (levels >> 8 if levels.max(initial=0) > 255 else levels).clip(0, 255).astype(np.uint8)
+    if picture.mode.startswith('I;16') or (picture.mode == 'I' and picture.format in _OF_16_BITS):
+        grey = (np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8)  # convert('RGB') would clip
         return np.repeat(grey[..., None], 3, axis=2)
     if picture.mode == 'P' and 'transparency' in picture.info:
         picture = picture.convert('RGBA')

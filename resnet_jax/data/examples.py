@@ -1,4 +1,4 @@
-"""A data set in memory: images, what is to be learned of them, and the checks that all sources share."""
+"""What a data set is: images, what is to be learned of them, and the checks that all sources share."""
 
 import dataclasses
 import textwrap
@@ -137,6 +137,51 @@ def classes_of(dataset: Dataset, classes: Sequence[int], examples_per_class: int
     names = tuple(dataset.class_names[label] for label in classes)
     train, test = pick(dataset.train, examples_per_class), pick(dataset.test, None)
     return dataclasses.replace(dataset, train=train, test=test, class_names=names)
+
+
+class _Renumbered:
+    """Encoded images whose classes have other numbers; arguments as its attributes."""
+
+    def __init__(self, images: EncodedImages, numbers: np.ndarray):
+        self._images, self._numbers = images, numbers
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        return self._images.name(index)
+
+    def read(self, index: int) -> tuple[bytes, Any]:
+        data, label = self._images.read(index)
+        return data, self._numbers[label]
+
+
+def numbered_as(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
+    """A dataset whose classes have the numbers that a network knows them by.
+
+    Args:
+      dataset: of classes, or of yes and no. Names that are numbers name nothing: then numbers stay what they are, as
+        they do if the network's are.
+      class_names: the network's; the dataset may have fewer, in another order.
+
+    Raises:
+      InputError: a class that the network does not know.
+    """
+    names = dataset.class_names
+    if names == tuple(class_names) or any(all(map(str.isdecimal, some)) for some in (names, class_names)):
+        return dataset
+    if unknown := [name for name in names if name not in class_names]:
+        known = textwrap.shorten(', '.join(class_names), 200, placeholder=' …')
+        raise InputError(f'{dataset.name}: the network does not know its class {unknown[0]!r}, it knows {known}')
+    numbers = np.array([class_names.index(name) for name in names], np.int32)
+
+    def renumbered(split: Split) -> Split:
+        labels = None if split.labels is None else numbers[split.labels]
+        encoded = not isinstance(split.images, np.ndarray)
+        return Split(_Renumbered(split.photographs, numbers) if encoded else split.images, labels)
+
+    train, test = renumbered(dataset.train), renumbered(dataset.test)
+    return dataclasses.replace(dataset, train=train, test=test, class_names=tuple(class_names))
 
 
 def resize_images(images: np.ndarray, size: int) -> np.ndarray:

@@ -66,31 +66,39 @@ def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:
 
     Args:
       name: ``folder:DIR``: ``DIR/train/CLASS/…`` and ``DIR/test/CLASS/…`` (or ``val``, ``validation``); or
-        ``DIR/CLASS/…``, of which a fifth of each class is for testing, chosen by a hash of the names: another file
-        changes what few others are for.
+        ``DIR/CLASS/…`` or ``DIR/train/CLASS/…`` alone, of which a fifth of each class is for testing, chosen by a hash
+        of the names: another file changes what few others are for.
 
     Returns:
       ``train`` and ``test``, ordered by class and name, and the names of the classes in the order of the alphabet, as
       torchvision's ImageFolder numbers them.
 
     Raises:
-      InputError: no such folder, no classes, a class without images, or other classes for testing than for training.
+      InputError: no such folder, fewer than two classes, a class without images, other classes for testing than for
+        training, or a folder ``train`` of folders beside others that are not for testing.
     """
     root = pathlib.Path(name.removeprefix('folder:')).expanduser()
     if name == 'folder:' or not root.is_dir():
         raise InputError(f'{name!r}: there is no such folder; expected one with a folder for each class')
     try:
-        folders = _folders(root)
-        tests = [test for test in TEST_NAMES if test in folders]
-        if 'train' in folders and tests:
-            parts = {split: _by_class(root, folder) for split, folder in (('train', 'train'), ('test', tests[0]))}
+        folders = {folder.lower(): folder for folder in _folders(root)}
+        train, tests = folders.get('train'), [folders[test] for test in TEST_NAMES if test in folders]
+        if train is not None and tests:
+            parts = {split: _by_class(root, folder) for split, folder in (('train', train), ('test', tests[0]))}
+        elif train is not None and _folders(root / train):  # else it is a class: a vehicle
+            if len(folders) > 1:
+                others = ', '.join(folder for folder in folders.values() if folder != train)
+                raise InputError(
+                    f'{name!r}: beside {train} there must be one of {", ".join(TEST_NAMES)}; there is {others}'
+                )
+            parts = _divided(_by_class(root, train))
         else:
             parts = _divided(_by_class(root, ''))
     except OSError as error:
         raise InputError(f'{name!r}: cannot read it ({reason(error)})') from error
     classes = tuple(parts['train'])
-    if not 1 <= len(classes) <= MAX_CLASSES:
-        raise InputError(f'{name!r}: expected a folder for each class, at most {MAX_CLASSES:,}, found {len(classes)}')
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        raise InputError(f'{name!r}: expected a folder for each class, 2 to {MAX_CLASSES:,}, found {len(classes)}')
     if unknown := sorted(set(parts['test']) - set(classes)):
         raise InputError(f'{name!r}: {unknown[0]!r} is tested, but there are no images of it to train on')
     for split, by_class in parts.items():
@@ -108,16 +116,17 @@ def _folders(path: pathlib.Path) -> list[str]:
 
 def _by_class(root: pathlib.Path, folder: str) -> dict[str, list[str]]:
     """Images of each class in a folder of the root, by names relative to the root, in order."""
-    return {label: sorted(_files(root, os.path.join(folder, label))) for label in _folders(root / folder)}
+    return {label: sorted(find_images(root, os.path.join(folder, label))) for label in _folders(root / folder)}
 
 
-def _files(root: pathlib.Path, folder: str) -> Iterator[str]:
+def find_images(root: pathlib.Path, folder: str = '') -> Iterator[str]:
+    """Images in a folder of the root and in its folders, by names relative to the root; hidden ones are left out."""
     with os.scandir(root / folder) as entries:
         for entry in entries:
             if entry.name.startswith('.'):
                 continue
             if entry.is_dir():
-                yield from _files(root, os.path.join(folder, entry.name))
+                yield from find_images(root, os.path.join(folder, entry.name))
             elif entry.name.lower().endswith(SUFFIXES):
                 yield os.path.join(folder, entry.name)
 

@@ -7,6 +7,7 @@ the same with any number of workers, on any number of machines, and after a resu
 import dataclasses
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from PIL import Image
 from resnet_jax.data.batches import copy_numbers, steps_per_epoch, train_indices
 from resnet_jax.data.decode import Box, DamagedImageError, decode, decode_part
 from resnet_jax.data.examples import EncodedImages, reason
-from resnet_jax.errors import InputError
+from resnet_jax.errors import InputError, StorageError
 
 # In front of (seed, epoch, example, copy), so that no other draw has the same numbers.
 _CROP = 0x63726F70
@@ -62,6 +63,15 @@ class RandomCrop:
         # None fitted, for the image is long: the middle, as long as is allowed.
         across, down = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
         return Box((height - down) // 2, (width - across) // 2, max(down, 1), max(across, 1))
+
+
+def fault_of(images: EncodedImages, index: int) -> str:
+    """Why one cannot be decoded."""
+    try:
+        decode(images.read(index)[0])
+    except (DamagedImageError, OSError) as error:
+        return reason(error)
+    return 'now it can'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,6 +168,9 @@ def batches(
       last: number behind the last batch.
       size: of a batch.
       workers: processes that make them; with 0 as many threads as there are cores do.
+
+    Raises:
+      StorageError: a worker came to an end.
     """
     import grain  # takes a second
 
@@ -165,28 +178,40 @@ def batches(
         return iter(())
     # Workers never come to an end, where grain would leave shared memory behind; they are ended.
     end = sys.maxsize // size if workers else last
-    dataset = grain.MapDataset.range(first * size, end * size).map(function).batch(size)
-    threads = (
-        1 if workers else len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    )
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
-    iterated = dataset.to_iter_dataset(ahead)
-    if workers:
-        from absl import flags
+    dataset = grain.MapDataset.range(first * size, end * size).map(function)
+    if not workers:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        # Images ahead, and not batches: all cores work on the next one, and memory is that of two.
+        ahead = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=max(2 * size, cores))
+        return iter(dataset.to_iter_dataset(ahead).batch(size))
+    from absl import flags
 
-        if not flags.FLAGS.is_parsed():  # grain's own, which have their defaults outside of a script
-            flags.FLAGS.mark_as_parsed()
-        iterated = iterated.mp_prefetch(grain.MultiprocessingOptions(num_workers=min(workers, last - first)))
-        return _by_workers(iter(iterated), last - first)
-    return iter(iterated)
+    if not flags.FLAGS.is_parsed():  # grain's own, which have their defaults outside of a script
+        flags.FLAGS.mark_as_parsed()
+    alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    options = grain.MultiprocessingOptions(num_workers=min(workers, last - first))
+    iterated = dataset.batch(size).to_iter_dataset(alone).mp_prefetch(options, _leave_signals_alone)
+    return _by_workers(iter(iterated), last - first)
+
+
+def _leave_signals_alone(worker: int, workers: int) -> None:
+    """A terminal or a scheduler signals the whole group; the run obeys, and ends its workers when it has saved."""
+    del worker, workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _by_workers(iterator: Any, count: int) -> Iterator[dict[str, np.ndarray]]:
     """So many batches of an iterator of grain's; then, or if this is closed, no process and no memory is left."""
     try:
         for _ in range(count):
+            try:
+                batch = next(iterator)
+            except RuntimeError as error:  # of grain's, for a worker that is gone
+                more = 'fewer --num_workers take less memory'
+                raise StorageError(f'a process that reads photographs ended: {reason(error)}; {more}') from error
             # Copied out of the shared memory, so that this can be given back.
-            yield {name: np.array(values) for name, values in next(iterator).items()}
+            yield {name: np.array(values) for name, values in batch.items()}
     finally:
         iterator.close()
         del iterator

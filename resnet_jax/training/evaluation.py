@@ -73,7 +73,7 @@ class Evaluator:
       keep_outputs: bring the outputs to the host though the task's metrics do not need them.
       flip: as in ``step.eval_step``.
       shift: likewise.
-      preprocessing: of photographs; its mean and deviation do not count.
+      preprocessing: of photographs; its mean fills borders alone, and its deviation does not count.
       reading: how photographs are read.
     """
 

@@ -153,8 +153,8 @@ class PhotographFeed:
         for example in damaged.tolist():
             if example not in self._named:
                 self._named.add(example)
-                name = self._images.name(example)
-                print(f'{name} cannot be decoded: another image takes its place', file=sys.stderr)
+                name, fault = self._images.name(example), stream.fault_of(self._images, example)
+                print(f'{name} cannot be decoded ({fault}): another image takes its place', file=sys.stderr)
 
     @staticmethod
     def examples(shared: Any, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -240,12 +240,14 @@ class PlainPhotographs:
 
     def _tell(self, damaged: np.ndarray) -> None:
         for example in damaged.tolist():
-            line = f'{self._split.photographs.name(example)} cannot be decoded'
+            if example in self._named:
+                continue
+            self._named.add(example)
+            images = self._split.photographs
+            line = f'{images.name(example)} cannot be decoded ({stream.fault_of(images, example)})'
             if self._strict:
                 raise InputError(line)
-            if example not in self._named:
-                self._named.add(example)
-                print(f'{line}: it is left out', file=sys.stderr)
+            print(f'{line}: it is left out', file=sys.stderr)
 
     @staticmethod
     def examples(shared: Any, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

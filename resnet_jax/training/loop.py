@@ -14,7 +14,7 @@ import numpy as np
 
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
-from resnet_jax.errors import InputError, Interrupted
+from resnet_jax.errors import InputError, Interrupted, StorageError
 from resnet_jax.models.resnet import ResNetSpec
 from resnet_jax.training import checkpoint
 from resnet_jax.training.checkpoint_writer import CheckpointWriter
@@ -292,7 +292,11 @@ class _Run:
         for step in range(start, program.total_steps):
             profile.at(step - start)
             with jax.transfer_guard('disallow'):
-                self.state, sums = step_fn(self.state, step)
+                try:
+                    self.state, sums = step_fn(self.state, step)
+                except StorageError:
+                    stop.check()  # who ends a run may have ended first what reads for it
+                    raise
             # So many steps are under way at most that a signal is obeyed within one of them.
             jax.block_until_ready(before)
             before = sums

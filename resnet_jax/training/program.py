@@ -170,7 +170,7 @@ class Program:
         start = time.perf_counter()
         outputs = (self._shardings, replicated(self.mesh))
         jitted = jax.jit(program, donate_argnums=0, out_shardings=outputs)
-        first = int(np.max(jax.device_get(state.step)))
+        first = min(int(np.max(jax.device_get(state.step))), self.total_steps - 1)  # a run may be at its end
         compiled = jitted.lower(state, seeds, feed.peek(first), shared).compile()
         self.compile_seconds += time.perf_counter() - start
         self._step_memory = compiled.memory_analysis()

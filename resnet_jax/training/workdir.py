@@ -158,7 +158,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     # What a run of an earlier version did not know had the value that is the default now.
     defaults: dict[str, dict[str, Any]] = {
         'config': {field.name: field.default for field in dataclasses.fields(TrainConfig)},
-        'dataset': {'target_mean': [], 'target_std': []},
+        'dataset': {'target_mean': [], 'target_std': [], 'photographs': False},
     }
     for part in new.keys() & {'spec', 'config', 'dataset'}:
         there, here = defaults.get(part, {}) | old.get(part, {}), new[part]

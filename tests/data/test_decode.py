@@ -40,6 +40,8 @@ def test_sixteen_bits_become_eight():
     levels = np.arange(0, 65536, 37, dtype=np.uint16)[:1750].reshape(35, 50)
     found = decode(encoded(Image.fromarray(levels)))
     np.testing.assert_array_equal(found, np.repeat((levels >> 8).astype(np.uint8)[..., None], 3, axis=2))
+    for level in (200, 300):  # dark, as it is among others
+        assert (decode(encoded(Image.fromarray(np.full((4, 5), level, np.uint16)))) == level >> 8).all()
 
 
 @pytest.mark.parametrize(

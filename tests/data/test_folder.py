@@ -20,7 +20,7 @@ def names_of(images):
     return [os.path.relpath(images.name(index), images.root) for index in range(len(images))]
 
 
-@pytest.mark.parametrize('test', ['test', 'val', 'validation'])
+@pytest.mark.parametrize('test', ['test', 'val', 'validation', 'Test'])
 def test_folders_for_training_and_testing(tmp_path, test):
     make(tmp_path, 'train/b/1.JPG', 'train/b/deep/0.png', 'train/a/x.webp', f'{test}/b/9.jpeg', 'notes.txt')
     make(tmp_path, 'train/a/notes.txt', 'train/a/.hidden.jpg', 'train/.git/x.jpg')
@@ -69,5 +69,18 @@ def test_what_cannot_be_used_is_refused(tmp_path):
     make(tmp_path, 'a/1.txt', 'b/1.jpg')
     assert "no images of 'a' to train; images end with .jpg" in said()
     (tmp_path / 'a').rename(tmp_path / '.a')
-    make(tmp_path, 'train/a/1.jpg', 'test/b/1.jpg')
+    make(tmp_path, 'train/a/1.jpg', 'train/c/1.jpg', 'test/b/1.jpg')
     assert "'b' is tested, but there are no images of it to train on" in said()
+    (tmp_path / 'test').rename(tmp_path / 'testing')
+    assert 'beside train there must be one of test, val, validation; there is b, testing' in said()
+
+
+def test_a_folder_for_training_alone_is_divided(tmp_path):
+    make(tmp_path, *(f'Train/{label}/{index}.jpg' for label in 'ab' for index in range(5)))
+    parts, classes = list_folder(f'folder:{tmp_path}')
+    assert (classes, len(parts['train']), len(parts['test'])) == (('a', 'b'), 8, 2)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    make(tmp_path, *(f'{label}/{index}.jpg' for label in ('train', 'tram') for index in range(5)))
+    assert list_folder(f'folder:{tmp_path}')[1] == ('train', 'tram')

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_jax.data.examples import numbered_as
 from resnet_jax.data.folder import list_folder
 from resnet_jax.data.photographs import DEFAULT_SIZE, describe_photographs, squares
 from resnet_jax.errors import InputError
@@ -35,6 +36,20 @@ def test_mean_and_deviation_are_those_of_the_pixels_that_are_looked_at(parts):
     np.testing.assert_allclose(dataset.std, np.maximum(pixels.std(0), 1 / 255), rtol=1e-6)
 
 
+def test_a_network_knows_its_classes_by_name(parts):
+    dataset = describe_photographs('some', parts, ('a', 'b'), 'multiclass', None)
+    again = numbered_as(dataset, ['b', 'x', 'a'])
+    assert again.class_names == ('b', 'x', 'a')
+    assert (again.train.labels.tolist(), again.test.labels.tolist()) == ([2, 2, 0], [0])
+    photographs = again.train.photographs
+    assert [photographs.read(index)[1] for index in range(len(photographs))] == [2, 2, 0]
+    assert photographs.name(2).endswith('train/b/2.png')
+    assert numbered_as(dataset, ['a', 'b']) is dataset
+    assert numbered_as(dataset, ['0', '1', '2']) is dataset  # whose names say nothing
+    with pytest.raises(InputError, match="some: the network does not know its class 'b', it knows a, c"):
+        numbered_as(dataset, ['a', 'c'])
+
+
 def test_squares_are_of_the_first_that_can_be_decoded(parts):
     found = squares(parts['train'].photographs, 2, 5)
     assert (found.dtype, found.shape) == (np.uint8, (2, 5, 5, 3))
@@ -42,9 +57,9 @@ def test_squares_are_of_the_first_that_can_be_decoded(parts):
 
 
 def test_a_dataset_of_which_nothing_can_be_decoded(tmp_path):
-    for name in ('train/a/0.png', 'test/a/1.png'):
+    for name in ('train/a/0.png', 'train/b/2.png', 'test/a/1.png'):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b'nothing')
     parts, classes = list_folder(f'folder:{tmp_path}')
-    with pytest.raises(InputError, match="'some': none of 1 images can be decoded"):
+    with pytest.raises(InputError, match="'some': none of 2 images can be decoded"):
         describe_photographs('some', parts, classes, 'multiclass', None)

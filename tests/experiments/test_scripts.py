@@ -49,7 +49,7 @@ BENCHMARK = [
 ]
 EVALUATION = [
     *('init_from', 'arch', 'workdir', 'dataset', 'data_dir', 'image_size', 'mean', 'std', 'checkpoint', 'split'),
-    *('task', 'test_flip', 'test_shift', 'test_sizes', 'crop_pct', 'interpolation', 'num_workers', 'strict_data'),
+    *('task', 'test_flip', 'test_shift', 'test_sizes', 'crop_pct', 'interpolation', 'strict_data'),
     'compilation_cache',
 ]
 CONVERSION = ['init_from', 'arch', 'out', 'layout', 'compilation_cache']
@@ -61,6 +61,9 @@ TOOLS = {
     'export': ['init_from', 'arch', 'checkpoint', 'platforms', 'out'],
     'results': ['runs', 'columns', 'sort', 'format', 'out'],
     'sweep': ['script', 'grid', 'flags', 'num_seeds', 'workdir', 'keep_going'],
+    'benchmark_input': [
+        *('dataset', 'image_size', 'batch_size', 'num_workers', 'warmup', 'batches', 'rounds', 'against'),
+    ],
 }
 
 

@@ -1,13 +1,18 @@
 """The scripts that use a trained network, or many runs: predict, features, export, results, sweep."""
 
+import dataclasses
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import results, sweep
 from resnet_jax import ResNetSpec, TrainConfig, load_dataset, load_predictor, train_and_evaluate
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
@@ -120,10 +125,101 @@ def test_results_are_gathered_by_seeds(root, trained, tmp_path):
     out, _ = run(root, 'results', f'--runs={trained}')
     scores = [json.loads((trained / f'seed{seed}' / 'result.json').read_text())['test_accuracy'] for seed in (0, 1)]
     assert f'| tiny | {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} | 2 |' in out
+    assert run(root, 'results', f'--runs={trained},{trained}/seed0')[0] == out  # each run once
     _, err = run(root, 'results', f'--runs={trained}', '--columns=colour', status=2)
     assert "column 'colour' is in no result" in err
     _, err = run(root, 'results', f'--runs={tmp_path}', status=2)
     assert 'no finished run' in err
+
+
+def test_results_tell_networks_apart(monkeypatch, tmp_path):
+    for rate in (0.0, 0.3):
+        spec, folder = dataclasses.asdict(dataclasses.replace(SPEC, dropout_rate=rate)), tmp_path / str(rate)
+        folder.mkdir()
+        record = {'arch': 'tiny', 'spec': spec, 'config': {'seed': 0, 'epochs': 2, 'dataset': 'some'}}
+        (folder / 'config.json').write_text(json.dumps(record))
+        (folder / 'result.json').write_text(json.dumps({'test_accuracy': rate, 'train_seconds': 1.0, 'arch': 'tiny'}))
+    groups = results.grouped(results.find_results([str(tmp_path)]))
+    assert results.columns_of(groups) == ['dropout_rate', 'test_accuracy', 'seeds', 'minutes']
+
+
+def test_evaluation_goes_by_the_names_of_classes(root, folder, trained, tmp_path):
+    """Of folders for red and green, which are classes 0 and 1 there, and 2 and 1 of the network."""
+    for label in ('red', 'green'):
+        for split in ('train', 'test'):
+            shutil.copytree(folder / split / label, tmp_path / 'data' / split / label)
+    given = (
+        f'--init_from={trained / "seed0"}',
+        f'--dataset=folder:{tmp_path / "data"}',
+        f'--workdir={tmp_path / "out"}',
+    )
+    out, _ = run(root, 'evaluate', *given)
+    predictor = load_predictor(trained / 'seed0')
+    files = sorted((tmp_path / 'data' / 'test').rglob('*.jpg'))
+    said = predictor.names(predictor(np.stack([predictor.prepare(file) for file in files])))
+    right = sum(name == file.parent.name for name, file in zip(said, files, strict=True))
+    assert f'{right} of 4 correct' in out
+    assert 'no examples of 1 other classes' in out
+    (tmp_path / 'data' / 'train' / 'red').rename(tmp_path / 'data' / 'train' / 'pink')
+    (tmp_path / 'data' / 'test' / 'red').rename(tmp_path / 'data' / 'test' / 'pink')
+    _, err = run(root, 'evaluate', *given, status=2)
+    assert "the network does not know its class 'pink', it knows blue, green, red" in err
+
+
+def test_grids():
+    assert sweep.parsed('a=1,2; b=0.1,1|0.5,1') == {'a': ['1', '2'], 'b': ['0.1,1', '0.5,1']}
+    assert sweep.folder_name('a=1 b=0.1,1') == 'a=1_b=0.1_1'
+    long = [sweep.folder_name(f'a={"x" * 300}{end}') for end in 'yz']
+    assert len(set(long)) == 2
+    assert max(map(len, long)) < 130
+
+
+@pytest.mark.slow
+def test_input_benchmark_refuses_what_it_cannot_time(root):
+    for given, said in (
+        (['--dataset=digits'], 'dataset=digits: expected folder:DIR'),
+        (['--dataset=folder:/nowhere'], 'there is no such folder'),
+        (['--dataset=folder:.', '--against=dali'], "against='dali' must be of torchvision, tf_antialias, tf"),
+    ):
+        assert said in run(root, 'benchmark_input', *given, status=2)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [0, 2])
+def test_input_benchmark(root, folder, workers):
+    given = [f'--dataset=folder:{folder}', '--batch_size=6', '--batches=4', '--warmup=1', '--rounds=1']
+    out, _ = run(root, 'benchmark_input', *given, '--image_size=32', f'--num_workers={workers}')
+    name, speed, of_a_core, ratio = out.splitlines()[-1].strip('| ').split(' | ')
+    assert (name, ratio) == ('ours', '1.00')
+    assert float(speed.replace(',', '')) >= float(of_a_core.replace(',', '')) > 0
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_struck_saves_its_run(root, tmp_path):
+    workdir = tmp_path / 's'
+    command = [sys.executable, '-m', 'experiments.sweep', '--grid=epochs=10000', f'--workdir={workdir}']
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        run_folder, end = workdir / 'epochs=10000' / 'seed0', time.monotonic() + 200
+        while not (run_folder / 'metrics.jsonl').exists() or not (run_folder / 'metrics.jsonl').stat().st_size:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.endswith(f'stopped in {run_folder}; the same command goes on from there\n')
+    assert list((run_folder / 'checkpoints').iterdir())
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_some_failed(root, tmp_path):
+    given = ('--grid=learning_rate=0.05,-1;epochs=1', '--keep_going', f'--workdir={tmp_path}')
+    out, err = run(root, 'sweep', *given)
+    assert 'failed' in out
+    assert 'learning_rate' in err
+    assert json.loads((tmp_path / 'result.json').read_text())['means'][1] is None
 
 
 @pytest.mark.slow
@@ -138,6 +234,8 @@ def test_a_sweep_goes_on_where_it_was(root, tmp_path):
     assert (tmp_path / 's' / 'table.md').read_text() == table
     assert result.stat().st_mtime_ns == before
     assert (tmp_path / 's' / 'sweep.png').stat().st_size > 10_000
+    _, err = run(root, 'sweep', *given, '--flags=--batch_size=180', status=2)
+    assert f'workdir={tmp_path}/s holds a sweep of other runs (resnet --batch_size=360)' in err
     for grid, said in (
         ('x', "'x' must be FLAG=VALUE"),
         ('seed=1', 'seed is set by the sweep'),

@@ -3,10 +3,14 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -91,6 +95,44 @@ def test_a_stopped_run_goes_on_to_the_same_losses(folder, finished, tmp_path, mo
     assert tests == [loss for loss in losses_of(finished[0]) if loss[0] == 'test']
 
 
+def test_a_run_struck_after_its_last_step_is_finished(folder, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / 'run')
+    (tmp_path / 'run' / 'result.json').unlink()
+    assert train(folder, tmp_path / 'run')['test_loss'] == finished[1]['test_loss']
+
+
+TO_BE_STRUCK = """
+import sys
+from tests.training.test_feed import Reading, train
+if __name__ == '__main__':
+    train(sys.argv[1], sys.argv[2], Reading(workers=2), epochs=10_000, image_size=64)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_workers_and_all_saves_the_run(root, folder, tmp_path, number):
+    (tmp_path / 'struck.py').write_text(TO_BE_STRUCK)
+    command = [sys.executable, str(tmp_path / 'struck.py'), str(folder), str(tmp_path / 'run')]
+    environment = os.environ | {'PYTHONPATH': str(root)}
+    process = subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        log, end = tmp_path / 'run' / 'metrics.jsonl', time.monotonic() + 200
+        while not (log.exists() and log.read_text().count('\n') > 3):
+            assert time.monotonic() < end
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.2)
+        os.killpg(process.pid, number)
+        said = process.communicate(timeout=100)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert 'stopped by' in said, said
+    assert 'Worker' not in said, said
+    assert 'leaked' not in said, said
+    assert list((tmp_path / 'run' / 'checkpoints').iterdir())
+
+
 @pytest.mark.slow
 def test_worker_processes_change_nothing(folder, finished, tmp_path):
     train(folder, tmp_path / 'run', Reading(workers=2))
@@ -148,8 +190,9 @@ def test_damaged_photographs_are_named_and_replaced(folder, tmp_path, capfd):
     assert result['num_test_examples'] == 8
     assert 1 <= result['replaced_images'] <= 6  # two, in three epochs that leave out one of 33
     said = capfd.readouterr().err.splitlines()
-    assert f'{tmp_path / "data/test/b/04.png"} cannot be decoded: it is left out' in said
-    assert f'{tmp_path / "data/train/a/00.png"} cannot be decoded: another image takes its place' in said
+    why = 'cannot be decoded (no image in a format that is known)'
+    assert f'{tmp_path / "data/test/b/04.png"} {why}: it is left out' in said
+    assert f'{tmp_path / "data/train/a/00.png"} {why}: another image takes its place' in said
     assert len(said) == 3
     with pytest.raises(InputError, match='cannot be decoded'):
         train(tmp_path / 'data', tmp_path / 'strict', Reading(strict=True))

@@ -1,0 +1,209 @@
+"""How many photographs are read, decoded, cropped and resized in a second, beside torchvision and TensorFlow.
+
+python -m experiments.benchmark_input --dataset=folder:DIR
+python -m experiments.benchmark_input --dataset=folder:DIR --num_workers=8 --against=torchvision,tf_antialias,tf
+
+Random parts of 8 to 100 % of the area of a folder's training images become squares of --image_size pixels, uint8, ready
+for a device. Every turn is a process of its own, and contenders take turns, so that what else the machine does meets
+all alike. ``tf`` resizes without antialiasing, the others with it.
+"""
+
+import dataclasses
+import importlib.util
+import itertools
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import flags
+
+from experiments import common
+from resnet_jax import InputError
+from resnet_jax.data import stream
+from resnet_jax.data.folder import list_folder
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string('dataset', None, 'folder:DIR with photographs, JPEG for TensorFlow.')
+flags.DEFINE_integer('image_size', 224, 'Pixels a side of the squares.', lower_bound=1)
+flags.DEFINE_integer('batch_size', 50, 'Images in a batch.', lower_bound=1)
+flags.DEFINE_integer('num_workers', 0, 'Processes that decode; 0 is threads, and for torchvision a process a core.')
+flags.DEFINE_integer('warmup', 20, 'Batches of a turn that do not count: processes start, caches fill.', lower_bound=1)
+flags.DEFINE_integer('batches', 100, 'Batches of a turn that count.', lower_bound=1)
+flags.DEFINE_integer('rounds', 3, 'Turns of each contender.', lower_bound=1)
+flags.DEFINE_list('against', [], 'Contenders, separated by commas: torchvision, tf_antialias, tf.')
+
+_AREA = (0.08, 1.0)
+_RATIO = (3 / 4, 4 / 3)
+# More batches than any turn takes.
+_LAST = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is timed; as the flags of these names."""
+
+    dataset: str
+    image_size: int
+    batch_size: int
+    num_workers: int
+    warmup: int
+    batches: int
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def files_of(case: Case) -> list[str]:
+    images = list_folder(case.dataset)[0]['train'].photographs
+    return [images.name(index) for index in range(len(images))]
+
+
+def read_here(case: Case) -> Iterator[Any]:
+    """Batches as training reads them."""
+    images = list_folder(case.dataset)[0]['train'].photographs
+    size = min(case.batch_size, len(images))
+    crop = stream.RandomCrop(case.image_size, _AREA, _RATIO)
+    function = stream.TrainingImages(images, 0, size, 1, crop, range(size))
+    batches = stream.batches(function, 0, _LAST, size, case.num_workers)
+    try:
+        for batch in batches:
+            yield batch['image']
+    finally:
+        if (close := getattr(batches, 'close', None)) is not None:
+            close()
+
+
+class Files:
+    """Images of files as PyTorch's datasets are: what torchvision's ``ImageFolder`` does, without its classes."""
+
+    def __init__(self, files: list[str], size: int):
+        from torchvision import transforms
+
+        self.files = files
+        self.transform = transforms.Compose(
+            [transforms.RandomResizedCrop(size, _AREA, _RATIO), transforms.PILToTensor()]
+        )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Any:
+        from torchvision.datasets.folder import default_loader
+
+        return self.transform(default_loader(self.files[index]))
+
+
+def read_with_torchvision(case: Case) -> Iterator[Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    files: Any = Files(files_of(case), case.image_size)
+    how: dict[str, Any] = {'num_workers': case.num_workers or cores(), 'persistent_workers': True}
+    loader = torch.utils.data.DataLoader(files, batch_size=case.batch_size, shuffle=True, drop_last=True, **how)
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def read_with_tensorflow(case: Case, antialias: bool) -> Iterator[Any]:
+    """With ``tf.data``, which decodes the crop alone."""
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+    import tensorflow as tf
+
+    files, size = files_of(case), (case.image_size, case.image_size)
+    whole = tf.zeros((1, 0, 4))
+
+    def load(path: Any) -> Any:
+        data = tf.io.read_file(path)
+        how = {'aspect_ratio_range': _RATIO, 'area_range': _AREA, 'max_attempts': 10, 'min_object_covered': 0.0}
+        shape = tf.io.extract_jpeg_shape(data)
+        start, extent, _ = tf.image.sample_distorted_bounding_box(shape, whole, True, **how)
+        part = tf.concat([start[:2], extent[:2]], 0)
+        pixels = tf.io.decode_and_crop_jpeg(data, part, channels=3)
+        return tf.cast(tf.round(tf.image.resize(pixels, size, antialias=antialias)), tf.uint8)
+
+    data = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat()
+    return iter(data.map(load, tf.data.AUTOTUNE).batch(case.batch_size).prefetch(tf.data.AUTOTUNE))
+
+
+READERS: dict[str, tuple[Callable[[Case], Iterator[Any]], str]] = {
+    'ours': (read_here, 'grain'),
+    'torchvision': (read_with_torchvision, 'torchvision'),
+    'tf_antialias': (lambda case: read_with_tensorflow(case, antialias=True), 'tensorflow'),
+    'tf': (lambda case: read_with_tensorflow(case, antialias=False), 'tensorflow'),
+}
+
+
+def work(name: str, case: Case, connection: Any) -> None:
+    """A turn, in a process of its own: sends images a second, or what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to answer
+    try:
+        batches = READERS[name][0](case)
+        for _ in range(case.warmup):
+            next(batches)
+        start, count = time.perf_counter(), 0
+        for _ in range(case.batches):
+            count += len(next(batches))
+        seconds = time.perf_counter() - start
+        if (close := getattr(batches, 'close', None)) is not None:
+            close()
+        connection.send(count / seconds)
+    except Exception:
+        connection.send(traceback.format_exc())
+    os._exit(0)  # threads of all kinds go with it
+
+
+def take_turn(name: str, case: Case) -> float:
+    """Images a second.
+
+    Raises:
+      InputError: the contender failed.
+    """
+    context = multiprocessing.get_context('spawn')
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(name, case, there))
+    process.start()
+    there.close()
+    try:
+        answer = here.recv()
+    except EOFError as error:
+        raise InputError(f'{name}: its process ended without an answer: out of memory?') from error
+    finally:
+        process.terminate()
+        process.join()
+    if isinstance(answer, str):
+        raise InputError(f'{name} failed: {answer.strip().splitlines()[-1]}')
+    return answer
+
+
+def main() -> None:
+    if not (FLAGS.dataset or '').startswith('folder:'):
+        raise InputError(f'dataset={FLAGS.dataset}: expected folder:DIR')
+    for name in FLAGS.against:
+        if name not in READERS or name == 'ours':
+            raise InputError(f'against={name!r} must be of {", ".join(list(READERS)[1:])}')
+        if importlib.util.find_spec(READERS[name][1]) is None:
+            raise InputError(f'against={name}: {READERS[name][1]} is not installed')
+    case = Case(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Case)})
+    files_of(case)  # before anything starts
+    turns: dict[str, list[float]] = {name: [] for name in ('ours', *FLAGS.against)}
+    for _ in range(FLAGS.rounds):
+        for name, found in turns.items():
+            found.append(take_turn(name, case))
+    rows = []
+    for name, found in turns.items():
+        speed, ratios = (
+            statistics.median(found),
+            [mine / other for mine, other in zip(turns['ours'], found, strict=True)],
+        )
+        rows.append((name, f'{speed:,.0f}', f'{speed / cores():,.0f}', f'{statistics.median(ratios):.2f}'))
+    print(common.markdown_table(('reader', 'images/s', 'of a core', 'ours / it'), rows))
+
+
+if __name__ == '__main__':
+    common.run(main)
