@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import results, sweep
 from resnet_jax import ResNetSpec, TrainConfig, load_dataset, load_predictor, train_and_evaluate
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
@@ -132,15 +131,16 @@ def test_results_are_gathered_by_seeds(root, trained, tmp_path):
     assert 'no finished run' in err
 
 
-def test_results_tell_networks_apart(monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_results_tell_networks_apart(root, tmp_path):
     for rate in (0.0, 0.3):
         spec, folder = dataclasses.asdict(dataclasses.replace(SPEC, dropout_rate=rate)), tmp_path / str(rate)
         folder.mkdir()
         record = {'arch': 'tiny', 'spec': spec, 'config': {'seed': 0, 'epochs': 2, 'dataset': 'some'}}
         (folder / 'config.json').write_text(json.dumps(record))
         (folder / 'result.json').write_text(json.dumps({'test_accuracy': rate, 'train_seconds': 1.0, 'arch': 'tiny'}))
-    groups = results.grouped(results.find_results([str(tmp_path)]))
-    assert results.columns_of(groups) == ['dropout_rate', 'test_accuracy', 'seeds', 'minutes']
+    out, _ = run(root, 'results', f'--runs={tmp_path}')
+    assert out.splitlines()[0] == '| dropout_rate | test_accuracy | seeds | minutes |'
 
 
 def test_evaluation_goes_by_the_names_of_classes(root, folder, trained, tmp_path):
@@ -166,12 +166,19 @@ def test_evaluation_goes_by_the_names_of_classes(root, folder, trained, tmp_path
     assert "the network does not know its class 'pink', it knows blue, green, red" in err
 
 
-def test_grids():
-    assert sweep.parsed('a=1,2; b=0.1,1|0.5,1') == {'a': ['1', '2'], 'b': ['0.1,1', '0.5,1']}
-    assert sweep.folder_name('a=1 b=0.1,1') == 'a=1_b=0.1_1'
-    long = [sweep.folder_name(f'a={"x" * 300}{end}') for end in 'yz']
-    assert len(set(long)) == 2
-    assert max(map(len, long)) < 130
+GRIDS = """
+from experiments import sweep
+assert sweep.parsed('a=1,2; b=0.1,1|0.5,1') == {'a': ['1', '2'], 'b': ['0.1,1', '0.5,1']}
+assert sweep.folder_name('a=1 b=0.1,1') == 'a=1_b=0.1_1'
+long = [sweep.folder_name('a=' + 300 * 'x' + end) for end in 'yz']
+assert len(set(long)) == 2
+assert max(map(len, long)) < 130
+"""
+
+
+@pytest.mark.slow
+def test_grids(root):
+    subprocess.run([sys.executable, '-c', GRIDS], cwd=root, check=True)  # alone: scripts define flags of one name
 
 
 @pytest.mark.slow

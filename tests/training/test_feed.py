@@ -139,6 +139,7 @@ def test_worker_processes_change_nothing(folder, finished, tmp_path):
     assert losses_of(tmp_path / 'run') == losses_of(finished[0])
 
 
+@pytest.mark.slow
 def test_one_device_is_as_good_as_two(folder, finished, tmp_path):
     dataset = load_dataset(f'folder:{folder}', image_size=8)
     train_and_evaluate(SPEC, CONFIG, tmp_path / 'run', dataset=dataset, devices=jax.devices()[:1])
@@ -220,6 +221,7 @@ def test_a_folder_of_forty_odd_files(folder, tmp_path, capfd):
     assert np.isfinite(result['test_loss'])
 
 
+@pytest.mark.slow
 def test_seeds_train_together_on_photographs(folder, finished, tmp_path):
     dataset = load_dataset(f'folder:{folder}', image_size=8)
     result = train_seeds(SPEC, CONFIG, tmp_path / 'runs', 2, dataset=dataset)
