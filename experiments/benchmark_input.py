@@ -16,7 +16,6 @@ import os
 import signal
 import statistics
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +39,7 @@ flags.DEFINE_list('against', [], 'Contenders, separated by commas: torchvision, 
 
 _AREA = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
+_PATIENCE_SECONDS = 20
 # More batches than any turn takes.
 _LAST = 1_000_000
 
@@ -121,8 +121,9 @@ def read_with_tensorflow(case: Case, antialias: bool) -> Iterator[Any]:
     def load(path: Any) -> Any:
         data = tf.io.read_file(path)
         how = {'aspect_ratio_range': _RATIO, 'area_range': _AREA, 'max_attempts': 10, 'min_object_covered': 0.0}
+        how['use_image_if_no_bounding_boxes'] = True
         shape = tf.io.extract_jpeg_shape(data)
-        start, extent, _ = tf.image.sample_distorted_bounding_box(shape, whole, True, **how)
+        start, extent, _ = tf.image.sample_distorted_bounding_box(shape, whole, **how)
         part = tf.concat([start[:2], extent[:2]], 0)
         pixels = tf.io.decode_and_crop_jpeg(data, part, channels=3)
         return tf.cast(tf.round(tf.image.resize(pixels, size, antialias=antialias)), tf.uint8)
@@ -153,9 +154,8 @@ def work(name: str, case: Case, connection: Any) -> None:
         if (close := getattr(batches, 'close', None)) is not None:
             close()
         connection.send(count / seconds)
-    except Exception:
-        connection.send(traceback.format_exc())
-    os._exit(0)  # threads of all kinds go with it
+    except Exception as error:
+        connection.send(f'{type(error).__name__}: {str(error).strip().splitlines()[:1]}')
 
 
 def take_turn(name: str, case: Case) -> float:
@@ -174,10 +174,10 @@ def take_turn(name: str, case: Case) -> float:
     except EOFError as error:
         raise InputError(f'{name}: its process ended without an answer: out of memory?') from error
     finally:
-        process.terminate()
-        process.join()
+        process.join(_PATIENCE_SECONDS)  # what it started ends with it
+        process.kill()
     if isinstance(answer, str):
-        raise InputError(f'{name} failed: {answer.strip().splitlines()[-1]}')
+        raise InputError(f'{name} failed: {answer}')
     return answer
 
 
