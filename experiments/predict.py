@@ -54,9 +54,11 @@ def said(answer: list[tuple[str, float]]) -> str:
 
 
 def caption(file: str, answer: list[tuple[str, float]]) -> str:
-    """The end of a file's name with its folder, and what the network says, a line for each."""
-    lines = ['/'.join(pathlib.Path(file).parts[-2:])[-28:], *(f'{name} {value:.3f}' for name, value in answer)]
-    return '\n'.join(textwrap.shorten(line, 30, placeholder='…') for line in lines)
+    """A file's folder and the end of its name, and what the network says, a line for each."""
+    path = pathlib.Path(file)
+    name = path.name if len(path.name) <= 18 else f'…{path.name[-17:]}'
+    lines = [f'{path.parent.name[:12]}/{name}', *(f'{name} {value:.3f}' for name, value in answer)]
+    return '\n'.join(textwrap.shorten(line, 32, placeholder='…') for line in lines)
 
 
 def heat(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
