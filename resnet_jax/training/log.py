@@ -17,6 +17,8 @@ from resnet_jax.training.workdir import EventFile, MetricsFile
 
 # What a step gives beside the sums of its task.
 _OF_A_STEP = ('skipped', 'replaced', 'gradient_norm', 'norms')
+# What records count, of which a run has the sums.
+_COUNTED = ('skipped_steps', 'replaced_images')
 
 
 class Log:
@@ -61,6 +63,17 @@ class Log:
     def examples_per_second(self) -> float | None:
         """Of the last interval that this process has seen the end of; None before."""
         return self._speed
+
+    def totals(self) -> dict[str, Any]:
+        """Of the whole run, before and after all resumptions: the best test score, seconds, and what was counted."""
+        records, headline = self.file.records, self._task.headline
+        tests = [record for record in records if record['split'] == 'test']
+        return {
+            f'best_test_{headline}': max(record[headline] for record in tests),
+            'train_seconds': self.train_seconds,
+            'evaluation_seconds': sum(record.get('evaluation_seconds', 0.0) for record in tests),
+            **{name: sum(record.get(name, 0) for record in records) for name in _COUNTED},
+        }
 
     def start_clock(self) -> None:
         """Training time counts from here."""

@@ -20,11 +20,11 @@ from resnet_jax.training import checkpoint
 from resnet_jax.training.checkpoint_writer import CheckpointWriter
 from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.cost import Profile
-from resnet_jax.training.evaluation import Evaluation, Evaluator, StatisticsEstimator, target_statistics
+from resnet_jax.training.evaluation import Evaluation, Evaluator, StatisticsEstimator
 from resnet_jax.training.feed import BY_THREADS, Reading, preprocessing_of
 from resnet_jax.training.interruption import StopRequest
 from resnet_jax.training.log import Log, divergence
-from resnet_jax.training.program import Program, prepared
+from resnet_jax.training.program import Program, described, prepared
 from resnet_jax.training.progress import Display, Silence, open_display
 from resnet_jax.training.sharding import agree, check_batch_size, data_mesh, in_main_process, is_main_process, meet
 from resnet_jax.training.step import TrainState
@@ -39,9 +39,6 @@ from resnet_jax.training.workdir import (
     write_json,
 )
 from resnet_jax.weights import open_source
-
-# Of the records of a run, in its result their sums.
-_COUNTED = ('skipped_steps', 'replaced_images')
 
 
 def train_and_evaluate(
@@ -213,7 +210,7 @@ class _Run:
         spec = dataclasses.asdict(self.program.model.spec)
         for seed, workdir in zip(self.seeds, self.workdirs, strict=True):
             config = dataclasses.replace(self.config, seed=seed)
-            claim_workdir(workdir, describe_run(self.arch, spec, config, _describe(self.dataset), self.devices))
+            claim_workdir(workdir, describe_run(self.arch, spec, config, described(self.dataset), self.devices))
 
     def _restore(self) -> TrainState | None:
         """The newest state that every folder has intact, which process 0 decides; None where there is none."""
@@ -391,18 +388,14 @@ class _Run:
 
         config, dataset, log, test = self.config, self.dataset, self.logs[index], self.tests[index]
         summary, headline = test.summary, self.program.task.headline
-        evaluations = [record for record in log.file.records if record['split'] == 'test']
         speed = self.program.total_steps * config.batch_size / log.train_seconds
         result = {
             **{f'test_{name}': value for name, value in summary.items()},
-            f'best_test_{headline}': max((record[headline] for record in evaluations), default=summary[headline]),
             'num_test_examples': len(test.examples),
             'num_train_examples': len(dataset.train),
             'steps': self.program.total_steps,
-            **{name: sum(record.get(name, 0) for record in log.file.records) for name in _COUNTED},
             'epochs': config.epochs,
-            'train_seconds': log.train_seconds,
-            'evaluation_seconds': sum(record.get('evaluation_seconds', 0.0) for record in evaluations),
+            **log.totals(),
             **self.cost.record(speed),
             'seed': self.seeds[index],
             'arch': self.arch,
@@ -425,18 +418,3 @@ class _Run:
 def is_due(epoch: int, every: int, last: int) -> bool:
     """Whether something that happens every so many epochs, and after the last, happens after this one (from 1)."""
     return epoch % every == 0 or epoch == last
-
-
-def _describe(dataset: Dataset) -> dict[str, Any]:
-    target_mean, target_std = target_statistics(dataset)
-    return {
-        'num_train_examples': len(dataset.train),
-        'num_test_examples': len(dataset.test),
-        'image_shape': dataset.image_shape,
-        'photographs': dataset.image_size is not None,
-        'class_names': dataset.class_names,
-        'target_mean': target_mean,
-        'target_std': target_std,
-        'mean': dataset.mean,
-        'std': dataset.std,
-    }

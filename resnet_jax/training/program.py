@@ -269,6 +269,22 @@ def prepared(dataset: Dataset, config: TrainConfig, source: Source | None, recor
     return dataclasses.replace(dataset, mean=tuple(recorded['mean']), std=tuple(recorded['std']))
 
 
+def described(dataset: Dataset) -> dict[str, Any]:
+    """What the record of a run says of a dataset."""
+    target_mean, target_std = target_statistics(dataset)
+    return {
+        'num_train_examples': len(dataset.train),
+        'num_test_examples': len(dataset.test),
+        'image_shape': dataset.image_shape,
+        'photographs': dataset.image_size is not None,
+        'class_names': dataset.class_names,
+        'target_mean': target_mean,
+        'target_std': target_std,
+        'mean': dataset.mean,
+        'std': dataset.std,
+    }
+
+
 def normalized_as(dataset: Dataset, config: TrainConfig, source: Source | None = None) -> Dataset:
     """The dataset with the mean and deviation that the configuration, or else the source of the weights, asks for.
 
