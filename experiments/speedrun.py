@@ -70,13 +70,15 @@ def row_of(name: str, results: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def draw(path: pathlib.Path, title: str, folders: list[pathlib.Path]) -> None:
-    """Writes the test accuracy of each run over its minutes of training."""
+    """Writes the accuracy of each run over its minutes: of tests as points, in training as a line."""
     figure = Figure(figsize=(7.5, 4.5), layout='constrained')
     axes = figure.subplots()
-    for folder in folders:
-        minutes, scores = curves_of(folder, 'test', 'train_seconds') / 60, curves_of(folder, 'test', 'accuracy')
-        axes.plot(minutes, scores, 'o-', label=f'{folder.name}: {scores[-1]:.4f}')
-    axes.set(xlabel='minutes of training', ylabel='test accuracy', title=title)
+    for index, folder in enumerate(folders):
+        for split, style in (('train', '-'), ('test', 'o')):
+            minutes, scores = (curves_of(folder, split, name) for name in ('train_seconds', 'accuracy'))
+            label = f'{folder.name}: test {scores[-1]:.4f}' if split == 'test' else None
+            axes.plot(minutes / 60, scores, style, color=f'C{index}', alpha=0.5 if label is None else 1, label=label)
+    axes.set(xlabel='minutes of training', ylabel='accuracy: points in tests, lines in training', title=title)
     axes.legend(loc='lower right')
     axes.grid(alpha=0.3)
     save_figure(figure, path)
