@@ -10,7 +10,7 @@ import pathlib
 from absl import flags
 
 from experiments import common, training_flags
-from experiments.comparison import write_table
+from experiments.comparison import stated, write_table
 from resnet_jax import InputError, ResNet, ResNetSpec, get_config, train_seeds
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.models.cost import count_parameters, multiply_adds
@@ -61,7 +61,7 @@ def main() -> None:
                 arch,
                 f'{count_parameters(model, dataset.image_shape[-1]) / 1e6:.2f}',
                 f'{multiply_adds(model, dataset.image_shape) / 1e6:.1f}',
-                f'{result["test_accuracy_mean"]:.4f} ± {result["test_accuracy_std"]:.4f}',
+                stated([run['test_accuracy'] for run in result['runs']]),
                 f'{sum(run["train_seconds"] for run in result["runs"]) / FLAGS.num_seeds:.0f}',
             )
         )

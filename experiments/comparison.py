@@ -28,6 +28,12 @@ def spread(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     return array.mean(0), deviation
 
 
+def stated(values: Sequence[Any], digits: int = 4) -> str:
+    """Mean and sample standard deviation as they are shown; of one value, the value."""
+    mean, deviation = spread(values)
+    return f'{mean:.{digits}f}' if len(values) == 1 else f'{mean:.{digits}f} ± {deviation:.{digits}f}'
+
+
 def write_table(out: pathlib.Path, columns: Sequence[str], rows: Sequence[Sequence[str]], **facts: Any) -> None:
     """Shows a table, and leaves it in ``table.md`` and, with more facts, in ``result.json``."""
     table = markdown_table(columns, rows)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments import common, training_flags
-from experiments.comparison import curves_of, spread, write_table
+from experiments.comparison import curves_of, spread, stated, write_table
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, list_models, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split
@@ -81,8 +81,7 @@ def rows_of(runs: dict[str, list[pathlib.Path]]) -> list[tuple[str, ...]]:
         for split, name, scale in (('train', 'accuracy', 100), ('train', 'loss', None), ('test', 'accuracy', 100)):
             finals = [curves_of(folder, split, name)[-1] for folder in folders]
             finals = [scale * (1 - value) if scale else value for value in finals]
-            mean, deviation = spread(finals)
-            cells.append(f'{mean:.2f} ± {deviation:.2f}')
+            cells.append(stated(finals, digits=2))
         rows.append((arch, *cells))
     return rows
 

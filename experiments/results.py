@@ -6,6 +6,7 @@ python -m experiments.results --runs=runs/a,runs/b --columns=arch,epochs,test_ac
 
 import csv
 import dataclasses
+import difflib
 import io
 import json
 import pathlib
@@ -16,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from experiments import common
-from experiments.comparison import spread
+from experiments.comparison import spread, stated
 from resnet_jax import InputError, ResNetSpec
 from resnet_jax.training.storage import write_file
 
@@ -88,8 +89,7 @@ def cell(group: Sequence[dict[str, Any]], name: str) -> str:
         return ''
     if not name.startswith(_MEASURED) or not all(isinstance(value, float) for value in values):
         return str(values[0]) if len(set(map(str, values))) == 1 else 'several'
-    mean, deviation = spread(values)
-    return f'{mean:.4f}' if len(values) == 1 else f'{mean:.4f} ± {deviation:.4f}'
+    return stated(values)
 
 
 def columns_of(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
@@ -115,7 +115,8 @@ def main() -> None:
     known = {name for result in results for name in result} | {'seeds', 'minutes'}
     for name in (*columns, *([FLAGS.sort] if FLAGS.sort else [])):
         if name not in known:
-            raise InputError(f'column {name!r} is in no result; there are {", ".join(sorted(known))}')
+            near = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or sorted(known)
+            raise InputError(f'column {name!r} is in no result; nearest known: {", ".join(near)}')
     by = FLAGS.sort or next((name for name in columns if name in SCORES), None)
     if by is not None:
 

@@ -12,7 +12,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import common, training_flags
-from experiments.comparison import curves_of, spread, write_table
+from experiments.comparison import curves_of, spread, stated, write_table
 from resnet_jax import RECIPES, ResNetSpec, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.training.report import save_figure
@@ -62,11 +62,10 @@ _COLUMNS = ('seed', 'test accuracy', 'epochs', 'minutes', 'images/s')
 
 def row_of(name: str, results: list[dict[str, Any]]) -> tuple[str, ...]:
     """Accuracy, epochs, minutes of compilation, training and evaluation, and speed: means over the results."""
-    accuracy, deviation = spread([result['test_accuracy'] for result in results])
-    shown = f'{accuracy:.4f}' if len(results) == 1 else f'{accuracy:.4f} ± {deviation:.4f}'
+    accuracy = stated([result['test_accuracy'] for result in results])
     minutes, _ = spread([sum(result[f'{part}_seconds'] for part in PARTS) / 60 for result in results])
     speed, _ = spread([result['examples_per_second'] for result in results])
-    return name, shown, str(results[0]['epochs']), f'{minutes:.1f}', f'{speed:.0f}'
+    return name, accuracy, str(results[0]['epochs']), f'{minutes:.1f}', f'{speed:.0f}'
 
 
 def draw(path: pathlib.Path, title: str, folders: list[pathlib.Path]) -> None:

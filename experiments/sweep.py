@@ -24,7 +24,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import common
-from experiments.comparison import spread, write_table
+from experiments.comparison import spread, stated, write_table
 from resnet_jax import InputError, Interrupted
 from resnet_jax.training.report import save_figure
 from resnet_jax.training.tasks import TASKS
@@ -94,11 +94,14 @@ def obeying(command: list[str]) -> tuple[int, str]:
     """Status and errors of a command, which gets the signals that this process gets, each once, and is waited for."""
     process: subprocess.Popen | None = None
     received: list[int] = []
+    early: list[int] = []  # before there is a process
 
     def forward(number: int, frame: types.FrameType | None) -> None:
         del frame
         received.append(number)
-        if process is not None:
+        if process is None:
+            early.append(number)
+        else:
             process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -106,7 +109,7 @@ def obeying(command: list[str]) -> tuple[int, str]:
         # In a session of its own: a terminal's signals would come twice, and a second one means to leave at once.
         pipes: dict[str, Any] = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
         process = subprocess.Popen(command, start_new_session=True, **pipes)
-        for number in received:
+        for number in early:
             process.send_signal(number)
         _, said = process.communicate()
         # One that is struck before it listens dies of it.
@@ -192,7 +195,7 @@ def main() -> None:
         mean, deviation = spread(scores) if scores else (np.array(np.nan), np.array(0.0))
         means.append(float(mean))
         deviations.append(float(deviation))
-        shown = 'failed' if not scores else f'{mean:.4f}' + (f' ± {deviation:.4f}' if len(scores) > 1 else '')
+        shown = stated(scores) if scores else 'failed'
         if 0 < len(scores) < FLAGS.num_seeds:
             shown += f' ({len(scores)} of {FLAGS.num_seeds} seeds)'
         rows.append((*values, shown))

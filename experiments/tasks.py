@@ -11,7 +11,7 @@ from absl import flags
 
 from experiments import common, training_flags
 from experiments.baselines import BASELINES, baseline_outputs, scores_of
-from experiments.comparison import spread, write_table
+from experiments.comparison import stated, write_table
 from resnet_jax import InputError, get_config, get_spec, train_seeds
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
@@ -66,9 +66,8 @@ def main() -> None:
     rows = []
     for name, scores in found.items():
         for metric in (metric for metric in SHOWN[name] if metric in scores['linear']):
-            mean, deviation = spread(scores['network'][metric])
             simple = (f'{scores[kind][metric]:.4f}' for kind in BASELINES)
-            rows.append((f'`{name}`', metric, *simple, f'{mean:.4f} ± {deviation:.4f}'))
+            rows.append((f'`{name}`', metric, *simple, stated(scores['network'][metric])))
     write_table(out, _COLUMNS, rows, dataset=dataset_name, arch=FLAGS.arch, scores=found)
     print(f'see {out}')
 

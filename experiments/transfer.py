@@ -16,7 +16,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import common, training_flags
-from experiments.comparison import curves_of, spread, write_table
+from experiments.comparison import curves_of, spread, stated, write_table
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, classes_of
@@ -119,8 +119,8 @@ def main() -> None:
 
     rows = []
     for way, fields in ways(pathlib.Path('RUN')).items():
-        mean, deviation = spread([curves_of(folder, 'test', 'accuracy')[-1] for folder in runs[way]])
-        rows.append((way, f'`{shown(fields)}`', f'{mean:.4f} ± {deviation:.4f}'))
+        accuracy = stated([curves_of(folder, 'test', 'accuracy')[-1] for folder in runs[way]])
+        rows.append((way, f'`{shown(fields)}`', accuracy))
     classes = f'{len(target.train)} images of {target.num_classes} classes of {name}'
     draw(out / 'transfer.png', f'{classes}, after {source.num_classes} others', runs)
     write_table(out, _COLUMNS, rows, dataset=name, seeds=FLAGS.num_seeds)

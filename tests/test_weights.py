@@ -308,8 +308,10 @@ def test_a_run_by_its_folder_and_by_a_checkpoint_of_it(run):
 
 def test_what_is_not_a_run_is_refused(run, tmp_path):
     folder, _ = run
-    with pytest.raises(InputError, match='is not the folder of a training run'):
+    with pytest.raises(InputError, match=r'is not the folder of a training run: it has no config\.json$'):
         from_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f'it has no config.json, but folders of runs: {folder.name}$'):
+        from_pretrained(folder.parent)
     (tmp_path / 'config.json').write_text('{"spec": {"depth": 3}, "config": {}}')
     with pytest.raises(InputError, match='is not a run of this version'):
         from_pretrained(tmp_path)

@@ -45,15 +45,14 @@ class Box:
 def decode(data: bytes) -> np.ndarray:
     """All pixels of an image: uint8 ``[H, W, 3]``.
 
-    Palettes, CMYK, grey, and numbers of 32 bits are converted as by Pillow's ``convert('RGB')``, transparency is left
-    out like there, and of 16 bits the upper 8 are taken. An animation gives its first picture; an orientation in EXIF
-    is followed.
+    Palettes, CMYK and grey are converted as by Pillow's ``convert('RGB')``, transparency is left out like there, and of
+    16 bits the upper 8 are taken. An animation gives its first picture; an orientation in EXIF is followed.
 
     Args:
       data: JPEG, PNG, WebP, or another format that Pillow reads.
 
     Raises:
-      DamagedImageError: it is none, or not whole.
+      DamagedImageError: it is none, or not whole, or its grey levels are numbers of 32 bits, whose range is not known.
     """
     with _opened(data) as picture:
         return _pixels(picture, data, 1)
@@ -138,6 +137,8 @@ def _converted(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith('I;16') or (picture.mode == 'I' and picture.format in _OF_16_BITS):
         grey = (np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8)  # convert('RGB') would clip
         return np.repeat(grey[..., None], 3, axis=2)
+    if picture.mode in ('I', 'F'):
+        raise DamagedImageError('grey levels of 32 bits, whose range is not known')
     if picture.mode == 'P' and 'transparency' in picture.info:
         picture = picture.convert('RGBA')
     return np.asarray(picture.convert('RGB'))

@@ -189,7 +189,9 @@ class _Run:
         begun = bool(agree(all((workdir / 'config.json').exists() for workdir in self.workdirs)))
         # A run that has begun holds everything that its initial weights brought.
         source = None if begun or config.init_from is None else open_source(config.init_from)
-        self.dataset = prepared(dataset, config, source, read_record(self.workdirs[0]) if begun else None)
+        record = read_record(self.workdirs[0]) if begun else None
+        self.begun_on = record['device'] if record else describe_devices(self.devices)
+        self.dataset = prepared(dataset, config, source, record)
         spec = dataclasses.replace(spec, num_classes=TASKS[config.task].num_outputs(dataset.num_classes))
         self.program = Program(spec, config, self.seeds, self.dataset, mesh, reading)
         loaded = None if source is None else self.program.load(source)
@@ -261,7 +263,10 @@ class _Run:
         config, program, dataset = self.config, self.program, self.dataset
         if self.saved is not None:
             where = self.workdirs[0] if len(self.workdirs) == 1 else self.workdirs[0].parent
-            self.display.message(f'resuming {where} after step {self.saved}')
+            here = describe_devices(self.devices)
+            # The numbers of other devices differ by rounding.
+            elsewhere = '' if self.begun_on == here else f'; it was begun on {self.begun_on}'
+            self.display.message(f'resuming {where} after step {self.saved}{elsewhere}')
         self.display.message(
             f'{config.recipe}: {len(dataset.train):,} training and {len(dataset.test):,} test examples,'
             f' {describe_devices(self.devices)}; compiling'

@@ -176,7 +176,9 @@ def read_record(workdir: str | pathlib.Path) -> dict[str, Any]:
     """
     path = pathlib.Path(workdir) / 'config.json'
     if not path.exists():
-        raise InputError(f'{workdir} is not the folder of a training run: it has no config.json')
+        below = sorted(config.parent.name for config in path.parent.glob('*/config.json'))
+        instead = f', but folders of runs: {", ".join(below)}' if below else ''
+        raise InputError(f'{workdir} is not the folder of a training run: it has no config.json{instead}')
     return read_json(path)
 
 

@@ -121,6 +121,14 @@ def test_what_is_no_whole_image_is_refused(data):
         decode_part(data, lambda height, width: Box(0, 0, 8, 8), (8, 8), BILINEAR)
 
 
+@pytest.mark.parametrize('kind', [np.float32, np.int32])
+def test_grey_levels_of_no_known_range_are_refused(kind):
+    """Pillow's ``convert`` would clip them, and numbers from 0 to 1 would all be black."""
+    picture = Image.fromarray(np.linspace(0, 1, 1200).reshape(30, 40).astype(kind))
+    with pytest.raises(DamagedImageError, match='32 bits, whose range is not known'):
+        decode(encoded(picture, 'TIFF'))
+
+
 def test_bytes_in_front_of_a_marker_are_no_damage():
     """As some of ImageNet's files have; libjpeg warns of them and goes on."""
     end = WHOLE.rindex(b'\xff\xd9')

@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from resnet_jax import ResNetSpec, TrainConfig, load_dataset, load_predictor, train_and_evaluate
+from tests.data import coloured
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
 
@@ -20,17 +20,7 @@ SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """18 photographs for training and 6 for testing, whose colour tells their class."""
-    root = tmp_path_factory.mktemp('photographs')
-    random = np.random.default_rng(0)
-    for split, size in (('train', 18), ('test', 6)):
-        for index in range(size):
-            kind = index % 3
-            path = root / split / ('red', 'green', 'blue')[kind] / f'{index:02}.jpg'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = random.integers(0, 60, (20 + index, 25, 3), np.uint8)
-            pixels[..., kind] += 150
-            Image.fromarray(pixels).save(path, quality=95)
-    return root
+    return coloured.write(tmp_path_factory.mktemp('photographs'), train=18, test=6, kinds=('jpg',))
 
 
 @pytest.fixture(scope='module')

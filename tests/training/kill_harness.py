@@ -19,7 +19,6 @@ import random
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ import orbax.checkpoint as ocp
 from resnet_jax.errors import InputError
 from resnet_jax.training.checkpoint import checkpoint_steps
 from resnet_jax.training.checkpoint_files import check_files, read_manifest
+from tests.training.ports import free_address
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMAND = (
@@ -112,9 +112,7 @@ class Job:
     """
 
     def __init__(self, workdir: pathlib.Path, count: int, epochs: int, cache: pathlib.Path):
-        with socket.socket() as free:
-            free.bind(('localhost', 0))
-            port = free.getsockname()[1]
+        address = free_address()
         self.start, self.workdir = time.monotonic(), workdir
         self.first_record: float | None = None  # seconds from the start until it is written
         self._logs = [workdir.with_name(f'{workdir.name}.{index}.log') for index in range(count)]
@@ -124,7 +122,7 @@ class Job:
         for index, log in enumerate(self._logs):
             command = [*COMMAND, f'--epochs={epochs}', f'--workdir={workdir}']
             if count > 1:
-                job = {'coordinator_address': f'localhost:{port}', 'num_processes': count, 'process_index': index}
+                job = {'coordinator_address': address, 'num_processes': count, 'process_index': index}
                 command += [f'--{name}={value}' for name, value in job.items()]
             with log.open('wb') as out:
                 options: dict[str, Any] = {'cwd': ROOT, 'env': environment, 'stdout': out, 'stderr': out}

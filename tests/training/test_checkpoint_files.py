@@ -1,7 +1,6 @@
 """One checkpoint's folder: its format, and that no process waits for another."""
 
 import json
-import socket
 import zlib
 
 import jax
@@ -15,6 +14,7 @@ from resnet_jax import InputError
 from resnet_jax.training import checkpoint_files
 from resnet_jax.training.checkpoint import best_step, restore_checkpoint, save_checkpoint
 from resnet_jax.training.checkpoint_files import DamageError, check_files, describe_arrays, read_manifest, write_step
+from tests.training.ports import free_address
 
 STATE = {
     'step': np.array(7, np.int32),
@@ -110,8 +110,8 @@ def test_a_library_that_cannot_read_is_not_damage(tmp_path, monkeypatch):
 PROCESS = """
 import pathlib, sys, time
 import jax
-index, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
-jax.distributed.initialize(f'localhost:{port}', 2, index)
+index, address, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+jax.distributed.initialize(address, 2, index)
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from resnet_jax.training import checkpoint
@@ -147,10 +147,8 @@ print('read', step)
 
 
 def test_two_processes_write_and_read_without_each_other(start, tmp_path):
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    processes = [start(PROCESS, index, port, tmp_path) for index in range(2)]
+    address = free_address()
+    processes = [start(PROCESS, index, address, tmp_path) for index in range(2)]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert [out.strip() for out, _ in outputs] == ['read 2', 'read 2']

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import pytest
 from resnet_jax import InputError, load_variables
 from resnet_jax.training import sharding
 from resnet_jax.training.sharding import data_mesh, in_main_process, join_processes, split_evenly
+from tests.training.ports import free_address
 
 
 def start(root, workdir, num_devices, *job):
@@ -60,9 +60,7 @@ def test_eight_devices_train_as_one(root, one, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(root, one, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        address = f'localhost:{probe.getsockname()[1]}'
+    address = free_address()
     finish(*(start(root, tmp_path / 'run', 1, address, 2, index) for index in range(2)))
     assert_same(tmp_path / 'run', one)
     assert not list((tmp_path / 'run').rglob('*.partial*'))

@@ -7,7 +7,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,12 +14,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from resnet_jax import InputError, Interrupted, ResNetSpec, TrainConfig, load_dataset, train_and_evaluate, train_seeds
 from resnet_jax.data.decode import DamagedImageError, decode
 from resnet_jax.training.feed import BY_THREADS, PhotographFeed, Reading
-from tests.data import odd_files
+from tests.data import coloured, odd_files
+from tests.training.ports import free_address
 
 SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
 CONFIG = TrainConfig(
@@ -35,24 +34,14 @@ CONFIG = TrainConfig(
 )
 
 
-DAMAGED = ('train/a/00.png', 'train/c/11.jpg', 'test/b/04.png')
+DAMAGED = ('train/red/00.png', 'train/blue/11.jpg', 'test/green/04.png')
 COUNTED = ('num_test_examples', 'replaced_images', 'skipped_steps')
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """33 training and 9 test images, each as large as its number says, whose colour tells their class."""
-    root = tmp_path_factory.mktemp('photographs')
-    random = np.random.default_rng(0)
-    for split, size in (('train', 33), ('test', 9)):
-        for index in range(size):
-            kind = index % 3
-            path = root / split / 'abc'[kind] / f'{index:02}.{("png", "jpg")[index % 2]}'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = random.integers(0, 60, (20 + index, 25 + index // 2, 3), np.uint8)
-            pixels[..., kind] += 120
-            Image.fromarray(pixels).save(path)
-    return root
+    """33 training and 9 test images, whose colour tells their class."""
+    return coloured.write(tmp_path_factory.mktemp('photographs'), train=33, test=9)
 
 
 def train(folder, workdir, reading=BY_THREADS, **changes):
@@ -164,9 +153,7 @@ def test_two_processes_read_half_of_each_batch_and_train_as_one(start, folder, t
     for name in DAMAGED:
         (tmp_path / 'data' / name).write_bytes(b'nothing')
     alone = train(tmp_path / 'data', tmp_path / 'alone', log_every_steps=1)
-    with socket.socket() as probe:
-        probe.bind(('localhost', 0))
-        address = f'localhost:{probe.getsockname()[1]}'
+    address = free_address()
     both = [start(ONE_OF_TWO, tmp_path / 'data', tmp_path / 'two', address, index) for index in range(2)]
     said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -193,7 +180,7 @@ def test_damaged_photographs_are_named_and_replaced(folder, tmp_path, capfd):
     said = capfd.readouterr().err.splitlines()
     why = 'cannot be decoded (no image in a format that is known)'
     assert f'{tmp_path / "data/test/b/04.png"} {why}: it is left out' in said
-    assert f'{tmp_path / "data/train/a/00.png"} {why}: another image takes its place' in said
+    assert f'{tmp_path / "data/train/red/00.png"} {why}: another image takes its place' in said
     assert len(said) == 3
     with pytest.raises(InputError, match='cannot be decoded'):
         train(tmp_path / 'data', tmp_path / 'strict', Reading(strict=True))
@@ -201,10 +188,10 @@ def test_damaged_photographs_are_named_and_replaced(folder, tmp_path, capfd):
 
 def test_a_folder_of_forty_odd_files(folder, tmp_path, capfd):
     """Thirty can be used, and ten are replaced by others; a run over them ends as any other."""
-    good = odd_files.write(tmp_path / 'data' / 'train' / 'a')
-    shutil.copytree(folder / 'train' / 'b', tmp_path / 'data' / 'train' / 'b')
-    shutil.copytree(folder / 'test' / 'b', tmp_path / 'data' / 'test' / 'b')
-    next((tmp_path / 'data' / 'train' / 'b').iterdir()).unlink()  # 50 are left, each of which an epoch takes once
+    good = odd_files.write(tmp_path / 'data' / 'train' / 'odd')
+    shutil.copytree(folder / 'train' / 'green', tmp_path / 'data' / 'train' / 'green')
+    shutil.copytree(folder / 'test' / 'green', tmp_path / 'data' / 'test' / 'green')
+    next((tmp_path / 'data' / 'train' / 'green').iterdir()).unlink()  # 50 are left, each of which an epoch takes once
     images = load_dataset(f'folder:{tmp_path / "data"}', image_size=8).train.photographs
     for index in range(len(good)):
         data, _ = images.read(index)

@@ -230,6 +230,17 @@ def test_a_killed_run_resumes_bit_for_bit(step, finished, shades, tmp_path, monk
     assert metrics_of(tmp_path) == metrics_of(workdir)
 
 
+def test_a_run_that_goes_on_on_other_devices_says_so(finished, shades, tmp_path, monkeypatch, capsys):
+    after_step(monkeypatch, 5, kill)
+    with pytest.raises(SystemError, match='killed'):
+        train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
+    monkeypatch.undo()
+    result = train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades, devices=jax.devices()[:1])
+    assert f'resuming {tmp_path} after step 4; it was begun on 2 x cpu\n' in capsys.readouterr().out
+    assert result['test_loss'] == pytest.approx(finished[1]['test_loss'], rel=1e-4)
+    assert result['device'] == '1 x cpu'
+
+
 @pytest.mark.parametrize(('step', 'number'), [(3, signal.SIGTERM), (8, signal.SIGINT)], ids=['TERM', 'INT'])
 def test_a_signal_saves_within_a_step_and_the_run_resumes_bit_for_bit(
     step, number, finished, shades, tmp_path, monkeypatch
