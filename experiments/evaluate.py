@@ -20,6 +20,7 @@ from experiments import common, training_flags
 from resnet_jax import InputError, Preprocessing, ResNet, TrainConfig, from_pretrained, load_variables
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split, numbered_as
+from resnet_jax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from resnet_jax.models.resnet import check_images
 from resnet_jax.prediction import imagenet_names, imagenet_wordnet_ids
 from resnet_jax.training import metrics
@@ -49,6 +50,9 @@ flags.DEFINE_integer(
     lower_bound=0,
 )
 flags.DEFINE_list('test_sizes', [], 'Score photographs at these sizes, too: 160,224,288.')
+flags.DEFINE_bool(
+    'published_test_size', False, 'Score photographs at the larger size that weights of the hub name for testing.'
+)
 training_flags.define_photograph_flags()
 
 
@@ -66,7 +70,8 @@ class Subject:
       mean: of its training images, one for each channel, or None.
       std: likewise.
       target_statistics: mean and deviation of the values it learned, or None.
-      preprocessing: of photographs, as the weights say, or None.
+      preprocessing: of photographs, as the weights say, or for a run on images in memory the largest square in the
+        middle at their size; or None.
       class_names: as the run has them, or None.
     """
 
@@ -91,10 +96,13 @@ def subject_of(source: str) -> Subject:
     if path.is_dir():
         if FLAGS.arch is not None:
             raise InputError(f'arch={FLAGS.arch}: a run names its network itself; --arch is for a file of weights')
+        if FLAGS.published_test_size:
+            raise InputError('published_test_size is for weights of the hub; a run names no size for testing')
         path, step = run_and_step(path)
         which = FLAGS.checkpoint if step is None else step
         record, spec, config = open_run(path)
         data = record['dataset']
+        in_memory = not data.get('photographs')
         variables = load_variables(path, which)
         model = make_model(spec, config)
         targets = data.get('target_mean', ()), data.get('target_std', ())
@@ -108,10 +116,15 @@ def subject_of(source: str) -> Subject:
             mean=data['mean'],
             std=data['std'],
             target_statistics=targets,
+            preprocessing=Preprocessing(data['image_shape'][0], 1.0) if in_memory else None,
             class_names=data['class_names'],
         )
     loaded = from_pretrained(source, FLAGS.arch)
     brought = loaded.preprocessing
+    if FLAGS.published_test_size:
+        brought = loaded.test_preprocessing
+        if brought is None:
+            raise InputError(f'published_test_size: {source} names no size for testing but that of training')
     mean, std = (brought.mean, brought.std) if brought else (None, None)
     return Subject(loaded.model, loaded.variables, loaded.arch, mean=mean, std=std, preprocessing=brought)
 
@@ -148,6 +161,8 @@ def load_data(subject: Subject, source: str) -> Dataset:
         dataset = numbered_as(dataset, names)
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     check_images(image, subject.variables['params']['stem'])  # before anything is written
+    if subject.mean is None and dataset.image_size is not None:  # as files of weights for photographs mostly want it
+        subject = dataclasses.replace(subject, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     asked = TrainConfig(mean=training_flags.numbers_of('mean'), std=training_flags.numbers_of('std'))
     known = dataclasses.replace(
         dataset, mean=tuple(subject.mean or dataset.mean), std=tuple(subject.std or dataset.std)
@@ -159,10 +174,12 @@ def names_of(subject: Subject, dataset: Dataset) -> Sequence[str] | None:
     """What the network's classes are called: by the run, or as the dataset calls those of ImageNet; None if unknown."""
     if subject.class_names is not None:
         return subject.class_names
-    if subject.model.spec.num_classes != len(imagenet_names()) or dataset.num_classes == len(imagenet_names()):
+    names, ids = imagenet_names(), imagenet_wordnet_ids()
+    if subject.model.spec.num_classes != len(names):
         return None
-    ids = imagenet_wordnet_ids()
-    return ids if dataset.class_names[0] in ids else imagenet_names()
+    if all(map(str.isdecimal, dataset.class_names)):
+        return [str(number) for number in range(len(names))]
+    return ids if dataset.class_names[0] in ids else names
 
 
 def preparation(subject: Subject, dataset: Dataset) -> Preprocessing | None:

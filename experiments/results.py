@@ -20,6 +20,7 @@ from experiments import common
 from experiments.comparison import spread, stated
 from resnet_jax import InputError, ResNetSpec
 from resnet_jax.training.storage import write_file
+from resnet_jax.training.workdir import REPORTING
 
 FLAGS = flags.FLAGS
 
@@ -30,8 +31,6 @@ flags.DEFINE_enum('format', 'markdown', ['markdown', 'csv'], 'Form of the table.
 flags.DEFINE_string('out', None, 'File for the table. Default: the terminal.')
 
 _MEASURED = ('test_', 'best_test_', 'examples_per_second')
-# What a run reports and keeps, which changes no result.
-_REPORTING = {'log_every_steps', 'log_norms', 'eval_every_epochs', 'checkpoint_every_epochs', 'checkpoint_every_steps'}
 _NETWORK = {field.name for field in dataclasses.fields(ResNetSpec)}
 # What tells rows apart, first of all; other settings do where these are equal.
 FIRST = ('arch', 'dataset', 'task', 'recipe', 'epochs')
@@ -58,7 +57,8 @@ def find_results(folders: Sequence[str]) -> list[dict[str, Any]]:
                 # Of the network, too; the number of classes is the dataset's.
                 settings = {name: value for name, value in record['spec'].items() if name != 'num_classes'}
                 settings |= {name: value for name, value in record['config'].items() if name != 'seed'}
-                row = json.dumps([record['arch'], settings], sort_keys=True)
+                telling = {name: value for name, value in settings.items() if name not in REPORTING}
+                row = json.dumps([record['arch'], telling], sort_keys=True)
                 result = json.loads(path.read_text(encoding='utf-8'))
                 found.append(settings | result | {'run': str(config.parent), 'row': row})
             except FileNotFoundError:
@@ -71,11 +71,14 @@ def find_results(folders: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def grouped(results: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Results that differ in their seeds alone, together."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    """Results that differ in their seeds alone, together; one for each seed, others are named."""
+    groups: dict[str, dict[Any, dict[str, Any]]] = {}
     for result in results:
-        groups.setdefault(result['row'], []).append(result)
-    return list(groups.values())
+        seed = result.get('seed', result['run'])
+        first = groups.setdefault(result['row'], {}).setdefault(seed, result)
+        if first is not result:
+            print(f'{result["run"]} repeats {first["run"]}, its seed and all: left out', file=sys.stderr)
+    return [list(group.values()) for group in groups.values()]
 
 
 def cell(group: Sequence[dict[str, Any]], name: str) -> str:
@@ -95,7 +98,7 @@ def cell(group: Sequence[dict[str, Any]], name: str) -> str:
 def columns_of(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     """What tells the groups apart, the scores they have, seeds and minutes."""
     settings = {name for _, chosen in (json.loads(group[0]['row']) for group in groups) for name in chosen}
-    ordered = [*FIRST, *sorted(settings - set(FIRST) - _REPORTING)]
+    ordered = [*FIRST, *sorted(settings - set(FIRST))]
     firsts = [group[0] for group in groups]
 
     def tells(name: str) -> bool:

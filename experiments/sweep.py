@@ -83,11 +83,19 @@ def run(chosen: dict[str, str], seed: int, folder: pathlib.Path) -> dict[str, An
 
 
 def flags_of_all() -> list[str]:
-    """What every run is given."""
+    """What every run is given.
+
+    Raises:
+      InputError: quotes that do not end, or a flag that the sweep sets itself.
+    """
     try:
-        return shlex.split(FLAGS.flags)
+        given = shlex.split(FLAGS.flags)
     except ValueError as error:
         raise InputError(f'flags={FLAGS.flags!r}: {error}') from error
+    for flag in given:
+        if (name := flag.lstrip('-').partition('=')[0]) in _OURS:
+            raise InputError(f'flags={FLAGS.flags!r}: {name} is set by the sweep')
+    return given
 
 
 def obeying(command: list[str]) -> tuple[int, str]:
@@ -133,10 +141,13 @@ def claim(out: pathlib.Path) -> None:
     write_json(path, mine)
 
 
-def folder_name(name: str) -> str:
-    """A combination as the name of a folder, which a file system takes in any length."""
-    short = re.sub(r'[^\w.=-]+', '_', name)
-    return short if len(short) <= 120 else f'{short[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}'
+def folder_name(chosen: dict[str, str]) -> str:
+    """A combination as the name of a folder, each another one, which a file system takes in any length."""
+    whole = '_'.join(f'{name}={value}' for name, value in chosen.items())
+    short = re.sub(r'[^\w.=-]+', '_', whole)
+    if short == whole and len(short) <= 120:
+        return short
+    return f'{short[:100]}_{hashlib.sha256(whole.encode()).hexdigest()[:16]}'
 
 
 def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.ndarray, deviations: np.ndarray) -> None:
@@ -181,7 +192,7 @@ def main() -> None:
         name = ' '.join(f'{key}={value}' for key, value in chosen.items())
         scores = []
         for seed in range(FLAGS.num_seeds):
-            folder = out / folder_name(name) / f'seed{seed}'
+            folder = out / folder_name(chosen) / f'seed{seed}'
             try:
                 result = run(chosen, seed, folder)
             except InputError as error:

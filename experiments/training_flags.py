@@ -83,7 +83,7 @@ def define_normalization_flags() -> None:
         'mean',
         None,
         'Mean of the pixels to subtract, 1 being white: a number a channel, separated by commas. Default: that of the'
-        " weights in --init_from, if they say, else the dataset's.",
+        " weights in --init_from, if they say, else the dataset's; in evaluate, of photographs, ImageNet's.",
     )
     flags.DEFINE_list('std', None, 'Standard deviation to divide by, likewise.')
 

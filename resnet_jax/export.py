@@ -23,19 +23,12 @@ ONNX = '.onnx'
 
 def prediction_function(predictor: Predictor) -> Callable[[jax.Array], jax.Array]:
     """The network with everything around it as one function: uint8 ``[N, H, W, C]`` to what ``Predictor`` gives."""
-    meaning: dict[str, Callable[[jax.Array], jax.Array]] = {
-        'multiclass': lambda outputs: jax.nn.softmax(outputs, -1),
-        'binary': jax.nn.sigmoid,
-        'multilabel': jax.nn.sigmoid,
-        'regression': lambda outputs: _in_units(predictor, outputs),
-    }
-    finish = meaning[predictor.task.name]
     model = _plain(predictor.model)
     variables = jax.device_get(predictor.variables)
 
     def predict(images: jax.Array) -> jax.Array:
         outputs: Any = model.apply(variables, normalize(images, predictor.mean, predictor.std), train=False)
-        return finish(outputs)
+        return predictor.task.meaning(outputs)
 
     return predict
 
@@ -43,11 +36,6 @@ def prediction_function(predictor: Predictor) -> Callable[[jax.Array], jax.Array
 def _plain(model: ResNet) -> ResNet:
     """In float32, whatever it was trained in, and with convolutions that every compiler knows for any batch."""
     return dataclasses.replace(model, implementation='xla', dtype=jnp.float32)
-
-
-def _in_units(predictor: Predictor, outputs: jax.Array) -> jax.Array:
-    mean, std = (jnp.asarray(getattr(predictor.task, name), jnp.float32) for name in ('mean', 'std'))
-    return outputs * std[None] + mean[None]
 
 
 def export(predictor: Predictor, path: str | pathlib.Path, platforms: Sequence[str] = ('cpu',)) -> dict[str, Any]:

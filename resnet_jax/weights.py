@@ -38,12 +38,14 @@ class Pretrained:
       variables: what ``model.apply`` takes, float32.
       preprocessing: what its images must go through, or None where the source does not say.
       arch: its name.
+      test_preprocessing: the same with the larger images that the weights were published with besides, or None.
     """
 
     model: ResNet
     variables: dict[str, Any]
     preprocessing: Preprocessing | None
     arch: str
+    test_preprocessing: Preprocessing | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Source:
       task: what one of our own runs was trained for, else None.
       class_names: of its classes, labels or values, else empty.
       headless: the source says that it has no linear layer at the end.
+      test_preprocessing: as in ``Pretrained``.
     """
 
     tensors: dict[str, Any]
@@ -71,6 +74,7 @@ class Source:
     task: str | None = None
     class_names: tuple[str, ...] = ()
     headless: bool = False
+    test_preprocessing: Preprocessing | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -161,11 +165,12 @@ def _with_config(tensors: dict[str, Any], path: pathlib.Path) -> Source:
     if not isinstance(arch, str):
         raise InputError(f'{path} is no config.json of timm: its architecture must be a name')
     try:
-        preprocessing = from_timm_config(details)
+        preprocessing, larger = from_timm_config(details), from_timm_config(details, test_size=True)
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
     mean, std = preprocessing.mean, preprocessing.std
-    return Source(tensors, arch, None, preprocessing, mean, std, headless=config.get('num_classes') == 0)
+    headless, tested = config.get('num_classes') == 0, None if larger == preprocessing else larger
+    return Source(tensors, arch, None, preprocessing, mean, std, headless=headless, test_preprocessing=tested)
 
 
 def load_weights(
@@ -224,7 +229,7 @@ def from_pretrained(
     source = open_source(path_or_id)
     model, arch = model_of(source, str(path_or_id), arch, num_classes, **overrides)
     variables = source_variables(source, str(path_or_id), model, in_channels, key)
-    return Pretrained(model, variables, source.preprocessing, arch)
+    return Pretrained(model, variables, source.preprocessing, arch, source.test_preprocessing)
 
 
 def model_of(

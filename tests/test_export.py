@@ -18,9 +18,9 @@ from resnet_jax.training.evaluation import make_task
 NAMES = {'multiclass': ('a', 'b', 'c'), 'binary': ('no', 'yes'), 'multilabel': ('x', 'y'), 'regression': ('w', 'h')}
 
 
-def predictor_of(task):
+def predictor_of(task, loss=None):
     """An untrained network, whose head is large enough that not everything is equally likely."""
-    config = TrainConfig(task=task)
+    config = TrainConfig(task=task, loss=loss)
     outputs = 1 if task == 'binary' else len(NAMES[task])
     model = ResNet(ResNetSpec('basic', (1,), (8,), (1,), 'cifar', 8, 'A', num_classes=outputs))
     variables = jax.device_get(init_variables(model, jax.random.key(0), (8, 8, 3)))
@@ -31,9 +31,9 @@ def predictor_of(task):
     return Predictor(model, variables, make_task(config, *units), NAMES[task], (8, 8, 3), mean, std, how, 'tiny')
 
 
-@pytest.mark.parametrize('task', NAMES)
-def test_what_is_read_back_predicts_the_same_for_any_number_of_images(task, tmp_path):
-    predictor, path = predictor_of(task), tmp_path / 'network'
+@pytest.mark.parametrize(('task', 'loss'), [*((task, None) for task in NAMES), ('multiclass', 'sigmoid_cross_entropy')])
+def test_what_is_read_back_predicts_the_same_for_any_number_of_images(task, loss, tmp_path):
+    predictor, path = predictor_of(task, loss), tmp_path / 'network'
     record = export(predictor, path)
     assert largest_difference(predictor, path, (1, 5)) < 1e-5
     assert record == json.loads((tmp_path / 'network.json').read_text())

@@ -249,7 +249,13 @@ def test_preprocessing_comes_with_the_configuration_beside_a_file(small, tmp_pat
     write_safetensors(tmp_path / 'model.safetensors', small[2])
     (tmp_path / 'config.json').write_text(json.dumps(timm_config('test_resnet.mine', 1000, HALF_BIT)))
     loaded = from_pretrained(tmp_path / 'model.safetensors')
-    assert (loaded.arch, loaded.preprocessing) == ('test_resnet', HALF_BIT)
+    assert (loaded.arch, loaded.preprocessing, loaded.test_preprocessing) == ('test_resnet', HALF_BIT, None)
+    config = timm_config('test_resnet.mine', 1000, HALF_BIT)
+    config['pretrained_cfg'] |= {'test_input_size': [3, 128, 128], 'test_crop_pct': 1.0}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    loaded = from_pretrained(tmp_path / 'model.safetensors')
+    assert loaded.preprocessing == HALF_BIT
+    assert loaded.test_preprocessing == dataclasses.replace(HALF_BIT, size=128, crop_pct=1.0)
 
 
 @pytest.mark.parametrize('config', ['{', '[]', '{"spec": {}, "config": {}}', '{"architectures": ["ResNet"]}'])

@@ -160,15 +160,20 @@ def numbered_as(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
     """A dataset whose classes have the numbers that a network knows them by.
 
     Args:
-      dataset: of classes, or of yes and no. Names that are numbers name nothing: then numbers stay what they are, as
-        they do if the network's are.
+      dataset: of classes, or of yes and no. Names that only count, 0, 1, 2 and so on, name nothing: then numbers stay
+        what they are, as they do if the network's only count and the dataset's are no numbers.
       class_names: the network's; the dataset may have fewer, in another order.
 
     Raises:
       InputError: a class that the network does not know.
     """
     names = dataset.class_names
-    if names == tuple(class_names) or any(all(map(str.isdecimal, some)) for some in (names, class_names)):
+    if names == tuple(class_names):
+        return dataset
+    # A folder 7 or 007 is class 7 of a network whose classes are numbers.
+    if all(map(str.isdecimal, (*names, *class_names))):
+        names, class_names = (tuple(str(int(name)) for name in some) for some in (names, class_names))
+    elif _only_counts(names) or _only_counts(class_names):
         return dataset
     if unknown := [name for name in names if name not in class_names]:
         known = textwrap.shorten(', '.join(class_names), 200, placeholder=' …')
@@ -182,6 +187,10 @@ def numbered_as(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
 
     train, test = renumbered(dataset.train), renumbered(dataset.test)
     return dataclasses.replace(dataset, train=train, test=test, class_names=tuple(class_names))
+
+
+def _only_counts(names: Sequence[str]) -> bool:
+    return list(names) == [str(number) for number in range(len(names))]
 
 
 def resize_images(images: np.ndarray, size: int) -> np.ndarray:

@@ -67,7 +67,8 @@ def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:
     Args:
       name: ``folder:DIR``: ``DIR/train/CLASS/…`` and ``DIR/test/CLASS/…`` (or ``val``, ``validation``); or
         ``DIR/CLASS/…`` or ``DIR/train/CLASS/…`` alone, of which a fifth of each class is for testing, chosen by a hash
-        of the names: another file changes what few others are for.
+        of the names: another file changes what few others are for. A folder for testing without folders in it,
+        as ImageNet's ``test``, has no classes and is left out.
 
     Returns:
       ``train`` and ``test``, ordered by class and name, and the names of the classes in the order of the alphabet, as
@@ -82,12 +83,13 @@ def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:
         raise InputError(f'{name!r}: there is no such folder; expected one with a folder for each class')
     try:
         folders = {folder.lower(): folder for folder in _folders(root)}
-        train, tests = folders.get('train'), [folders[test] for test in TEST_NAMES if test in folders]
+        train, named = folders.get('train'), [folders[test] for test in TEST_NAMES if test in folders]
+        # ImageNet's own test folder has images without classes: its val is what can be scored.
+        tests = [test for test in named if _folders(root / test)]
         if train is not None and tests:
             parts = {split: _by_class(root, folder) for split, folder in (('train', train), ('test', tests[0]))}
         elif train is not None and _folders(root / train):  # else it is a class: a vehicle
-            if len(folders) > 1:
-                others = ', '.join(folder for folder in folders.values() if folder != train)
+            if others := ', '.join(folder for folder in folders.values() if folder not in (train, *named)):
                 raise InputError(
                     f'{name!r}: beside {train} there must be one of {", ".join(TEST_NAMES)}; there is {others}'
                 )
@@ -99,6 +101,8 @@ def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:
     classes = tuple(parts['train'])
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise InputError(f'{name!r}: expected a folder for each class, 2 to {MAX_CLASSES:,}, found {len(classes)}')
+    if not parts['test']:
+        raise InputError(f'{name!r}: no images to test; a class needs two, one of them to train on')
     if unknown := sorted(set(parts['test']) - set(classes)):
         raise InputError(f'{name!r}: {unknown[0]!r} is tested, but there are no images of it to train on')
     for split, by_class in parts.items():

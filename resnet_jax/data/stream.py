@@ -6,9 +6,11 @@ the same with any number of workers, on any number of machines, and after a resu
 
 import dataclasses
 import math
+import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -193,7 +195,7 @@ def batches(
         flags.FLAGS.mark_as_parsed()
     alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     options = grain.MultiprocessingOptions(num_workers=min(workers, last - first))
-    iterated = dataset.batch(size).to_iter_dataset(alone).mp_prefetch(options, _leave_signals_alone)
+    iterated = dataset.batch(size).to_iter_dataset(alone).mp_prefetch(options, _live_as_long_as_the_run)
     return _by_workers(iter(iterated), last - first)
 
 
@@ -201,11 +203,21 @@ def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _leave_signals_alone(worker: int, workers: int) -> None:
-    """A terminal or a scheduler signals the whole group; the run obeys, and ends its workers when it has saved."""
+def _live_as_long_as_the_run(worker: int, workers: int) -> None:
+    """A terminal or a scheduler signals the whole group; the run obeys, and ends its workers when it has saved.
+
+    Of one that is killed they would not know: grain's wait for ever.
+    """
     del worker, workers
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if (run := multiprocessing.parent_process()) is not None:
+
+        def follow() -> None:
+            multiprocessing.connection.wait([run.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
 
 
 def _by_workers(iterator: Any, count: int) -> Iterator[dict[str, np.ndarray]]:

@@ -26,6 +26,8 @@ _KNOWN_NAMES = (
     *('digits', 'synthetic', 'arrays:DIR', 'folder:DIR', *_MADE_WITH_TENSORFLOW),
     *('imagenette', 'imagewoof', 'imagenet2012', 'stl10', 'tf_flowers', 'oxford_flowers102', 'cats_vs_dogs'),
 )
+# Of a data set with examples for training alone, one in so many is for testing.
+_TESTED = 5
 _TFDS_NAME = re.compile(r'\w+(/[\w.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?')
 
 
@@ -246,7 +248,10 @@ def _fitting_features(task: str, features: dict[str, Any]) -> list[str]:
 
 
 def _open_splits(name: str, builder: Any, label_key: str) -> dict[str, Sequence[dict[str, Any]]]:
-    """Random access to the examples of ``train`` and of ``test`` or ``validation``, images still encoded."""
+    """Random access to the examples of ``train`` and of ``test`` or ``validation``, images still encoded.
+
+    Where there is neither of these, every fifth example of ``train`` is for testing.
+    """
     import tensorflow_datasets as tfds
 
     encoded = [key for key, feature in builder.info.features.items() if _is_encoded(feature)]
@@ -256,11 +261,28 @@ def _open_splits(name: str, builder: Any, label_key: str) -> dict[str, Sequence[
             source = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in encoded})
             if not _is_secret(builder.info.features[label_key], source[0][label_key]):
                 sources[split] = source
-    test = 'test' if 'test' in sources else 'validation'
-    if not {'train', test} <= set(sources):
+    if 'train' not in sources or len(sources['train']) < _TESTED:
         found = ', '.join(sorted(splits))
-        raise InputError(f'{name!r}: expected the splits train and test or validation, with labels; found {found}')
-    return {split: sources[split] for split in ('train', test)}
+        raise InputError(f'{name!r}: expected the split train, with labels; found {found}')
+    for test in ('test', 'validation'):
+        if test in sources:
+            return {'train': sources['train'], test: sources[test]}
+    whole, numbers = sources['train'], np.arange(len(sources['train']))
+    tested = numbers % _TESTED == _TESTED - 1
+    return {'train': _Chosen(whole, numbers[~tested]), 'test': _Chosen(whole, numbers[tested])}
+
+
+class _Chosen:
+    """Some examples of a source, by position; arguments as its attributes."""
+
+    def __init__(self, source: Sequence[dict[str, Any]], numbers: np.ndarray):
+        self._source, self._numbers = source, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._numbers[index])]
 
 
 def _is_encoded(feature: Any) -> bool:

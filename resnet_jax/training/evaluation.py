@@ -116,24 +116,37 @@ class Evaluator:
 
     def __call__(self, variables: dict[str, Any], poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Scores variables; ``poll`` is called after every batch, and may raise."""
-        variables, results = self._taken(variables), []
-        for batch in self._plain.batches(self._batch_size):
-            results.append(self._program(variables, self._plain.shared, batch))
-            jax.block_until_ready(results[-2:-1])  # so that no more than two are under way when poll raises
-            poll()
-        total = metrics.add_up(sums for sums, _, _ in results)
-        (examples,) = np.nonzero(np.concatenate(jax.device_get([mask for _, mask, _ in results])))
+        masks, parts = [], []
+
+        def sums() -> Iterator[dict[str, Any]]:
+            for some, mask, part in self._results(self._taken(variables), poll):
+                masks.append(mask)
+                parts.append(part)
+                yield some
+
+        total = metrics.add_up(sums())
+        (examples,) = np.nonzero(np.concatenate(masks))
         if total['count'] != len(examples) or (self._plain.all_there and len(examples) != len(self._split)):
             raise AssertionError(f'evaluated {total["count"]} of {len(self._split)} examples')
         if not len(examples):
             raise InputError(f'none of {len(self._split)} images can be decoded')
         summary, outputs, targets = self._task.summarize(total), None, None
         if self._keep:
-            parts = jax.device_get([part for _, _, part in results])
             outputs, targets = (np.concatenate(some)[examples] for some in zip(*parts, strict=True))
             if np.isfinite(outputs).all():
                 summary |= self._task.scores(outputs, targets)
         return Evaluation(summary, total, examples, outputs, targets)
+
+    def _results(self, variables: dict[str, Any], poll: Callable[[], None]) -> Iterator[Any]:
+        """What the program gives for each batch, on the host; two batches at most are on the devices."""
+        before = None
+        for batch in self._plain.batches(self._batch_size):
+            now = self._program(variables, self._plain.shared, batch)
+            if before is not None:
+                yield jax.device_get(before)
+            poll()
+            before = now
+        yield jax.device_get(before)
 
 
 class StatisticsEstimator:

@@ -91,9 +91,13 @@ def confusion_matrix(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> j
 
 
 def add_up(sums: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Total of several steps' sums, on the host in float64 and int64."""
-    fetched = jax.device_get(list(sums))
-    return {name: np.sum([np.asarray(one[name], _wide(one[name])) for one in fetched], axis=0) for name in fetched[0]}
+    """Total of several steps' sums, on the host in float64 and int64; one step's at a time are held."""
+    total: dict[str, Any] = {}
+    for one in sums:
+        for name, value in jax.device_get(one).items():
+            wide = np.asarray(value, _wide(value))[()]
+            total[name] = total[name] + wide if name in total else wide
+    return total
 
 
 def _wide(value: np.ndarray) -> type:

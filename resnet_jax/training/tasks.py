@@ -93,9 +93,13 @@ class Task:
         del outputs, targets
         return {}
 
-    def predictions(self, outputs: np.ndarray) -> np.ndarray:
+    def meaning(self, outputs: jax.Array) -> jax.Array:
         """What the outputs mean, float32 ``[N, K]``: probabilities, or values in the targets' units."""
         raise NotImplementedError
+
+    def predictions(self, outputs: np.ndarray) -> np.ndarray:
+        """As ``meaning``, on the host."""
+        return np.asarray(self.meaning(jnp.asarray(outputs)))
 
 
 class MultiClass(Task):
@@ -157,11 +161,9 @@ class MultiClass(Task):
             summary |= metrics.precision_recall_f1(hits[seen], *wrong)
         return summary
 
-    def predictions(self, outputs: np.ndarray) -> np.ndarray:
+    def meaning(self, outputs: jax.Array) -> jax.Array:
         """Probabilities ``[N, K]`` that sum to 1, or independent ones if the network was trained with sigmoids."""
-        if self.loss == 'sigmoid_cross_entropy':
-            return np.asarray(jax.nn.sigmoid(outputs))
-        return np.asarray(jax.nn.softmax(outputs))
+        return jax.nn.sigmoid(outputs) if self.loss == 'sigmoid_cross_entropy' else jax.nn.softmax(outputs)
 
 
 class MultiLabel(Task):
@@ -208,9 +210,9 @@ class MultiLabel(Task):
         """``roc_auc`` and ``average_precision``, averaged over the labels."""
         return metrics.ranking_scores(targets.reshape(outputs.shape), outputs)
 
-    def predictions(self, outputs: np.ndarray) -> np.ndarray:
+    def meaning(self, outputs: jax.Array) -> jax.Array:
         """The probability of each label, ``[N, K]``."""
-        return np.asarray(jax.nn.sigmoid(outputs))
+        return jax.nn.sigmoid(outputs)
 
 
 class Binary(MultiLabel):
@@ -277,9 +279,9 @@ class Regression(Task):
             'rmse': float(np.mean(std * np.sqrt(total['squared_error'] / count))),
         }
 
-    def predictions(self, outputs: np.ndarray) -> np.ndarray:
+    def meaning(self, outputs: jax.Array) -> jax.Array:
         """Values ``[N, D]`` in the targets' units."""
-        return np.asarray(outputs * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32))
+        return outputs * jnp.asarray([self.std], jnp.float32) + jnp.asarray([self.mean], jnp.float32)
 
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (MultiClass, Binary, MultiLabel, Regression)}

@@ -25,7 +25,7 @@ from resnet_jax.training.storage import reason, write_file
 
 CHECKPOINTS = 'checkpoints'
 # How often a run reports does not change what it computes, so it may differ when a run is resumed.
-_REPORTING = (
+REPORTING = (
     *('eval_every_epochs', 'checkpoint_every_epochs', 'checkpoint_every_steps', 'log_every_steps', 'log_norms'),
     'max_skipped_steps',
 )
@@ -163,7 +163,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for part in new.keys() & {'spec', 'config', 'dataset'}:
         there, here = defaults.get(part, {}) | old.get(part, {}), new[part]
         for name in sorted(there.keys() | here.keys()):
-            if name not in _REPORTING and there.get(name) != here.get(name):
+            if name not in REPORTING and there.get(name) != here.get(name):
                 found.append(f'{name}={there.get(name)!r} there, {here.get(name)!r} now')
     return sorted(found)
 

@@ -630,9 +630,17 @@ class TestTfds:
         assert found in message
 
     def test_splits(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
-        prepare(tmp_path, {'image': IMAGE, 'label': LABEL}, train=make_examples(rng, 3), extra=make_examples(rng, 3))
+        prepare(tmp_path, {'image': IMAGE, 'label': LABEL}, other=make_examples(rng, 3), extra=make_examples(rng, 3))
         message = error_of('toy', data_dir=str(tmp_path))
-        assert message == "'toy': expected the splits train and test or validation, with labels; found extra, train"
+        assert message == "'toy': expected the split train, with labels; found extra, other"
+
+    def test_one_in_five_is_for_testing_where_there_are_none(self, tmp_path: pathlib.Path, rng: np.random.Generator):
+        examples = make_examples(rng, 12)
+        prepare(tmp_path, {'image': IMAGE, 'label': LABEL}, train=examples)
+        dataset = load_dataset('toy', data_dir=str(tmp_path))
+        assert (len(dataset.train), len(dataset.test)) == (10, 2)
+        found = {image.tobytes() for split in (dataset.train, dataset.test) for image in np.asarray(split.images)}
+        assert found == {np.asarray(example['image']).tobytes() for example in examples}
 
     def test_labels_beyond_the_training_labels(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
         examples = make_examples(rng, 3)

@@ -34,6 +34,16 @@ def test_folders_for_training_and_testing(tmp_path, test):
     assert (names_of(images), labels.tolist()) == ([f'{test}/b/9.jpeg'], [1])
 
 
+def test_images_without_classes_are_not_for_testing(tmp_path):
+    """As ImageNet's own layout has them."""
+    make(tmp_path, *(f'train/{label}/{index}.jpg' for label in 'ab' for index in range(5)), 'test/1.jpg')
+    parts, _ = list_folder(f'folder:{tmp_path}')
+    assert (len(parts['train']), len(parts['test'])) == (8, 2)
+    make(tmp_path, 'val/b/1.jpg')
+    parts, _ = list_folder(f'folder:{tmp_path}')
+    assert names_of(parts['test'].images) == ['val/b/1.jpg']
+
+
 def test_a_share_of_each_class_is_for_testing(tmp_path):
     make(tmp_path, *(f'{label}/{index}.jpg' for label in 'ab' for index in range(20)), 'c/alone.png')
     parts, classes = list_folder(f'folder:{tmp_path}')
@@ -69,6 +79,9 @@ def test_what_cannot_be_used_is_refused(tmp_path):
     make(tmp_path, 'a/1.txt', 'b/1.jpg')
     assert "no images of 'a' to train; images end with .jpg" in said()
     (tmp_path / 'a').rename(tmp_path / '.a')
+    make(tmp_path, 'c/1.jpg')
+    assert 'no images to test; a class needs two' in said()
+    (tmp_path / 'c').rename(tmp_path / '.c')
     make(tmp_path, 'train/a/1.jpg', 'train/c/1.jpg', 'test/b/1.jpg')
     assert "'b' is tested, but there are no images of it to train on" in said()
     (tmp_path / 'test').rename(tmp_path / 'testing')

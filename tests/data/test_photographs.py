@@ -1,5 +1,7 @@
 """Tests of what the sources of photographs share."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,6 +48,12 @@ def test_a_network_knows_its_classes_by_name(parts):
     assert photographs.name(2).endswith('train/b/2.png')
     assert numbered_as(dataset, ['a', 'b']) is dataset
     assert numbered_as(dataset, ['0', '1', '2']) is dataset  # whose names say nothing
+    numbers = dataclasses.replace(dataset, class_names=('07', '3'))
+    assert numbered_as(numbers, [str(index) for index in range(10)]).train.photographs.read(0)[1] == 7
+    with pytest.raises(InputError, match="does not know its class '7'"):
+        numbered_as(numbers, ['0', '1', '2', '3'])
+    with pytest.raises(InputError, match="does not know its class '07'"):
+        numbered_as(numbers, ['a', 'b'])
     with pytest.raises(InputError, match="some: the network does not know its class 'b', it knows a, c"):
         numbered_as(dataset, ['a', 'c'])
 

@@ -1,9 +1,12 @@
 """Tests of streamed batches: the same by any way to make them."""
 
 import json
+import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +20,14 @@ from resnet_jax.errors import InputError
 
 NAMES = [f'{index:02}.png' for index in range(20)]
 LABELS = np.arange(20, dtype=np.int32) % 7
+
+
+def lives(pid):
+    """Whether a process of this machine runs; one that nobody has asked for its status does not."""
+    try:
+        return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture(scope='module')
@@ -99,6 +110,29 @@ class TestTraining:
         assert made(57, 0, 16, 0) == made(57, 0, 16, 4) == whole[57:]
         halves = made(0, 0, 8, 0), made(0, 8, 16, 2)
         assert [some + others for some, others in zip(*halves, strict=True)] == whole
+
+    @pytest.mark.slow
+    def test_no_worker_outlives_a_run_that_is_killed(self, images, root):
+        code = (
+            'import multiprocessing, pickle, sys, time\n'
+            'from resnet_jax.data.stream import batches\n'
+            'if __name__ == "__main__":\n'
+            '    made = batches(pickle.load(sys.stdin.buffer), 0, 1000, 4, 2)\n'
+            '    next(made)\n'
+            '    print(*(process.pid for process in multiprocessing.active_children()), flush=True)\n'
+            '    time.sleep(600)\n'
+        )
+        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+        with subprocess.Popen([sys.executable, '-c', code], cwd=root, **pipes) as run:
+            run.stdin.write(pickle.dumps(TrainingImages(images, 0, 4, 1, RandomCrop(8, None), range(4))))
+            run.stdin.close()
+            workers = [*map(int, run.stdout.readline().split())]
+            run.kill()
+        assert len(workers) == 2
+        deadline = time.monotonic() + 60
+        while any(map(lives, workers)):
+            assert time.monotonic() < deadline, workers
+            time.sleep(0.1)
 
     def test_copies_are_cut_out_each_its_own_way(self, tmp_path):
         pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

@@ -50,7 +50,7 @@ BENCHMARK = [
 EVALUATION = [
     *('init_from', 'arch', 'workdir', 'dataset', 'data_dir', 'image_size', 'mean', 'std', 'checkpoint', 'split'),
     *('task', 'test_flip', 'test_shift', 'test_sizes', 'crop_pct', 'interpolation', 'strict_data'),
-    'compilation_cache',
+    *('published_test_size', 'compilation_cache'),
 ]
 CONVERSION = ['init_from', 'arch', 'out', 'layout', 'compilation_cache']
 PHOTOGRAPHS = ['init_from', 'arch', 'checkpoint', 'images', 'image_size', 'crop_pct', 'interpolation', 'batch_size']

@@ -133,6 +133,19 @@ def test_results_tell_networks_apart(root, tmp_path):
     assert out.splitlines()[0] == '| dropout_rate | test_accuracy | seeds | minutes |'
 
 
+def test_results_count_a_seed_once_however_often_it_reports(root, tmp_path):
+    for name, seed, every, accuracy in (('a', 0, 10, 0.5), ('b', 1, 20, 0.7), ('c', 1, 20, 0.7)):
+        (tmp_path / name).mkdir()
+        config = {'seed': seed, 'epochs': 2, 'dataset': 'some', 'checkpoint_every_steps': every}
+        record = {'arch': 'tiny', 'spec': dataclasses.asdict(SPEC), 'config': config}
+        (tmp_path / name / 'config.json').write_text(json.dumps(record))
+        result = {'test_accuracy': accuracy, 'train_seconds': 60.0, 'arch': 'tiny', 'seed': seed}
+        (tmp_path / name / 'result.json').write_text(json.dumps(result))
+    out, err = run(root, 'results', f'--runs={tmp_path}')
+    assert out.splitlines()[2:] == ['| tiny | 0.6000 ± 0.1414 | 2 | 1.0 |']
+    assert err == f'{tmp_path}/c repeats {tmp_path}/b, its seed and all: left out\n'
+
+
 def test_evaluation_goes_by_the_names_of_classes(root, folder, trained, tmp_path):
     """Of folders for red and green, which are classes 0 and 1 there, and 2 and 1 of the network."""
     for label in ('red', 'green'):
@@ -156,12 +169,32 @@ def test_evaluation_goes_by_the_names_of_classes(root, folder, trained, tmp_path
     assert "the network does not know its class 'pink', it knows blue, green, red" in err
 
 
+def test_a_run_on_images_in_memory_scores_photographs_as_predict_sees_them(root, folder, tmp_path):
+    random, labels = np.random.default_rng(0), np.arange(24) % 3
+    images = random.integers(0, 60, (24, 16, 16, 3), np.uint8)
+    images[np.arange(24), :, :, labels] += 150
+    for split in ('train', 'test'):
+        np.savez(tmp_path / f'{split}.npz', images=images, labels=labels)
+    (tmp_path / 'classes.txt').write_text('\n'.join(coloured.COLOURS))
+    config = TrainConfig(dataset='arrays', epochs=2, batch_size=6, learning_rate=0.05)
+    train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=load_dataset(f'arrays:{tmp_path}'))
+    given = (f'--init_from={tmp_path / "run"}', f'--dataset=folder:{folder}', f'--workdir={tmp_path / "out"}')
+    out, _ = run(root, 'evaluate', *given)
+    assert json.loads((tmp_path / 'out' / 'result.json').read_text())['preprocessing']['size'] == 16
+    predictor = load_predictor(tmp_path / 'run')
+    files = sorted((folder / 'test').rglob('*.jpg'))
+    said = predictor.names(predictor(np.stack([predictor.prepare(file) for file in files])))
+    right = sum(name == file.parent.name for name, file in zip(said, files, strict=True))
+    assert f'{right} of 6 correct' in out
+
+
 GRIDS = """
 from experiments import sweep
 assert sweep.parsed('a=1,2; b=0.1,1|0.5,1') == {'a': ['1', '2'], 'b': ['0.1,1', '0.5,1']}
-assert sweep.folder_name('a=1 b=0.1,1') == 'a=1_b=0.1_1'
-long = [sweep.folder_name('a=' + 300 * 'x' + end) for end in 'yz']
-assert len(set(long)) == 2
+assert sweep.folder_name({'a': '1', 'b': '0.1'}) == 'a=1_b=0.1'
+assert sweep.folder_name({'a': '0.1,1'}).startswith('a=0.1_1_')
+long = [sweep.folder_name({'a': 300 * 'x' + end}) for end in 'yz']
+assert len({*long, *(sweep.folder_name({'a': value}) for value in ('x/y', 'x_y', 'x,y'))}) == 5
 assert max(map(len, long)) < 130
 """
 
@@ -240,3 +273,5 @@ def test_a_sweep_goes_on_where_it_was(root, tmp_path):
     ):
         _, err = run(root, 'sweep', f'--grid={grid}', status=2)
         assert said in err
+    _, err = run(root, 'sweep', '--grid=epochs=1', '--flags=--num_seeds=3', f'--workdir={tmp_path}/t', status=2)
+    assert "flags='--num_seeds=3': num_seeds is set by the sweep" in err
