@@ -15,6 +15,7 @@ from resnet_jax.training.config import (
     DECAYED,
     INTERPOLATIONS,
     OPTIMIZERS,
+    POLICY_INTERPOLATIONS,
     SCHEDULE_UNITS,
     SCHEDULES,
 )
@@ -138,6 +139,12 @@ def define_augmentation_flags() -> None:
     _setting(flags.DEFINE_enum, 'crop_fill', CROP_FILLS, 'What they are padded with.')
     _setting(flags.DEFINE_bool, 'horizontal_flip', 'Mirror half of the images.')
     _setting(flags.DEFINE_enum, 'policy', ('none', *AUGMENT_POLICIES), 'Operations drawn for each image.')
+    _setting(
+        flags.DEFINE_enum,
+        'policy_interpolation',
+        POLICY_INTERPOLATIONS,
+        'How shears, translations and rotations of --policy read pixels.',
+    )
     _setting(several, 'color_jitter', 'Ranges of brightness, contrast, saturation and maybe hue: 0.4,0.4,0.4,0.1.')
     _setting(number, 'lighting', 'Standard deviation of noise along the principal colours: 0.1.')
     _setting(number, 'random_erasing', 'Probability with which a box is erased.')

@@ -33,6 +33,7 @@ class Augmentation:
         fills with the mean colour, too, where this does, else with black.
       horizontal_flip: mirror half of the images.
       policy: one of ``policies.POLICIES``, or None.
+      policy_interpolation: ``nearest`` or ``bilinear``: how its shears, translations and rotations read pixels.
       color_jitter: ranges of brightness, contrast, saturation and, where there is a fourth, hue; () for none. Images of
         one channel have the first two.
       lighting: standard deviation of noise along the principal colours of ImageNet; 0 for none.
@@ -47,6 +48,7 @@ class Augmentation:
     crop_fill: str = 'black'
     horizontal_flip: bool = False
     policy: str | None = None
+    policy_interpolation: str = 'nearest'
     color_jitter: tuple[float, ...] = ()
     lighting: float = 0.0
     random_erasing: float = 0.0
@@ -168,7 +170,7 @@ def _before_normalization(
         image = random_ops.random_flip(key_of(_FLIP), image)
     if augmentation.policy is not None:
         drawn = POLICIES[augmentation.policy](key_of(_POLICY), *size)
-        image = apply_operations(image, drawn, fill)
+        image = apply_operations(image, drawn, fill, augmentation.policy_interpolation == 'bilinear')
     if any(augmentation.color_jitter):
         image = random_ops.color_jitter(key_of(_JITTER), image, augmentation.color_jitter)
     return image

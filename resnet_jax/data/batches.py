@@ -8,21 +8,18 @@ import numpy as np
 from resnet_jax.errors import InputError
 
 
-def steps_per_epoch(num_examples: int, batch_size: int, repeats: int = 1) -> int:
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Whole batches in an epoch; the remainder is left out, another one in every epoch.
 
     Args:
       num_examples: in the training set.
       batch_size: images in a step, copies counted.
-      repeats: as in ``train_indices``; they do not change the number of steps.
 
     Raises:
-      InputError: a batch larger than the data, or one that does not consist of so many copies.
+      InputError: a batch larger than the data.
     """
     if not 1 <= batch_size <= num_examples:
         raise InputError(f'batch_size={batch_size} must be from 1 to the {num_examples} training examples')
-    if batch_size % repeats:
-        raise InputError(f'augmentation_repeats={repeats} must divide the batch_size={batch_size}')
     return num_examples // batch_size
 
 
@@ -38,14 +35,15 @@ def train_indices(seed: int, step: int, num_examples: int, batch_size: int, repe
     """The examples of one training step, int32 ``[batch_size]``.
 
     With repeated augmentation (Hoffer et al. 2019, arXiv:1901.09335; Berman et al. 2019, arXiv:1902.05509) each of
-    ``batch_size / repeats`` examples is there so many times, its copies in a row; ``copy_numbers`` tells them apart. An
-    epoch keeps its number of steps, and so of images that the network sees, and goes through the first part of its
-    order alone, ``1 / repeats`` of it, as with torchvision's ``RASampler``; the next epoch has another order.
+    ``batch_size / repeats`` examples is there so many times, its copies in a row, the last one perhaps less often;
+    ``copy_numbers`` tells them apart. An epoch keeps its number of steps, and so of images that the network sees, and
+    goes through the first part of its order alone, ``1 / repeats`` of it, as with torchvision's ``RASampler``; the next
+    epoch has another order.
     """
-    epoch, position = divmod(step, steps_per_epoch(num_examples, batch_size, repeats))
-    distinct = batch_size // repeats
+    epoch, position = divmod(step, steps_per_epoch(num_examples, batch_size))
+    distinct = -(-batch_size // repeats)
     examples = epoch_order(seed, epoch, num_examples)[position * distinct : (position + 1) * distinct]
-    return np.repeat(examples, repeats)
+    return np.repeat(examples, repeats)[:batch_size]
 
 
 def copy_numbers(batch_size: int, repeats: int = 1) -> np.ndarray:

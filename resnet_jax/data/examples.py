@@ -10,7 +10,7 @@ from PIL import Image
 
 from resnet_jax.errors import InputError
 
-MAX_BYTES = 4 * 2**30  # of uint8 images, train and test together
+MAX_BYTES = 6 * 2**30  # of uint8 images, train and test together
 MAX_CLASSES = 10_000  # a larger label is a mistake, not a class; a confusion matrix is K x K
 
 # Images and targets of training, then of testing, each by the place they come from.

@@ -101,14 +101,14 @@ def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:
     classes = tuple(parts['train'])
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise InputError(f'{name!r}: expected a folder for each class, 2 to {MAX_CLASSES:,}, found {len(classes)}')
-    if not parts['test']:
-        raise InputError(f'{name!r}: no images to test; a class needs two, one of them to train on')
     if unknown := sorted(set(parts['test']) - set(classes)):
         raise InputError(f'{name!r}: {unknown[0]!r} is tested, but there are no images of it to train on')
     for split, by_class in parts.items():
         for label in classes if split == 'train' else by_class:
             if not by_class[label]:
                 raise InputError(f'{name!r}: no images of {label!r} to {split}; images end with {", ".join(SUFFIXES)}')
+    if not parts['test']:
+        raise InputError(f'{name!r}: no images to test; a class needs two, one of them to train on')
     return {split: _joined(str(root), by_class, classes) for split, by_class in parts.items()}, classes
 
 

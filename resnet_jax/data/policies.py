@@ -20,6 +20,9 @@ OPERATIONS = (
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 _FIRST_TABLE, _FIRST_BLEND = _NUMBER['brightness'], _NUMBER['color']
 
+# Of a magnitude in float32, which may be a whole number in truth.
+_NOISE = 1e-3
+
 # Operations and magnitudes drawn for one image, both [L]: each is applied in its turn.
 Drawn = tuple[jax.Array, jax.Array]
 Policy = Callable[[jax.Array, int, int], Drawn]
@@ -63,7 +66,7 @@ def _apply(
         image_ops.brightness_table(magnitude),
         image_ops.contrast_table(image, magnitude),
         image_ops.posterize_table(jnp.clip(whole, 0, 8)),
-        image_ops.solarize_table(whole),
+        image_ops.solarize_table(jnp.ceil(magnitude - _NOISE)),
         image_ops.solarize_add_table(whole),
     ]
     tables = [jnp.broadcast_to(table, (channels, 256)) for table in single]
@@ -91,7 +94,11 @@ _FACTORS = ('brightness', 'contrast', 'color', 'sharpness')
 
 
 def _draw_by_strength(
-    key: jax.Array, operations: jax.Array, strengths: Sequence[float | jax.Array], positions: jax.Array
+    key: jax.Array,
+    operations: jax.Array,
+    strengths: Sequence[float | jax.Array],
+    positions: jax.Array,
+    whole_pixels: bool = True,
 ) -> Drawn:
     """Magnitudes in torchvision's way: a position from 0 to 1 on the range of each operation, half of them negative.
 
@@ -100,11 +107,15 @@ def _draw_by_strength(
       operations: numbers ``[L]``.
       strengths: what the position 1 stands for, one for each of OPERATIONS.
       positions: ``[L]``.
+      whole_pixels: translations are cut to them.
     """
     ranges = jnp.stack([jnp.asarray(strength, jnp.float32) for strength in strengths])[operations]
     signed = jnp.array([name in _SIGNED for name in OPERATIONS])[operations]
     factors = jnp.array([name in _FACTORS for name in OPERATIONS])[operations]
-    magnitudes = _signed(key, positions * ranges, signed) + factors
+    translated = (operations == _NUMBER['translate_x']) | (operations == _NUMBER['translate_y'])
+    sizes = positions * ranges
+    sizes = jnp.where(translated & whole_pixels, jnp.floor(sizes + _NOISE), sizes)
+    magnitudes = _signed(key, sizes, signed) + factors
     bits = 8 - jnp.round(positions * ranges)
     magnitudes = jnp.where(operations == _NUMBER['posterize'], bits, magnitudes)
     return operations, jnp.where(operations == _NUMBER['solarize'], 255 * (1 - positions), magnitudes)
@@ -263,7 +274,7 @@ def rand_augment_increasing(
         drawn = magnitude + deviation * jax.random.normal(noise, (num_operations,))
         positions = jnp.clip(drawn, 0, 10) / 10
         strengths = _strengths(0.3, (0.45 * height, 0.45 * width), 30.0, 0.9, 4.0)
-        _, magnitudes = _draw_by_strength(signs, operations, strengths, positions)
+        _, magnitudes = _draw_by_strength(signs, operations, strengths, positions, whole_pixels=False)
         for name, value in (
             ('posterize', 4 - jnp.floor(positions * 4)),
             ('solarize', 256 - jnp.minimum(256, jnp.floor(positions * 256))),

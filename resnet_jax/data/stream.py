@@ -108,7 +108,7 @@ class TrainingImages:
         """
         step, place = divmod(position, len(self.rows))
         sizes = len(self.images), self.batch_size, self.repeats
-        epoch, row = step // steps_per_epoch(*sizes), self.rows[place]
+        epoch, row = step // steps_per_epoch(*sizes[:2]), self.rows[place]
         example = int(train_indices(self.seed, step, *sizes)[row])
         drawn_for = self.seed, epoch, example, int(copy_numbers(self.batch_size, self.repeats)[row])
         tries = 1 if self.strict else min(_NEIGHBOURS + 1, len(self.images))

@@ -247,7 +247,7 @@ def _fitting_features(task: str, features: dict[str, Any]) -> list[str]:
     return [key for key, f in tensors.items() if len(f.shape) <= 1 and np.issubdtype(f.np_dtype, np.floating)]
 
 
-def _open_splits(name: str, builder: Any, label_key: str) -> dict[str, Sequence[dict[str, Any]]]:
+def _open_splits(name: str, builder: Any, label_key: str) -> dict[str, Any]:
     """Random access to the examples of ``train`` and of ``test`` or ``validation``, images still encoded.
 
     Where there is neither of these, every fifth example of ``train`` is for testing.

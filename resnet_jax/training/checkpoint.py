@@ -172,6 +172,14 @@ def best_step(folder: pathlib.Path) -> int | None:
     return max(scores, key=lambda step: (scores[step], step), default=None)
 
 
+def is_scored(folder: pathlib.Path, step: int) -> bool:
+    """Whether a step is there with the score of its evaluation."""
+    try:
+        return read_manifest(folder / str(step)).score is not None
+    except DamageError:
+        return False
+
+
 def restore_checkpoint(folder: pathlib.Path, step: int, like: Any) -> Any:
     """The state of a step, after a check of every file and every array. Reads on its own in a job of many processes.
 
@@ -274,10 +282,17 @@ def _set_aside(error: DamageError) -> str:
 
 
 def remove_partial_checkpoints(folder: pathlib.Path) -> None:
-    """Removes what a killed process left half-written."""
+    """Removes what a killed process left half-written.
+
+    Raises:
+      StorageError: a step that made room for another one of its name, which did not come, cannot be moved back.
+    """
     for path in folder.glob(f'*.removed{PARTIAL}'):
         step = path.with_name(path.name.removesuffix(f'.removed{PARTIAL}'))
-        if not os.path.lexists(step):  # it was to make room for a new one of its name, which did not come
-            path.rename(step)
+        if not os.path.lexists(step):
+            try:
+                path.rename(step)
+            except OSError as error:
+                raise StorageError(f'cannot rename {path} to {step}: {reason(error)}') from error
     for path in folder.glob(f'*{PARTIAL}'):
         discard(path)

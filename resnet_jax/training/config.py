@@ -19,6 +19,7 @@ AUGMENT_POLICIES = (
     *('rand_augment', 'trivial_augment_wide', 'auto_augment_cifar10', 'auto_augment_imagenet'),
     *('rand-m7-mstd0.5-inc1', 'rand-m6-mstd0.5-inc1'),
 )
+POLICY_INTERPOLATIONS = ('nearest', 'bilinear')
 # Keys of models.preprocessing.INTERPOLATIONS.
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 COMPUTE_DTYPES = ('float32', 'bfloat16')
@@ -87,6 +88,7 @@ class TrainConfig:
       horizontal_flip: mirror half of the images.
       policy: operations drawn for each image: ``rand_augment``, ``trivial_augment_wide``, ``auto_augment_cifar10``,
         ``auto_augment_imagenet``, ``rand-m7-mstd0.5-inc1`` or ``rand-m6-mstd0.5-inc1``; None for none.
+      policy_interpolation: ``nearest`` or ``bilinear``: how its shears, translations and rotations read pixels.
       color_jitter: ranges of brightness, contrast, saturation and, where there is a fourth, hue; () for none.
       lighting: standard deviation of noise along the principal colours of ImageNet; 0 for none.
       random_erasing: probability with which a box of an image is erased.
@@ -171,6 +173,7 @@ class TrainConfig:
     crop_fill: str = 'black'
     horizontal_flip: bool = False
     policy: str | None = None
+    policy_interpolation: str = 'nearest'
     color_jitter: tuple[float, ...] = ()
     lighting: float = 0.0
     random_erasing: float = 0.0
@@ -245,6 +248,7 @@ class TrainConfig:
             'decayed': DECAYED,
             'crop_fill': CROP_FILLS,
             'policy': (None, *AUGMENT_POLICIES),
+            'policy_interpolation': POLICY_INTERPOLATIONS,
             'compute_dtype': COMPUTE_DTYPES,
             'interpolation': INTERPOLATIONS,
         }

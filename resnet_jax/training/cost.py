@@ -69,15 +69,15 @@ class Cost:
         rate = 6e-9 * self.multiply_adds * examples_per_second
         return f'speed: {examples_per_second:,.0f} images/s, {rate:,.1f} GFLOP/s{known}'
 
-    def record(self, examples_per_second: float) -> dict[str, Any]:
-        """What the result says of it."""
+    def record(self, examples_per_second: float, num_seeds: int = 1) -> dict[str, Any]:
+        """What the result of one of several seeds says, each of which takes so many examples."""
         return {
             'num_parameters': self.num_parameters,
             'multiply_adds': self.multiply_adds,
             'step_bytes': self.step_bytes,
             'compile_seconds': self.compile_seconds,
             'examples_per_second': examples_per_second,
-            'peak_share': self.peak_share(examples_per_second),
+            'peak_share': self.peak_share(examples_per_second * num_seeds),
         }
 
 

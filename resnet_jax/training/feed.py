@@ -4,6 +4,7 @@ Images in memory are all there from the start, and a batch says which of them it
 and sent while the step before computes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -171,7 +172,8 @@ class PhotographFeed:
         """Ends what reads ahead."""
         for iterator in self._iterators:
             if (close := getattr(iterator, 'close', None)) is not None:
-                close()
+                with contextlib.suppress(ValueError):  # a thread waits for its first batch, and is left alone with it
+                    close()
         self._iterators, self._next = [], None
 
 

@@ -32,7 +32,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.noted: signal.Signals | None = None
-        self._many = jax.process_count() > 1
+        self._many, self._passed_on = jax.process_count() > 1, False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> 'StopRequest':
@@ -48,9 +48,10 @@ class StopRequest:
 
     def _note(self, number: int, frame: types.FrameType | None) -> None:
         del frame
-        if self._many:
+        if self._many and not self._passed_on:
+            self._passed_on = True
             os.kill(os.getpid(), signal.SIGTERM)
-        elif self.noted is None:
+        elif not self._many and self.noted is None:
             self.noted = signal.Signals(number)
         else:
             self.__exit__()

@@ -156,7 +156,7 @@ class Log:
     def test(
         self, step: int, summary: dict[str, float], unaveraged: dict[str, float] | None, evaluation_seconds: float
     ) -> str:
-        """Writes an evaluation, and gives the line that tells of it.
+        """Writes an evaluation, unless it is written, and gives the line that tells of it.
 
         Args:
           step: the steps taken.
@@ -170,7 +170,8 @@ class Log:
         # Weights that are trained may be of no use where their average is.
         plain = {f'unaveraged_{k}': unaveraged[k] for k in ('loss', headline)} if unaveraged else {}
         plain = {name: value for name, value in plain.items() if np.isfinite(value)}
-        self._record('test', step, summary | plain | {'evaluation_seconds': evaluation_seconds})
+        if not self.has_test(step):
+            self._record('test', step, summary | plain | {'evaluation_seconds': evaluation_seconds})
         line = f'epoch {step / self._epoch_steps:g}'
         trained = [r for r in self.file.records if r['split'] == 'train' and 'loss' in r and r['step'] <= step]
         if trained:

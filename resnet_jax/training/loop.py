@@ -141,9 +141,15 @@ def _train_together(
     check_batch_size(config.batch_size, config.accumulation_steps, mesh)
     if dataset is None:
         dataset = load_dataset(config.dataset, task=config.task, data_dir=data_dir, image_size=config.image_size)
-    for group in _at_one_step(open_runs):
-        trained = _Run(spec, config, group, dataset, mesh, arch, reading).train(profile_steps)
-        results |= dict(zip((seed for seed, _ in group), trained, strict=True))
+    groups = _at_one_step(open_runs)
+    while groups:
+        group = groups.pop(0)
+        try:
+            run = _Run(spec, config, group, dataset, mesh, arch, reading)
+        except _PartedError:
+            groups = [*_at_one_step(group), *groups]
+            continue
+        results |= dict(zip((seed for seed, _ in group), run.train(profile_steps), strict=True))
     return [results[seed] for seed, _ in runs]
 
 
@@ -156,6 +162,10 @@ def _at_one_step(runs: Sequence[tuple[int, pathlib.Path]]) -> list[list[tuple[in
     for run, found in zip(runs, steps, strict=True):
         groups.setdefault(max(found, default=0), []).append(run)
     return list(groups.values())
+
+
+class _PartedError(Exception):
+    """Damage has left runs without a step in common, though some of them have steps."""
 
 
 class _Run:
@@ -199,6 +209,8 @@ class _Run:
         self.saved: int | None = None
         state = self._restore() if begun else None
         if state is None:
+            if begun and len(_at_one_step(runs)) > 1:
+                raise _PartedError
             if begun and config.init_from is not None:
                 loaded = self.program.load(open_source(config.init_from))
             state = self.program.initial_state(loaded)
@@ -340,7 +352,9 @@ class _Run:
     def _end_epoch(self, stop: StopRequest) -> None:
         """Evaluates and saves where that is due and not done."""
         config, epoch = self.config, self.step // self.program.epoch_steps
-        known = agree(self.logs[0].has_test(self.step))
+        # A checkpoint of a run that was stopped here, and was killed before it was written anew, has no score.
+        scored = self.saved != self.step or all(checkpoint.is_scored(folder, self.step) for folder in self.folders)
+        known = agree(scored and all(log.has_test(self.step) for log in self.logs))
         if is_due(epoch, config.eval_every_epochs, config.epochs) and not known:
             self._evaluate(stop)
             lines = []
@@ -401,7 +415,7 @@ class _Run:
             'steps': self.program.total_steps,
             'epochs': config.epochs,
             **log.totals(),
-            **self.cost.record(speed),
+            **self.cost.record(speed, len(self.seeds)),
             'seed': self.seeds[index],
             'arch': self.arch,
             'dataset': config.dataset,

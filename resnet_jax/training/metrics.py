@@ -95,7 +95,7 @@ def add_up(sums: Iterable[dict[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {}
     for one in sums:
         for name, value in jax.device_get(one).items():
-            wide = np.asarray(value, _wide(value))[()]
+            wide: Any = np.asarray(value, _wide(value))[()]
             total[name] = total[name] + wide if name in total else wide
     return total
 

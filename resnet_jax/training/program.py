@@ -61,7 +61,7 @@ class Program:
         reading: Reading = BY_THREADS,
     ):
         self.config, self.seeds, self.dataset, self.mesh = config, tuple(seeds), dataset, mesh
-        self.epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size, config.augmentation_repeats)
+        self.epoch_steps = steps_per_epoch(len(dataset.train), config.batch_size)
         self.total_steps = config.epochs * self.epoch_steps
         self.model = make_model(spec, config)
         self.optimizer = make_optimizer(config, self.epoch_steps)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ from resnet_jax.training.config import TrainConfig
 # Learning rates for another optimizer than a recipe's, whose own rate says nothing about it. Adam: Kingma and Ba 2014,
 # arXiv:1412.6980, Algorithm 1; Muon is scaled to AdamW's rates. SGD's is that of He et al. 2015; the others are ours.
 _USUAL_RATES = {'sgd': 0.1, 'adam': 1e-3, 'adamw': 1e-3, 'lamb': 1e-3, 'lars': 2.0, 'rmsprop_tf': 1e-3, 'muon': 1e-3}
-_MUON_MOMENTUM = 0.95  # its author's
+_USUAL_MOMENTUM = dict.fromkeys(_USUAL_RATES, 0.9) | {'muon': 0.95}  # that of its author
+# Weight decay that is added to the gradient (He et al. 2015) and such that is not (Wightman et al. 2021, A2).
+_USUAL_DECAYS = dict.fromkeys(_USUAL_RATES, 1e-4) | dict.fromkeys(('adamw', 'lamb', 'muon'), 0.02)
 
 # What an image must keep where numbers depend on where things are, and how they look.
 _NO_AUGMENTATION: dict[str, Any] = {
@@ -22,6 +25,7 @@ _NO_AUGMENTATION: dict[str, Any] = {
     'crop_padding': 0,
     'horizontal_flip': False,
     'policy': None,
+    'policy_interpolation': 'nearest',
     'color_jitter': (),
     'lighting': 0.0,
     'random_erasing': 0.0,
@@ -89,6 +93,7 @@ _TORCHVISION_V2 = dataclasses.replace(
     crop_size=176,
     crop_pct=0.9655,  # of 232 pixels
     policy='trivial_augment_wide',
+    policy_interpolation='bilinear',
     random_erasing=0.1,
     augmentation_repeats=4,
 )
@@ -114,6 +119,8 @@ _RSB_A2 = dataclasses.replace(
     mixup=0.1,
     cutmix=1.0,
     policy='rand-m7-mstd0.5-inc1',
+    policy_interpolation='bilinear',
+    crop_fill='mean',
     augmentation_repeats=3,
     crop_pct=0.95,
     interpolation='bicubic',
@@ -137,8 +144,9 @@ def bit_hyperrule(
     code's shortest, which is followed). Mixup of 0.1 but for the smallest data. Images of less than 96x96 pixels are
     enlarged to 160 and cropped to 128, others resized to 512 and cropped to 480. No weight decay.
 
-    Other than there, training ends with an epoch, the nearest one; a batch has no more than all examples, with the
-    learning rate in proportion; and evaluation sees images of 160 or 512 pixels, the authors' of 128 or 480.
+    Other than there, training ends with an epoch, the nearest one that lies behind the last fall of the rate; a batch
+    has no more than all examples, with the learning rate in proportion; and evaluation sees images of 160 or 512
+    pixels, the authors' of 128 or 480.
 
     Args:
       num_train_examples: size of the training set, at least 1.
@@ -161,16 +169,17 @@ def bit_hyperrule(
         supports = (500, 3_000, 6_000, 9_000, 10_000)
     batch_size = min(batch_size, num_train_examples)
     epoch_steps = num_train_examples // batch_size
+    # The code's rate falls in the step behind each of these.
+    decay_epochs = tuple((step + 1) / epoch_steps for step in supports[1:-1])
     return TrainConfig(
         recipe=recipe,
         dataset=dataset,
-        epochs=max(round(supports[-1] / epoch_steps), 1),
+        epochs=max(round(supports[-1] / epoch_steps), math.floor(decay_epochs[-1]) + 1),
         batch_size=batch_size,
         learning_rate=0.003,
         learning_rate_batch_size=512,
         schedule='step',
-        # The code's rate falls in the step behind each of these.
-        decay_epochs=tuple((step + 1) / epoch_steps for step in supports[1:-1]),
+        decay_epochs=decay_epochs,
         warmup_epochs=supports[0] / epoch_steps,
         warmup_start=0.0,
         weight_decay=0.0,
@@ -286,8 +295,9 @@ RECIPES: dict[str, TrainConfig] = {
     # Wightman et al. 2021, arXiv:2110.00476, Table 2: A1, A2, A3 80.4, 79.8, 78.1 % with resnet50 at 224 pixels, the
     # central 95 % of each image. A1 and A2: --drop_path_rate=0.05. Table 2 has no clipping, timm's LAMB clips to norm 1
     # unasked. From timm and not the paper: rates by the epoch, from 1e-4 to 1e-6, under the warmup; three repeats.
-    # Inferred: bicubic filters; the threshold 0.2 of A2 and A3, which makes every mixed class present, as the paper's
-    # loss has it; A1 smooths its targets, which a threshold would undo. timm's ten epochs of cooldown are left out.
+    # Inferred: bicubic filters, bilinear in the policy, where timm draws one of both; the threshold 0.2 of A2 and A3,
+    # above which a mixed class is present, as the paper's loss has it, and below which it is not; A1 smooths its
+    # targets, which a threshold would undo. timm's ten epochs of cooldown are left out.
     'rsb_a1': dataclasses.replace(
         _RSB_A2,
         recipe='rsb_a1',
@@ -349,6 +359,13 @@ _NEEDS: tuple[tuple[set[str], Callable[[TrainConfig], object], str], ...] = (
     ({'ema_warmup', 'ema_every_steps'}, lambda c: c.ema_decay is not None, 'ema_decay'),
     ({'distill_weight', 'distill_temperature'}, lambda c: c.distill_from is not None, 'distill_from'),
     ({'crop_ratio'}, lambda c: c.crop_area is not None, 'crop_area'),
+    ({'crop_fill'}, lambda c: c.crop_padding or c.policy is not None, 'crop_padding or policy'),
+    ({'policy_interpolation'}, lambda c: c.policy is not None, 'policy'),
+    (
+        {'warmup_prefix'},
+        lambda c: c.warmup_epochs and c.schedule in ('cosine', 'linear', 'polynomial'),
+        'warmup_epochs and a schedule cosine, linear or polynomial',
+    ),
 )
 
 
@@ -361,7 +378,8 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
       does the span of an average, ``1 / (1 - ema_decay)`` steps;
     - with another ``schedule`` than ``step`` there are no ``decay_epochs``;
     - with another ``optimizer`` than the recipe's, the learning rate is a usual one of that optimizer, for the batch
-      there is, and Muon's momentum is 0.95;
+      there is; so is the momentum where one of the two is Muon, 0.95 of Muon and else 0.9, and the weight decay where
+      one of the two adds it to the gradient and the other does not, 1e-4 and 0.02;
     - with another ``loss`` than the recipe's there is no threshold of targets;
     - ``task='regression'`` has the task's usual loss, no label smoothing and no threshold of targets, a fifth of the
       learning rate, as gradients of errors have no bound and those of probabilities have, and no augmentation, as
@@ -394,7 +412,10 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
     optimizer = overrides.get('optimizer', base.optimizer)
     if optimizer != base.optimizer and optimizer in _USUAL_RATES:
         implied |= {'learning_rate': _USUAL_RATES[optimizer], 'learning_rate_batch_size': None}
-        implied |= {'momentum': _MUON_MOMENTUM} if optimizer == 'muon' else {}
+        if _USUAL_MOMENTUM[optimizer] != _USUAL_MOMENTUM[base.optimizer]:
+            implied['momentum'] = _USUAL_MOMENTUM[optimizer]
+        if base.weight_decay and _USUAL_DECAYS[optimizer] != _USUAL_DECAYS[base.optimizer]:
+            implied['weight_decay'] = _USUAL_DECAYS[optimizer]
     config = dataclasses.replace(base, **(implied | overrides))
     for names, useful, needs in _NEEDS:
         for name in names & overrides.keys():

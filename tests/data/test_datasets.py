@@ -276,7 +276,7 @@ class TestSynthetic:
     def test_too_large(self) -> None:
         assert 'synthetic' in (message := error_of('synthetic', image_size=2000))
         assert message.endswith(
-            '1,280 images of 2000 x 2000 x 3 are too large to keep in memory: 14.3 GiB, at most 4 GiB can be'
+            '1,280 images of 2000 x 2000 x 3 are too large to keep in memory: 14.3 GiB, at most 6 GiB can be'
         )
 
 

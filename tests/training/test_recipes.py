@@ -12,6 +12,8 @@ import optax
 import pytest
 
 from resnet_jax import RECIPES, InputError, TrainConfig, get_config
+from resnet_jax.data.batches import steps_per_epoch, train_indices
+from resnet_jax.data.examples import check_memory
 from resnet_jax.training.optim import make_optimizer
 from resnet_jax.training.recipes import bit_hyperrule
 from resnet_jax.training.tasks import TASKS
@@ -59,7 +61,27 @@ def test_what_follows_from_another_task_or_optimizer():
     assert chosen.learning_rate == 0.5
     muon = get_config('bag_of_tricks', optimizer='muon')
     assert (muon.peak_learning_rate, muon.momentum) == (1e-3, 0.95)
+    plain = get_config('cifar_fast', optimizer='sgd')
+    assert (plain.peak_learning_rate, plain.momentum, plain.weight_decay) == (0.1, 0.9, 1e-4)
+    adamw = get_config('cifar_fast', optimizer='adamw')
+    assert (adamw.momentum, adamw.weight_decay) == (0.9, 0.02)
+    assert get_config('cifar_fast', optimizer='lars', weight_decay=0.5).weight_decay == 0.5
+    lamb = get_config('digits_quick', optimizer='lamb')
+    assert (lamb.peak_learning_rate, lamb.weight_decay) == (1e-3, 0.02)
+    assert get_config('bit_cifar10', optimizer='adamw').weight_decay == 0.0
     assert get_config('rsb_a2', optimizer='sgd').peak_learning_rate == 0.1
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_every_recipe_fits_its_data(recipe):
+    """Whole batches, and in memory what is not read while training."""
+    config = RECIPES[recipe]
+    num = {'digits': 1_437, 'cifar10': 50_000, 'imagenet2012': 1_281_167}[config.dataset]
+    assert steps_per_epoch(num, config.batch_size) >= 1
+    assert len(train_indices(0, 0, num, config.batch_size, config.augmentation_repeats)) == config.batch_size
+    if config.dataset == 'cifar10':
+        size = config.image_size or 32
+        check_memory('cifar10', 60_000, (size, size, 3))
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
@@ -198,7 +220,7 @@ LADDER = [
             'warmup_start': 0.01,
         },
     ),
-    ('TrivialAugment', 76.806, {'policy': 'trivial_augment_wide'}),
+    ('TrivialAugment', 76.806, {'policy': 'trivial_augment_wide', 'policy_interpolation': 'bilinear'}),
     ('long training', 78.606, {'epochs': 600}),
     ('random erasing', 78.796, {'random_erasing': 0.1}),
     ('label smoothing', 79.114, {'label_smoothing': 0.1}),
@@ -254,6 +276,12 @@ def test_the_hyperrule_counts_in_steps(examples, steps, falls):
     assert config.warmup_epochs * epoch == pytest.approx(100 if steps == 500 else 500)
     assert config.mixup == (0.0 if steps == 500 else 0.1)
     assert (config.image_size, config.crop_size, config.weight_decay) == (512, 480, 0.0)
+
+
+@pytest.mark.parametrize(('examples', 'batch'), [(12_000, 32), (450_000, 64), (2_930_000, 512), (1, 512), (499_999, 3)])
+def test_the_hyperrules_last_fall_lies_within_the_training(examples, batch):
+    config = bit_hyperrule(examples, batch_size=batch)
+    assert max(*config.decay_epochs, config.warmup_epochs) < config.epochs
 
 
 def test_the_hyperrule_of_small_images_and_small_data():
