@@ -27,11 +27,12 @@ def test_a_signal_is_noted_and_nothing_else(number):
     assert signal.getsignal(number) is before
 
 
-def test_who_signals_twice_is_in_a_hurry():
-    def signal_and_wait():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
+def interrupt_and_wait():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
 
+
+def test_who_signals_twice_is_in_a_hurry():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
     try:
         with StopRequest() as stop:
@@ -39,10 +40,27 @@ def test_who_signals_twice_is_in_a_hurry():
             time.sleep(0.01)
             assert stop.noted == signal.SIGINT
             with pytest.raises(KeyboardInterrupt) as raised:
-                signal_and_wait()
+                interrupt_and_wait()
     finally:
         signal.signal(signal.SIGINT, before)
     assert not isinstance(raised.value, Interrupted)
+
+
+def test_in_a_job_of_processes_the_first_is_passed_on_and_the_second_leaves(monkeypatch):
+    monkeypatch.setattr('jax.process_count', lambda: 2)
+    noted = []
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: lambda number, frame: noted.append(number)}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        with StopRequest():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            assert noted == [signal.SIGTERM]
+            with pytest.raises(KeyboardInterrupt):
+                interrupt_and_wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_waiting_ends_with_the_result_the_error_or_a_signal():

@@ -27,6 +27,7 @@ from resnet_jax import (
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.models.weight_files import write_safetensors
 from resnet_jax.training import checkpoint, evaluation, loop
+from resnet_jax.training.checkpoint_writer import CheckpointWriter
 from resnet_jax.training.feed import PlainArrays
 from resnet_jax.training.log import Log
 from resnet_jax.training.loop import is_due
@@ -561,6 +562,49 @@ def test_seeds_are_summed_up(shades, tmp_path):
     assert result['test_accuracy_std'] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
     with pytest.raises(InputError, match='num_seeds=0'):
         train_seeds(SPEC, config, tmp_path, 0, dataset=shades)
+
+
+def test_seeds_that_damage_has_parted_go_on_apart(finished, shades, tmp_path, monkeypatch, capsys):
+    """The one without an intact checkpoint starts anew, and the other one keeps and uses its own."""
+    after_step(monkeypatch, 10, kill)
+    with pytest.raises(SystemError, match='killed'):
+        train_seeds(SPEC, CONFIG, tmp_path, 2, dataset=shades)
+    monkeypatch.undo()
+    for manifest in (tmp_path / 'seed1' / 'checkpoints').glob('*/manifest.json'):
+        manifest.write_bytes(b'')
+    capsys.readouterr()
+    result = train_seeds(SPEC, CONFIG, tmp_path, 2, dataset=shades)
+    said = capsys.readouterr()
+    assert f'resuming {tmp_path / "seed0"} after step 8' in said.out
+    assert said.err.count('is damaged') == len(list((tmp_path / 'seed1' / 'checkpoints' / 'damaged').iterdir())) > 0
+    assert [run['steps'] for run in result['runs']] == [16, 16]
+    assert result['runs'][0]['test_loss'] == pytest.approx(finished[1]['test_loss'], rel=1e-3)
+
+
+def test_a_checkpoint_that_was_left_without_its_score_gets_it(finished, shades, tmp_path, monkeypatch):
+    """Stopped in the last evaluation, and killed when that was made up for and the step was to be written anew."""
+    plain, calls = PlainArrays.batches, []
+
+    def with_signal(self, *args):
+        calls.append(args)
+        if len(calls) == 1 + CONFIG.epochs:  # after the compilation
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *args)
+
+    monkeypatch.setattr(PlainArrays, 'batches', with_signal)
+    with pytest.raises(Interrupted, match='after step 16'):
+        train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
+    monkeypatch.undo()
+    monkeypatch.setattr(CheckpointWriter, 'save', lambda *_: kill())
+    with pytest.raises(SystemError, match='killed'):
+        train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
+    monkeypatch.undo()
+    assert metrics_of(tmp_path) == metrics_of(finished[0])
+    assert not checkpoint.is_scored(tmp_path / 'checkpoints', 16)
+    train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
+    assert checkpoint.is_scored(tmp_path / 'checkpoints', 16)
+    assert metrics_of(tmp_path) == metrics_of(finished[0])
+    assert last_state(tmp_path) == last_state(finished[0])
 
 
 @pytest.mark.parametrize(('epoch', 'due'), [(1, False), (3, True), (6, True), (7, True)])
