@@ -261,12 +261,14 @@ def _open_splits(name: str, builder: Any, label_key: str) -> dict[str, Any]:
             source = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in encoded})
             if not _is_secret(builder.info.features[label_key], source[0][label_key]):
                 sources[split] = source
-    if 'train' not in sources or len(sources['train']) < _TESTED:
+    if 'train' not in sources:
         found = ', '.join(sorted(splits))
         raise InputError(f'{name!r}: expected the split train, with labels; found {found}')
     for test in ('test', 'validation'):
         if test in sources:
             return {'train': sources['train'], test: sources[test]}
+    if len(sources['train']) < _TESTED:
+        raise InputError(f'{name!r}: {len(sources["train"])} examples to train on are too few for some to test on')
     whole, numbers = sources['train'], np.arange(len(sources['train']))
     tested = numbers % _TESTED == _TESTED - 1
     return {'train': _Chosen(whole, numbers[~tested]), 'test': _Chosen(whole, numbers[tested])}

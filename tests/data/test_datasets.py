@@ -641,6 +641,9 @@ class TestTfds:
         assert (len(dataset.train), len(dataset.test)) == (10, 2)
         found = {image.tobytes() for split in (dataset.train, dataset.test) for image in np.asarray(split.images)}
         assert found == {np.asarray(example['image']).tobytes() for example in examples}
+        prepare(tmp_path / 'few', {'image': IMAGE, 'label': LABEL}, train=examples[:4])
+        message = error_of('toy', data_dir=str(tmp_path / 'few'))
+        assert message == "'toy': 4 examples to train on are too few for some to test on"
 
     def test_labels_beyond_the_training_labels(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
         examples = make_examples(rng, 3)

@@ -179,7 +179,7 @@ def test_damaged_photographs_are_named_and_replaced(folder, tmp_path, capfd):
     assert 1 <= result['replaced_images'] <= 6  # two, in three epochs that leave out one of 33
     said = capfd.readouterr().err.splitlines()
     why = 'cannot be decoded (no image in a format that is known)'
-    assert f'{tmp_path / "data/test/b/04.png"} {why}: it is left out' in said
+    assert f'{tmp_path / "data/test/green/04.png"} {why}: it is left out' in said
     assert f'{tmp_path / "data/train/red/00.png"} {why}: another image takes its place' in said
     assert len(said) == 3
     with pytest.raises(InputError, match='cannot be decoded'):
@@ -188,7 +188,7 @@ def test_damaged_photographs_are_named_and_replaced(folder, tmp_path, capfd):
 
 def test_a_folder_of_forty_odd_files(folder, tmp_path, capfd):
     """Thirty can be used, and ten are replaced by others; a run over them ends as any other."""
-    good = odd_files.write(tmp_path / 'data' / 'train' / 'odd')
+    good = odd_files.write(tmp_path / 'data' / 'train' / 'forty')
     shutil.copytree(folder / 'train' / 'green', tmp_path / 'data' / 'train' / 'green')
     shutil.copytree(folder / 'test' / 'green', tmp_path / 'data' / 'test' / 'green')
     next((tmp_path / 'data' / 'train' / 'green').iterdir()).unlink()  # 50 are left, each of which an epoch takes once
