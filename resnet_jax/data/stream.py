@@ -229,8 +229,10 @@ def _by_workers(iterator: Any, count: int) -> Iterator[dict[str, np.ndarray]]:
             except RuntimeError as error:  # of grain's, for a worker that is gone
                 more = 'fewer --num_workers take less memory'
                 raise StorageError(f'a process that reads photographs ended: {reason(error)}; {more}') from error
-            # Copied out of the shared memory, so that this can be given back.
-            yield {name: np.array(values) for name, values in batch.items()}
+            # Copied out of the shared memory, which is given back where nothing holds it any more, at the latest here.
+            copied = {name: np.array(values) for name, values in batch.items()}
+            del batch
+            yield copied
     finally:
         iterator.close()
         del iterator
