@@ -111,7 +111,6 @@ class TestTraining:
         halves = made(0, 0, 8, 0), made(0, 8, 16, 2)
         assert [some + others for some, others in zip(*halves, strict=True)] == whole
 
-    @pytest.mark.slow
     def test_no_worker_outlives_a_run_that_is_killed(self, images, root):
         code = (
             'import multiprocessing, pickle, sys, time\n'
@@ -122,7 +121,7 @@ class TestTraining:
             '    print(*(process.pid for process in multiprocessing.active_children()), flush=True)\n'
             '    time.sleep(600)\n'
         )
-        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+        pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'stderr': subprocess.DEVNULL}
         with subprocess.Popen([sys.executable, '-c', code], cwd=root, **pipes) as run:
             run.stdin.write(pickle.dumps(TrainingImages(images, 0, 4, 1, RandomCrop(8, None), range(4))))
             run.stdin.close()
