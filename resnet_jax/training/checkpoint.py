@@ -163,21 +163,17 @@ def best_step(folder: pathlib.Path) -> int | None:
 
     A damaged step counts as not evaluated: the other steps are as good as before.
     """
-    scores = {}
-    for step in checkpoint_steps(folder):
-        with contextlib.suppress(DamageError):
-            score = read_manifest(folder / str(step)).score
-            if score is not None and not math.isnan(score):
-                scores[step] = score
+    found = {step: score_of(folder, step) for step in checkpoint_steps(folder)}
+    scores = {step: score for step, score in found.items() if score is not None and not math.isnan(score)}
     return max(scores, key=lambda step: (scores[step], step), default=None)
 
 
-def is_scored(folder: pathlib.Path, step: int) -> bool:
-    """Whether a step is there with the score of its evaluation."""
+def score_of(folder: pathlib.Path, step: int) -> float | None:
+    """The headline metric that a step was saved with; None if it was not evaluated, or is damaged."""
     try:
-        return read_manifest(folder / str(step)).score is not None
+        return read_manifest(folder / str(step)).score
     except DamageError:
-        return False
+        return None
 
 
 def restore_checkpoint(folder: pathlib.Path, step: int, like: Any) -> Any:

@@ -353,7 +353,9 @@ class _Run:
         """Evaluates and saves where that is due and not done."""
         config, epoch = self.config, self.step // self.program.epoch_steps
         # A checkpoint of a run that was stopped here, and was killed before it was written anew, has no score.
-        scored = self.saved != self.step or all(checkpoint.is_scored(folder, self.step) for folder in self.folders)
+        scored = self.saved != self.step or None not in [
+            checkpoint.score_of(folder, self.step) for folder in self.folders
+        ]
         known = agree(scored and all(log.has_test(self.step) for log in self.logs))
         if is_due(epoch, config.eval_every_epochs, config.epochs) and not known:
             self._evaluate(stop)

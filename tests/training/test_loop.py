@@ -600,9 +600,9 @@ def test_a_checkpoint_that_was_left_without_its_score_gets_it(finished, shades, 
         train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
     monkeypatch.undo()
     assert metrics_of(tmp_path) == metrics_of(finished[0])
-    assert not checkpoint.is_scored(tmp_path / 'checkpoints', 16)
+    assert checkpoint.score_of(tmp_path / 'checkpoints', 16) is None
     train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
-    assert checkpoint.is_scored(tmp_path / 'checkpoints', 16)
+    assert checkpoint.score_of(tmp_path / 'checkpoints', 16) is not None
     assert metrics_of(tmp_path) == metrics_of(finished[0])
     assert last_state(tmp_path) == last_state(finished[0])
 
