@@ -1,4 +1,4 @@
-"""How long a step of training or evaluation takes, beside plain Flax and PyTorch.
+"""Times training steps beside plain Flax and PyTorch; estimates for TPUs.
 
 python -m experiments.benchmark --arch=resnet20,resnet50                    # this machine
 python -m experiments.benchmark --arch=resnet50 --against=flax,torch        # in turns with the others
@@ -13,56 +13,56 @@ median of the ratios of turns that followed each other.
 import dataclasses
 import importlib.util
 import json
-import multiprocessing
-import os
-import signal
 import statistics
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
 from absl import flags
 
-from experiments import common
+from experiments.shared import scripts
+from experiments.shared.contenders import Contender, usable_cores
 from resnet_jax import InputError, ResNetSpec, get_spec
+from resnet_jax.devices import data_parallel
 from resnet_jax.models.conv import IMPLEMENTATIONS
-from resnet_jax.training.config import COMPUTE_DTYPES
 
+GROUP = 'tools'
 FLAGS = flags.FLAGS
 OTHERS = ('flax', 'torch')
 
-flags.DEFINE_list('arch', 'resnet20', 'Architectures, separated by commas; list_models() has them.')
-flags.DEFINE_integer('batch_size', None, 'Images in a step. Default: 128 of 32 pixels, 16 of more.', lower_bound=1)
-flags.DEFINE_integer(
-    'image_size', None, 'Pixels a side. Default: 32 for networks with the CIFAR stem, else 128.', lower_bound=1
-)
-flags.DEFINE_enum('mode', 'train', ('train', 'eval'), 'train: loss, gradients and SGD with momentum; eval: logits.')
-flags.DEFINE_enum('compute_dtype', 'float32', COMPUTE_DTYPES, 'Dtype of the layers.')
-flags.DEFINE_enum(
-    'implementation', 'auto', IMPLEMENTATIONS, 'auto: the forms fast on the platform; xla: the plain ones.'
-)
-flags.DEFINE_integer('cardinality', None, "Groups of a bottleneck's 3x3 convolution. Default: the architecture's.")
-flags.DEFINE_integer('base_width', None, "Channels of a group in the first stage. Default: the architecture's.")
-flags.DEFINE_bool('scan_blocks', False, 'Compile the alike blocks of a stage once.')
-flags.DEFINE_list(
-    'against',
-    [],
-    'Contenders, separated by commas: flax (nn.Conv and nn.BatchNorm), torch. They know plain, basic and bottleneck'
-    ' blocks, with or without pre-activation, and neither attention nor what came later.',
-)
-flags.DEFINE_integer('rounds', 7, 'Turns of each contender.', lower_bound=1)
-flags.DEFINE_integer('steps', 2, 'Counted steps in a turn.', lower_bound=1)
-flags.DEFINE_string(
-    'topology',
-    None,
-    'Compile for one chip of these instead, such as v5e:2x2, and report what the compiler estimates; needs libtpu.',
-)
-flags.DEFINE_bool(
-    'all_chips', False, 'With --topology: split the batch over all its chips, and report what they exchange.'
-)
-flags.DEFINE_bool('json', False, 'Print one JSON object a line instead of a table.')
+
+def define_flags() -> None:
+    flags.DEFINE_list('arch', 'resnet20', 'Architectures, separated by commas; list_models() has them.')
+    flags.DEFINE_integer('batch_size', None, 'Images in a step. Default: 128 of 32 pixels, 16 of more.', lower_bound=1)
+    flags.DEFINE_integer(
+        'image_size', None, 'Pixels a side. Default: 32 for networks with the CIFAR stem, else 128.', lower_bound=1
+    )
+    flags.DEFINE_enum('mode', 'train', ('train', 'eval'), 'train: loss, gradients and SGD with momentum; eval: logits.')
+    flags.DEFINE_enum('compute_dtype', 'float32', ('float32', 'bfloat16'), 'Dtype of the layers.')
+    flags.DEFINE_enum(
+        'implementation', 'auto', IMPLEMENTATIONS, 'auto: the forms fast on the platform; xla: the plain ones.'
+    )
+    flags.DEFINE_integer('cardinality', None, "Groups of a bottleneck's 3x3 convolution. Default: the architecture's.")
+    flags.DEFINE_integer('base_width', None, "Channels of a group in the first stage. Default: the architecture's.")
+    flags.DEFINE_bool('scan_blocks', False, 'Compile the alike blocks of a stage once.')
+    flags.DEFINE_list(
+        'against',
+        [],
+        'Contenders, separated by commas: flax (nn.Conv and nn.BatchNorm), torch. They know plain, basic and bottleneck'
+        ' blocks, with or without pre-activation, and neither attention nor what came later.',
+    )
+    flags.DEFINE_integer('rounds', 7, 'Turns of each contender.', lower_bound=1)
+    flags.DEFINE_integer('steps', 2, 'Counted steps in a turn.', lower_bound=1)
+    flags.DEFINE_string(
+        'topology',
+        None,
+        'Compile for one chip of these instead, such as v5e:2x2, and report what the compiler estimates; needs libtpu.',
+    )
+    flags.DEFINE_bool(
+        'all_chips', False, 'With --topology: split the batch over all its chips, and report what they exchange.'
+    )
+    flags.DEFINE_bool('json', False, 'Print one JSON object a line instead of a table.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,20 +102,20 @@ def jax_step(case: Case, plain_flax: bool) -> tuple[Callable[..., Any], Any]:
     """A step as a function of its state, and the state's shapes with those of a batch."""
     import jax.numpy as jnp
 
-    from experiments.peers import FlaxNetwork
+    from experiments.shared.baseline_networks import FlaxNetwork
     from resnet_jax import ResNet, TrainConfig, create_train_state, init_variables, train_step
-    from resnet_jax.training.optim import make_optimizer
+    from resnet_jax.training.config import optimizer_of
 
     spec, dtype = case.spec, jnp.dtype(case.compute_dtype)
     ours = ResNet(spec, dtype, case.implementation, scan_blocks=case.scan_blocks)
     model: Any = FlaxNetwork(spec, dtype) if plain_flax else ours
-    optimizer = make_optimizer(TrainConfig(), 100)
+    optimizer = optimizer_of(TrainConfig(), 100)
     image_shape = (case.image_size, case.image_size, 3)
 
     def make(key: jax.Array) -> tuple[Any, Any]:
         state = create_train_state(init_variables(model, key, image_shape), optimizer)
         image = jax.random.normal(key, (case.batch_size, *image_shape))
-        label = jax.random.randint(key, (case.batch_size,), 0, spec.num_classes)
+        label = jax.random.randint(key, (case.batch_size,), 0, spec.head.num_classes)
         return state, {'image': image, 'label': label}
 
     def train(state: Any, batch: Any) -> Any:
@@ -150,15 +150,15 @@ def prepare_torch(case: Case, channels_last: bool) -> tuple[Callable[[], None], 
     """The same with PyTorch, in one of its two memory formats."""
     import torch
 
-    from experiments.peers import torch_network
+    from experiments.shared.baseline_networks import torch_network
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cores())
     before = _resident_bytes('VmRSS')
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     network = torch_network(case.arch, case.spec, case.image_size).to(memory_format=memory_format)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size).to(memory_format=memory_format)
-    labels = torch.randint(0, case.spec.num_classes, (case.batch_size,))
+    labels = torch.randint(0, case.spec.head.num_classes, (case.batch_size,))
     autocast = torch.autocast('cpu', torch.bfloat16, enabled=case.compute_dtype == 'bfloat16')
     network.train(case.mode == 'train')
 
@@ -196,94 +196,47 @@ PREPARE: dict[str, tuple[Callable[..., Any], bool]] = {
 }
 
 
-def work(name: str, case: Case, connection: Any) -> None:
-    """A contender's process: sends what its preparation showed, then the seconds of each step that it is asked for."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to answer
-    try:
-        prepare, option = PREPARE[name]
-        step, described = prepare(case, option)
+def take_turns(name: str, case: Case) -> Generator[Any, int, None]:
+    """A contender's work: what its preparation showed, then the seconds of as many steps as it is asked for."""
+    prepare, option = PREPARE[name]
+    step, prepared = prepare(case, option)
+    step()
+    count = yield prepared
+    while True:
         step()
-        connection.send(described)
-        while True:
-            count = connection.recv()
+        seconds = []
+        for _ in range(count):
+            start = time.perf_counter()
             step()
-            seconds = []
-            for _ in range(count):
-                start = time.perf_counter()
-                step()
-                seconds.append(time.perf_counter() - start)
-            connection.send(seconds)
-    except EOFError:  # the parent has ended
-        pass
-    except Exception:
-        connection.send(traceback.format_exc())
-
-
-class Contender:
-    """One network in one framework, in a process of its own."""
-
-    def __init__(self, name: str, case: Case):
-        self.name = name
-        context = multiprocessing.get_context('spawn')
-        self._here, there = context.Pipe()
-        self._process = context.Process(target=work, args=(name, case, there), daemon=True)
-        self._process.start()
-        there.close()
-        self.described: dict[str, Any] = self._receive()
-        self.turns: list[float] = []
-
-    def _receive(self) -> Any:
-        try:
-            answer = self._here.recv()
-        except (EOFError, OSError) as error:
-            raise self._ended() from error
-        if isinstance(answer, str):
-            raise InputError(f'{self.name} failed: {answer.strip().splitlines()[-1]}')
-        return answer
-
-    def _ended(self) -> InputError:
-        self._process.join()
-        return InputError(f'{self.name}: its process ended with status {self._process.exitcode}: out of memory?')
-
-    def take_turn(self, steps: int) -> None:
-        """Runs its steps while the others wait."""
-        try:
-            self._here.send(steps)
-        except OSError as error:
-            raise self._ended() from error
-        self.turns.append(1000 * statistics.median(self._receive()))
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.join()
+            seconds.append(time.perf_counter() - start)
+        count = yield seconds
 
 
 def measure(case: Case, others: list[str], rounds: int, steps: int) -> dict[str, Any]:
     """One object of results."""
     names = ['ours', *(name for name in PREPARE if name.split()[0] in others)]
-    contenders: list[Contender] = []
+    contenders: dict[str, Contender] = {}
+    turns: dict[str, list[float]] = {name: [] for name in names}  # ms
     try:
         for name in names:
-            contenders.append(Contender(name, case))
+            contenders[name] = Contender(name, take_turns, name, case)
         for _ in range(rounds):
-            for contender in contenders:
-                contender.take_turn(steps)
+            for name, contender in contenders.items():
+                turns[name].append(1000 * statistics.median(contender.ask(steps)))
     finally:
-        for contender in contenders:
+        for contender in contenders.values():
             contender.close()
-    ours = contenders[0]
-    ms = statistics.median(ours.turns)
+    ms = statistics.median(turns['ours'])
     result = dataclasses.asdict(case) | {
         'ms': round(ms, 2),
         'examples_per_second': round(1000 * case.batch_size / ms, 1),
         'flops': flops(case),
-        **ours.described,
+        **contenders['ours'].prepared,
     }
-    for contender in sorted(contenders[1:], key=lambda other: -statistics.median(other.turns)):  # the better one stays
-        ratios = [here / there for here, there in zip(ours.turns, contender.turns, strict=True)]
-        described = {'ms': round(statistics.median(contender.turns), 2), 'ratio': round(statistics.median(ratios), 3)}
-        result[contender.name.split()[0]] = described | contender.described
+    for name in sorted(names[1:], key=lambda other: -statistics.median(turns[other])):  # the better one stays
+        ratios = [here / there for here, there in zip(turns['ours'], turns[name], strict=True)]
+        measured = {'ms': round(statistics.median(turns[name]), 2), 'ratio': round(statistics.median(ratios), 3)}
+        result[name.split()[0]] = measured | contenders[name].prepared
     return result
 
 
@@ -302,7 +255,9 @@ def estimate_on(topology: str, case: Case, others: list[str], all_chips: bool) -
     def run(plain_flax: bool) -> dict[str, Any]:
         function, make = jax_step(case, plain_flax)
         arguments = jax.eval_shape(make, jax.random.key(0))
-        return (estimate_job if all_chips else estimate)(function, *arguments, topology=topology)
+        if all_chips:
+            return estimate_job(function, *arguments, shardings=data_parallel, topology=topology)
+        return estimate(function, *arguments, topology=topology)
 
     result: dict[str, Any] = dataclasses.asdict(case) | {'topology': topology} | run(plain_flax=False)
     if 'flax' in others:
@@ -341,7 +296,7 @@ def case_of(arch: str) -> Case:
     Raises:
       InputError: an unknown name, or a specification that does not hold together.
     """
-    size = FLAGS.image_size or (32 if get_spec(arch).stem == 'cifar' else 128)
+    size = FLAGS.image_size or (32 if get_spec(arch).stem.kind == 'cifar' else 128)
     case = Case(
         arch=arch,
         mode=FLAGS.mode,
@@ -377,7 +332,7 @@ def main() -> None:
     if not cases:
         raise InputError('arch= names no architecture; list_models() has them')
     if FLAGS.against:
-        from experiments.peers import check_is_plain
+        from experiments.shared.baseline_networks import check_is_plain
 
         for case in cases:
             check_is_plain(case.arch, case.spec)
@@ -393,4 +348,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

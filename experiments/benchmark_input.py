@@ -1,4 +1,4 @@
-"""How many photographs are read, decoded, cropped and resized in a second, beside torchvision and TensorFlow.
+"""Times the reading of photographs beside torchvision and TensorFlow.
 
 python -m experiments.benchmark_input --dataset=folder:DIR
 python -m experiments.benchmark_input --dataset=folder:DIR --num_workers=8 --against=torchvision,tf_antialias,tf
@@ -11,37 +11,40 @@ all alike. ``tf`` resizes without antialiasing, the others with it.
 import dataclasses
 import importlib.util
 import itertools
-import multiprocessing
 import os
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from absl import flags
 
-from experiments import common
+from experiments.shared import scripts
+from experiments.shared.contenders import Contender, usable_cores
 from resnet_jax import InputError
 from resnet_jax.data import stream
 from resnet_jax.data.folder import list_folder
 
+GROUP = 'tools'
 FLAGS = flags.FLAGS
-
-flags.DEFINE_string('dataset', None, 'folder:DIR with photographs, JPEG for TensorFlow.')
-flags.DEFINE_integer('image_size', 224, 'Pixels a side of the squares.', lower_bound=1)
-flags.DEFINE_integer('batch_size', 50, 'Images in a batch.', lower_bound=1)
-flags.DEFINE_integer('num_workers', 0, 'Processes that decode; 0 is threads, and for torchvision a process a core.')
-flags.DEFINE_integer('warmup', 20, 'Batches of a turn that do not count: processes start, caches fill.', lower_bound=1)
-flags.DEFINE_integer('batches', 100, 'Batches of a turn that count.', lower_bound=1)
-flags.DEFINE_integer('rounds', 3, 'Turns of each contender.', lower_bound=1)
-flags.DEFINE_list('against', [], 'Contenders, separated by commas: torchvision, tf_antialias, tf.')
 
 _AREA = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
-_PATIENCE_SECONDS = 20
 # More batches than any turn takes.
 _LAST = 1_000_000
+
+
+def define_flags() -> None:
+    flags.DEFINE_string('dataset', None, 'folder:DIR with photographs, JPEG for TensorFlow.')
+    flags.DEFINE_integer('image_size', 224, 'Pixels a side of the squares.', lower_bound=1)
+    flags.DEFINE_integer('batch_size', 50, 'Images in a batch.', lower_bound=1)
+    flags.DEFINE_integer('num_workers', 0, 'Processes that decode; 0 is threads, and for torchvision a process a core.')
+    flags.DEFINE_integer(
+        'warmup', 20, 'Batches of a turn that do not count: processes start, caches fill.', lower_bound=1
+    )
+    flags.DEFINE_integer('batches', 100, 'Batches of a turn that count.', lower_bound=1)
+    flags.DEFINE_integer('rounds', 3, 'Turns of each contender.', lower_bound=1)
+    flags.DEFINE_list('against', [], 'Contenders, separated by commas: torchvision, tf_antialias, tf.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +57,6 @@ class Case:
     num_workers: int
     warmup: int
     batches: int
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def files_of(case: Case) -> list[str]:
@@ -105,7 +104,7 @@ def read_with_torchvision(case: Case) -> Iterator[Any]:
 
     torch.set_num_threads(1)
     files: Any = Files(files_of(case), case.image_size)
-    how: dict[str, Any] = {'num_workers': case.num_workers or cores(), 'persistent_workers': True}
+    how: dict[str, Any] = {'num_workers': case.num_workers or usable_cores(), 'persistent_workers': True}
     loader = torch.utils.data.DataLoader(files, batch_size=case.batch_size, shuffle=True, drop_last=True, **how)
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -140,45 +139,29 @@ READERS: dict[str, tuple[Callable[[Case], Iterator[Any]], str]] = {
 }
 
 
-def work(name: str, case: Case, connection: Any) -> None:
-    """A turn, in a process of its own: sends images a second, or what went wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to answer
-    try:
-        batches = READERS[name][0](case)
-        for _ in range(case.warmup):
-            next(batches)
-        start, count = time.perf_counter(), 0
-        for _ in range(case.batches):
-            count += len(next(batches))
-        seconds = time.perf_counter() - start
-        if (close := getattr(batches, 'close', None)) is not None:
-            close()
-        connection.send(count / seconds)
-    except Exception as error:
-        connection.send(f'{type(error).__name__}: {str(error).strip().splitlines()[:1]}')
+def images_per_second(name: str, case: Case) -> Generator[float, None, None]:
+    """A contender's work: one turn."""
+    batches = READERS[name][0](case)
+    for _ in range(case.warmup):
+        next(batches)
+    start, count = time.perf_counter(), 0
+    for _ in range(case.batches):
+        count += len(next(batches))
+    seconds = time.perf_counter() - start
+    if (close := getattr(batches, 'close', None)) is not None:
+        close()
+    yield count / seconds
 
 
 def take_turn(name: str, case: Case) -> float:
-    """Images a second.
+    """Images a second, in a process of its own.
 
     Raises:
       InputError: the contender failed.
     """
-    context = multiprocessing.get_context('spawn')
-    here, there = context.Pipe()
-    process = context.Process(target=work, args=(name, case, there))
-    process.start()
-    there.close()
-    try:
-        answer = here.recv()
-    except EOFError as error:
-        raise InputError(f'{name}: its process ended without an answer: out of memory?') from error
-    finally:
-        process.join(_PATIENCE_SECONDS)  # what it started ends with it
-        process.kill()
-    if isinstance(answer, str):
-        raise InputError(f'{name} failed: {answer}')
-    return answer
+    contender = Contender(name, images_per_second, name, case)
+    contender.close()
+    return contender.prepared
 
 
 def main() -> None:
@@ -197,13 +180,11 @@ def main() -> None:
             found.append(take_turn(name, case))
     rows = []
     for name, found in turns.items():
-        speed, ratios = (
-            statistics.median(found),
-            [mine / other for mine, other in zip(turns['ours'], found, strict=True)],
-        )
-        rows.append((name, f'{speed:,.0f}', f'{speed / cores():,.0f}', f'{statistics.median(ratios):.2f}'))
-    print(common.markdown_table(('reader', 'images/s', 'of a core', 'ours / it'), rows))
+        speed = statistics.median(found)
+        ratios = [ours / other for ours, other in zip(turns['ours'], found, strict=True)]
+        rows.append((name, f'{speed:,.0f}', f'{speed / usable_cores():,.0f}', f'{statistics.median(ratios):.2f}'))
+    print(scripts.markdown_table(('reader', 'images/s', 'of a core', 'ours / it'), rows))
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

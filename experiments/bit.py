@@ -1,4 +1,8 @@
-"""Big Transfer: Kolesnikov et al. 2020, "Big Transfer (BiT): General Visual Representation Learning", arXiv:1912.11370.
+"""Big Transfer (Kolesnikov et al. 2020, arXiv:1912.11370).
+
+Big Transfer (BiT): General Visual Representation Learning.
+
+Architectures: `resnetv2_*_bit`.
 
 python -m experiments.bit --image_size=32                                  # resnetv2_50x1_bit on handwritten digits
 python -m experiments.bit --init_from=BiT-M-R50x1.npz --dataset=arrays:DIR # fine-tuning of the published weights
@@ -6,17 +10,20 @@ python -m experiments.bit --init_from=BiT-M-R50x1.npz --dataset=arrays:DIR # fin
 
 from absl import flags
 
-from experiments import common, training_flags
+from experiments.shared import scripts, training_flags
 
-ARCHS = common.family('resnetv2_.*_bit')
+GROUP = 'networks'
+ARCHS = scripts.family('resnetv2_.*_bit')
 
-training_flags.define_training_flags(arch='resnetv2_50x1_bit', archs=ARCHS)
-flags.DEFINE_float('standardize', None, 'Epsilon of weight standardization. Default: 1e-8.')
+
+def define_flags() -> None:
+    training_flags.define_training_flags(arch='resnetv2_50x1_bit', archs=ARCHS)
+    flags.DEFINE_float('standardize', None, 'Epsilon of weight standardization. Default: 1e-8.')
 
 
 def main() -> None:
-    common.train(common.spec_from_flags(ARCHS, ('standardize',)))
+    scripts.train(scripts.spec_from_flags(ARCHS, ('standardize',)))
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

@@ -1,4 +1,4 @@
-"""Converts weights: PyTorch's names and order of axes to Flax's and back, as safetensors.
+"""Converts weights between the layouts of PyTorch and Flax, as safetensors.
 
 python -m experiments.convert --init_from=runs/resnet20-digits-seed0 --out=resnet20.safetensors      # for PyTorch
 python -m experiments.convert --init_from=resnet50.pth --arch=resnet50 --out=flax.safetensors --layout=flax
@@ -6,20 +6,23 @@ python -m experiments.convert --init_from=resnet50.pth --arch=resnet50 --out=fla
 
 from absl import flags
 
-from experiments import common, training_flags
+from experiments.shared import scripts, training_flags
 from resnet_jax import InputError, from_pretrained, save_weights
 
+GROUP = 'tools'
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
-flags.DEFINE_string('out', None, 'The safetensors file to write.')
-flags.DEFINE_enum(
-    'layout',
-    'torch',
-    ['torch', 'flax'],
-    "torch: the names of timm and torchvision, their order of axes; flax: this project's paths and order of axes.",
-)
+
+def define_flags() -> None:
+    flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
+    flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
+    flags.DEFINE_string('out', None, 'The safetensors file to write.')
+    flags.DEFINE_enum(
+        'layout',
+        'torch',
+        ['torch', 'flax'],
+        "torch: the names of timm and torchvision, their order of axes; flax: this project's paths and order of axes.",
+    )
 
 
 def main() -> None:
@@ -30,8 +33,8 @@ def main() -> None:
         raise InputError(f'out={FLAGS.out} must end in .safetensors')
     loaded = from_pretrained(FLAGS.init_from, FLAGS.arch)
     save_weights(FLAGS.out, loaded.model, loaded.variables, layout=FLAGS.layout)
-    print(f'{loaded.arch}, {loaded.model.spec.num_classes:,} classes, in the {FLAGS.layout} layout: {FLAGS.out}')
+    print(f'{loaded.arch}, {loaded.model.spec.head.num_classes:,} classes, in the {FLAGS.layout} layout: {FLAGS.out}')
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

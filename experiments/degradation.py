@@ -1,4 +1,6 @@
-"""The degradation experiment: deeper plain networks train worse, residual ones do not (He et al. 2015, section 4.2).
+"""Deeper plain networks train worse, residual ones do not.
+
+He et al. 2015, arXiv:1512.03385, section 4.2.
 
 python -m experiments.degradation                                         # depths 20 and 56 on handwritten digits
 python -m experiments.degradation --dataset=arrays:DIR --train_examples=5000 --epochs=20 --recipe=cifar_sgd
@@ -13,31 +15,32 @@ from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import common, training_flags
-from experiments.comparison import curves_of, spread, stated, write_table
+from experiments.shared import scripts, training_flags
+from experiments.shared.comparison import curves_of, format_mean, spread, write_table
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, list_models, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.training.report import save_figure
 
+GROUP = 'studies'
 FLAGS = flags.FLAGS
-
-training_flags.define_data_flags(default='digits')
-flags.DEFINE_list('depths', ['20', '56'], 'Depths of the networks: 20, 32, 44, 56, 110.')
-flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_sgd.')
-flags.DEFINE_integer('epochs', None, "Passes over the training examples. Default: the recipe's.")
-flags.DEFINE_float('learning_rate', None, "Peak learning rate. Default: the recipe's.")
-flags.DEFINE_float('warmup_epochs', None, "Epochs of linear warmup. Default: the recipe's.")
-flags.DEFINE_integer('num_seeds', 3, 'Seeds of each network.', lower_bound=1)
-flags.DEFINE_integer(
-    'train_examples', None, 'Train on so many of the examples, the first. Default: all.', lower_bound=1
-)
-flags.DEFINE_string(
-    'workdir', None, 'Folder for the runs, the table and the picture. Default: runs/degradation-DATASET.'
-)
 
 KINDS = {'plain': '#c4372c', 'resnet': '#1f5f8b'}
 _COLUMNS = ('network', 'training error (%)', 'training loss', 'test error (%)')
+
+
+def define_flags() -> None:
+    training_flags.define_data_flags(default='digits')
+    flags.DEFINE_list('depths', ['20', '56'], 'Depths of the networks: 20, 32, 44, 56, 110.')
+    flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_sgd.')
+    training_flags.define_settings(('epochs', 'learning_rate', 'warmup_epochs'))
+    flags.DEFINE_integer('num_seeds', 3, 'Seeds of each network.', lower_bound=1)
+    flags.DEFINE_integer(
+        'train_examples', None, 'Train on so many of the examples, the first. Default: all.', lower_bound=1
+    )
+    flags.DEFINE_string(
+        'workdir', None, 'Folder for the runs, the table and the picture. Default: runs/degradation-DATASET.'
+    )
 
 
 def shortened(dataset: Dataset, examples: int | None) -> Dataset:
@@ -81,7 +84,7 @@ def rows_of(runs: dict[str, list[pathlib.Path]]) -> list[tuple[str, ...]]:
         for split, name, scale in (('train', 'accuracy', 100), ('train', 'loss', None), ('test', 'accuracy', 100)):
             finals = [curves_of(folder, split, name)[-1] for folder in folders]
             finals = [scale * (1 - value) if scale else value for value in finals]
-            cells.append(stated(finals, digits=2))
+            cells.append(format_mean(finals, digits=2))
         rows.append((arch, *cells))
     return rows
 
@@ -89,11 +92,11 @@ def rows_of(runs: dict[str, list[pathlib.Path]]) -> list[tuple[str, ...]]:
 def configured() -> tuple[TrainConfig, dict[str, Any]]:
     """The configuration of every run, and the options of ``train_and_evaluate``."""
     name = FLAGS.dataset or 'digits'
-    recipe = FLAGS.recipe or common.default_recipe(name, 'cifar_sgd')
+    recipe = FLAGS.recipe or scripts.default_recipe(name, 'cifar_sgd')
     chosen = training_flags.set_flags(('image_size', 'epochs', 'learning_rate', 'warmup_epochs'))
-    shown = name if FLAGS.train_examples is None else f'{name}[:{FLAGS.train_examples}]'
-    config = get_config(recipe, dataset=shown, **chosen)
-    dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.image_size)
+    described = name if FLAGS.train_examples is None else f'{name}[:{FLAGS.train_examples}]'
+    config = get_config(recipe, dataset=described, **chosen)
+    dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.data.image_size)
     return config, {'dataset': shortened(dataset, FLAGS.train_examples)}
 
 
@@ -102,19 +105,19 @@ def main() -> None:
     if unknown := [arch for arch in archs if arch not in list_models()]:
         raise InputError(f'depths={",".join(FLAGS.depths)}: no network {unknown[0]}; known depths: 20, 32, 44, 56, 110')
     config, options = configured()
-    out = pathlib.Path(FLAGS.workdir or f'runs/degradation-{common.as_file_name(config.dataset)}')
+    out = pathlib.Path(FLAGS.workdir or f'runs/degradation-{scripts.as_file_name(config.data.dataset)}')
     runs: dict[str, list[pathlib.Path]] = {arch: [] for arch in archs}
     for seed in range(FLAGS.num_seeds):
         for arch in archs:
             folder = out / arch / f'seed{seed}'
-            train_and_evaluate(get_spec(arch), dataclasses.replace(config, seed=seed), folder, arch=arch, **options)
+            train_and_evaluate(get_spec(arch), config.replace(seed=seed), folder, arch=arch, **options)
             runs[arch].append(folder)
     rows = rows_of(runs)
-    title = f'{config.dataset}, recipe {config.recipe}, {FLAGS.num_seeds} seeds: mean ± standard deviation'
+    title = f'{config.data.dataset}, recipe {config.recipe}, {FLAGS.num_seeds} seeds: mean ± standard deviation'
     draw(out / 'degradation.png', title, runs)
-    write_table(out, _COLUMNS, rows, dataset=config.dataset)
+    write_table(out, _COLUMNS, rows, dataset=config.data.dataset)
     print(f'see {out / "degradation.png"}')
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

@@ -1,4 +1,4 @@
-"""A trained network as a file that predicts without this package, read back and compared.
+"""Exports a network as one StableHLO or ONNX file that runs without this package.
 
 python -m experiments.export --init_from=RUN --out=network.stablehlo
 python -m experiments.export --init_from=hf:timm/resnet50.a1_in1k --out=resnet50.stablehlo --platforms=cpu,cuda,tpu
@@ -9,24 +9,27 @@ import pathlib
 
 from absl import flags
 
-from experiments import common, training_flags
+from experiments.shared import scripts, training_flags
 from resnet_jax import InputError, load_predictor
-from resnet_jax.export import ONNX, PLATFORMS, export, largest_difference
+from resnet_jax.inference.export import ONNX, PLATFORMS, export, largest_difference
 
+GROUP = 'tools'
 FLAGS = flags.FLAGS
-
-flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
-flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which checkpoint of a run.')
-flags.DEFINE_list('platforms', ['cpu'], f'Where the file can be run: some of {", ".join(PLATFORMS)}.')
-flags.DEFINE_string(
-    'out',
-    'network.stablehlo',
-    'The file, an ONNX model if it ends with .onnx; beside it FILE.json says what goes in and what comes out.',
-)
 
 # Of probabilities, or of values in units of their deviation, which differ in the order of sums alone.
 _TOLERANCE = 1e-4
+
+
+def define_flags() -> None:
+    flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
+    flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
+    flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which checkpoint of a run.')
+    flags.DEFINE_list('platforms', ['cpu'], f'Where the file can be run: some of {", ".join(PLATFORMS)}.')
+    flags.DEFINE_string(
+        'out',
+        'network.stablehlo',
+        'The file, an ONNX model if it ends with .onnx; beside it FILE.json says what goes in and what comes out.',
+    )
 
 
 def main() -> None:
@@ -50,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

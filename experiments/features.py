@@ -1,4 +1,4 @@
-"""Embeddings of photographs: what a network makes of each in front of its last layer, and which are alike.
+"""Writes embeddings of images (.npz, .parquet), and draws nearest neighbours.
 
 python -m experiments.features --init_from=RUN --images=DIR --out=features.npz
 python -m experiments.features --init_from=hf:timm/resnet50.a1_in1k --images=DIR --out=features.parquet --neighbours=5
@@ -12,21 +12,27 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import common, photographs
+from experiments.shared import photographs, scripts
 from resnet_jax import InputError
+from resnet_jax.checkpoints.storage import write_file
 from resnet_jax.training.report import save_figure
-from resnet_jax.training.storage import write_file
 
+GROUP = 'tools'
 FLAGS = flags.FLAGS
 
-photographs.define_flags()
-flags.DEFINE_string('out', 'features.npz', 'File for the embeddings: .npz, or .parquet, which needs pyarrow.')
-flags.DEFINE_integer(
-    'neighbours', 0, 'Draw so many nearest images beside each of a few, in a picture next to the file.', lower_bound=0
-)
-flags.DEFINE_integer('rows', 8, 'So many images have their neighbours drawn, evenly chosen.', lower_bound=1)
-
 FORMATS = ('.npz', '.parquet')
+
+
+def define_flags() -> None:
+    photographs.define_flags()
+    flags.DEFINE_string('out', 'features.npz', 'File for the embeddings: .npz, or .parquet, which needs pyarrow.')
+    flags.DEFINE_integer(
+        'neighbours',
+        0,
+        'Draw so many nearest images beside each of a few, in a picture next to the file.',
+        lower_bound=0,
+    )
+    flags.DEFINE_integer('rows', 8, 'So many images have their neighbours drawn, evenly chosen.', lower_bound=1)
 
 
 def nearest(features: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
@@ -99,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

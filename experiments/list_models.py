@@ -1,4 +1,4 @@
-"""Lists architectures: parameters, multiply-adds, and the published weights with their accuracy.
+"""Lists architectures: parameters, multiply-adds, published accuracy.
 
 python -m experiments.list_models --pattern='resnext*'
 python -m experiments.list_models --markdown=docs/models.md               # the table of the documentation
@@ -8,26 +8,29 @@ import pathlib
 
 from absl import flags
 
-from experiments import common
+from experiments.shared import scripts
 from resnet_jax import InputError, ResNet, get_checkpoint, get_spec, list_checkpoints, list_models
 from resnet_jax.models.cost import count_parameters, multiply_adds
 
+GROUP = 'tools'
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string('pattern', '*', "Shell pattern of the names, such as 'resnext*'.")
-flags.DEFINE_string('markdown', None, 'File to write the table to. Default: the terminal.')
-
 _COLUMNS = ('name', 'parameters (M)', 'multiply-adds (G)', 'image', 'best published weights', 'top-1 (%)', 'at image')
+
+
+def define_flags() -> None:
+    flags.DEFINE_string('pattern', '*', "Shell pattern of the names, such as 'resnext*'.")
+    flags.DEFINE_string('markdown', None, 'File to write the table to. Default: the terminal.')
 
 
 def row_of(name: str) -> tuple[str, ...]:
     """One architecture; accuracy is that of its best published weights for ImageNet-1k."""
     spec = get_spec(name)
-    size = 32 if spec.stem == 'cifar' else 224
+    size = 32 if spec.stem.kind == 'cifar' else 224
     weights = published(name)
     if weights:
         size = get_checkpoint(weights).preprocessing.size
-    model = ResNet(spec, scan_blocks=not spec.channels)  # the same cost, found sooner
+    model = ResNet(spec, scan_blocks=not spec.blocks.channels)  # the same cost, found sooner
     cost = multiply_adds(model, (size, size, 3)) / 1e9
     row = (f'`{name}`', f'{count_parameters(model) / 1e6:.2f}', f'{cost:.2f}', f'{size}²')
     if not weights:
@@ -62,11 +65,11 @@ def main() -> None:
     )
     path = pathlib.Path(FLAGS.markdown)
     try:
-        path.write_text(head + common.markdown_table(_COLUMNS, rows) + '\n')
+        path.write_text(head + scripts.markdown_table(_COLUMNS, rows) + '\n')
     except OSError as error:
         raise InputError(f'markdown={path} cannot be written: {error.strerror}') from error
     print(f'{len(rows)} architectures: {path}')
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

@@ -1,4 +1,4 @@
-"""ResNet-18 step by step in NumPy alone.
+"""ResNet-18 in NumPy alone, step by step, on three numbers or on a digit.
 
 python -m experiments.numpy_resnet18 --form=vector                        # three numbers, 21 weights, gradients
 python -m experiments.numpy_resnet18 --form=image --image_size=64         # the real network on a digit, beside Flax
@@ -11,21 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import common
+from experiments.shared import scripts
 from resnet_jax import InputError, create_model
 from resnet_jax import numpy_reference as reference
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.numpy_vector import BLOCKS, SIZE, ResNet18
 
+GROUP = 'studies'
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum('form', 'vector', ['vector', 'image'], 'vector: one-dimensional and simplified; image: ResNet-18.')
-flags.DEFINE_integer('seed', 0, 'Of the initial weights.', lower_bound=0)
-flags.DEFINE_integer('digit', 0, 'Which of the 360 test digits the image form looks at.', lower_bound=0)
-flags.DEFINE_integer('image_size', 64, 'Pixels a side to which the image form enlarges it.', lower_bound=8)
-
 X = [1.0, -0.5, 2.0]
+
+
+def define_flags() -> None:
+    flags.DEFINE_enum(
+        'form', 'vector', ['vector', 'image'], 'vector: one-dimensional and simplified; image: ResNet-18.'
+    )
+    flags.DEFINE_integer('seed', 0, 'Of the initial weights.', lower_bound=0)
+    flags.DEFINE_integer('digit', 0, 'Which of the 360 test digits the image form looks at.', lower_bound=0)
+    flags.DEFINE_integer('image_size', 64, 'Pixels a side to which the image form enlarges it.', lower_bound=8)
 
 
 def show(values: np.ndarray) -> str:
@@ -100,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

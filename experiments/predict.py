@@ -1,4 +1,4 @@
-"""What a network says of photographs: their classes with probabilities, as a table, lines of JSON, or a sheet.
+"""Predicts the classes of images: a table, JSON lines, or a sheet with Grad-CAM.
 
 python -m experiments.predict --init_from=runs/resnet20-digits-seed0 --images=DIR
 python -m experiments.predict --init_from=hf:timm/resnet50.a1_in1k --images=DIR,photo.jpg --format=json
@@ -18,38 +18,33 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import common, photographs
+from experiments.shared import photographs, scripts
 from resnet_jax import InputError, Predictor
+from resnet_jax.checkpoints.storage import write_file
 from resnet_jax.training.report import save_figure
-from resnet_jax.training.storage import write_file
 
+GROUP = 'tools'
 FLAGS = flags.FLAGS
-
-photographs.define_flags()
-flags.DEFINE_enum('format', 'table', ['table', 'json', 'sheet'], 'How the answers are shown.')
-flags.DEFINE_integer('top', 3, 'Show so many classes, the likeliest.', lower_bound=1)
-flags.DEFINE_string('out', None, 'File for the answers. Default: the terminal; of a sheet predictions.png.')
-flags.DEFINE_bool('explain', False, 'On a sheet, show where the network sees the likeliest class (Grad-CAM).')
 
 _ON_A_SHEET = 60
 _COLUMNS = 6
 _PICTURES = ('.png', '.pdf', '.svg')
 
 
+def define_flags() -> None:
+    photographs.define_flags()
+    flags.DEFINE_enum('format', 'table', ['table', 'json', 'sheet'], 'How the answers are shown.')
+    flags.DEFINE_integer('top', 3, 'Show so many classes, the likeliest.', lower_bound=1)
+    flags.DEFINE_string('out', None, 'File for the answers. Default: the terminal; of a sheet predictions.png.')
+    flags.DEFINE_bool('explain', False, 'On a sheet, show where the network sees the likeliest class (Grad-CAM).')
+
+
 def answers_of(predictor: Predictor, predictions: np.ndarray) -> list[list[tuple[str, float]]]:
     """For each image names and probabilities, the likeliest first; of values names and values."""
-    if predictor.task.name == 'regression':
-        return [list(zip(predictor.class_names, row.tolist(), strict=True)) for row in predictions]
-    if predictor.task.name == 'binary':  # [N, 1], the probability of the second
-        predictions = np.concatenate([1 - predictions, predictions], axis=1)
-    order = np.argsort(-predictions, axis=1, kind='stable')[:, : FLAGS.top]
-    return [
-        [(predictor.class_names[index], float(row[index])) for index in best]
-        for best, row in zip(order, predictions, strict=True)
-    ]
+    return predictor.task.ranked(predictions, predictor.class_names, FLAGS.top)
 
 
-def said(answer: list[tuple[str, float]]) -> str:
+def format_answer(answer: list[tuple[str, float]]) -> str:
     return ', '.join(f'{name} {value:.3f}' for name, value in answer)
 
 
@@ -64,13 +59,13 @@ def caption(file: str, answer: list[tuple[str, float]]) -> str:
 def heat(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """Images under the colours of maps from 0 to 1, uint8 ``[N, H, W, 3]``."""
     size = images.shape[2], images.shape[1]
-    shown = []
+    pictures = []
     for image, one in zip(images, maps, strict=True):
         large = np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR))
         colours = 255 * colormaps['inferno'](large)[..., :3]
         share = 0.25 + 0.35 * large[..., None]
-        shown.append(((1 - share) * image + share * colours).round().astype(np.uint8))
-    return np.stack(shown)
+        pictures.append(((1 - share) * image + share * colours).round().astype(np.uint8))
+    return np.stack(pictures)
 
 
 def draw_sheet(path: pathlib.Path, title: str, images: list[np.ndarray], captions: list[str]) -> None:
@@ -99,22 +94,22 @@ def main() -> None:
         raise InputError(f'out={path}: a sheet must end with {", ".join(_PICTURES)}')
     files = photographs.files_of_flags()
     predictor = photographs.predictor_of_flags()
-    if FLAGS.explain and predictor.task.name != 'multiclass':
+    if FLAGS.explain and not predictor.task.has_class_outputs:
         raise InputError(f'--explain is for classes; the network was trained for {predictor.task.name}')
     if sheet and len(files) > _ON_A_SHEET:
         print(f'a sheet has room for {_ON_A_SHEET} images: so many of {len(files):,}, evenly chosen', file=sys.stderr)
         files = [files[index] for index in np.linspace(0, len(files) - 1, _ON_A_SHEET).astype(int)]
     rows: list[tuple[str, list[tuple[str, float]]]] = []
-    shown: list[np.ndarray] = []
+    pictures: list[np.ndarray] = []
     for names, images in photographs.batches(predictor, files):
         predictions = predictor(images)
         rows += zip(map(photographs.printable, names), answers_of(predictor, predictions), strict=True)
         if FLAGS.explain:
-            shown.extend(heat(images, predictor.explain(images, predictions.argmax(1))))
+            pictures.extend(heat(images, predictor.explain(images, predictions.argmax(1))))
         elif sheet:
-            shown.extend(images)
+            pictures.extend(images)
     if sheet:
-        draw_sheet(path, f'{predictor.arch}, {FLAGS.init_from}', shown, [caption(*row) for row in rows])
+        draw_sheet(path, f'{predictor.arch}, {FLAGS.init_from}', pictures, [caption(*row) for row in rows])
         print(f'see {path}')
         return
     text = text_of(rows)
@@ -127,7 +122,9 @@ def main() -> None:
 
 def text_of(rows: list[tuple[str, list[tuple[str, float]]]]) -> str:
     if FLAGS.format == 'table':
-        return common.markdown_table(('image', 'predictions'), [(name, said(answer)) for name, answer in rows])
+        return scripts.markdown_table(
+            ('image', 'predictions'), [(name, format_answer(answer)) for name, answer in rows]
+        )
     lines: list[dict[str, Any]] = []
     for name, answer in rows:
         lines.append({'image': name, 'predictions': [{'name': one, 'value': value} for one, value in answer]})
@@ -135,4 +132,4 @@ def text_of(rows: list[tuple[str, list[tuple[str, float]]]]) -> str:
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

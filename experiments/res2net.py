@@ -1,4 +1,8 @@
-"""Scales within a block: Gao et al. 2019, "Res2Net: A New Multi-scale Backbone Architecture", arXiv:1904.01169.
+"""Res2Net, scales within a block (Gao et al. 2019, arXiv:1904.01169).
+
+Res2Net: A New Multi-scale Backbone Architecture.
+
+Architectures: `res2net*`, `res2next50`.
 
 python -m experiments.res2net --stem=cifar                                 # res2net50_48w_2s on handwritten digits
 python -m experiments.res2net --arch=res2net50_26w_4s --scale=6 --dataset=arrays:DIR
@@ -6,20 +10,23 @@ python -m experiments.res2net --arch=res2net50_26w_4s --scale=6 --dataset=arrays
 
 from absl import flags
 
-from experiments import common, training_flags
+from experiments.shared import scripts, training_flags
 
-ARCHS = common.family('res2ne.*')
+GROUP = 'networks'
+ARCHS = scripts.family('res2ne.*')
 
-training_flags.define_training_flags(arch='res2net50_48w_2s', archs=ARCHS)
-flags.DEFINE_integer('scale', None, "Shares of the channels. Default: the architecture's.", lower_bound=2)
-flags.DEFINE_integer(
-    'base_width', None, "Channels of a group in the first stage. Default: the architecture's.", lower_bound=1
-)
+
+def define_flags() -> None:
+    training_flags.define_training_flags(arch='res2net50_48w_2s', archs=ARCHS)
+    flags.DEFINE_integer('scale', None, "Shares of the channels. Default: the architecture's.", lower_bound=2)
+    flags.DEFINE_integer(
+        'base_width', None, "Channels of a group in the first stage. Default: the architecture's.", lower_bound=1
+    )
 
 
 def main() -> None:
-    common.train(common.spec_from_flags(ARCHS, ('scale', 'base_width')))
+    scripts.train(scripts.spec_from_flags(ARCHS, ('scale', 'base_width')))
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

@@ -1,4 +1,4 @@
-"""The residual block in experiments: shortcuts, the classic mistakes, and what the identity does to gradients.
+"""Shortcuts, classic mistakes, and gradients of plain and residual networks.
 
 python -m experiments.residual_block                                      # tables, and a picture in runs/residual_block
 python -m experiments.residual_block --depth=20 --seed=1
@@ -15,24 +15,27 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import common
+from experiments.shared import scripts
 from resnet_jax import BatchNorm, Conv, InputError, ResNet, Shortcut, get_spec, init_variables
+from resnet_jax.checkpoints.storage import make_folder
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.models.layers import SHORTCUTS
-from resnet_jax.training.losses import softmax_cross_entropy
+from resnet_jax.tasks.losses import softmax_cross_entropy
 from resnet_jax.training.report import save_figure
-from resnet_jax.training.workdir import make_folder
 
+GROUP = 'studies'
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum(
-    'depth', '56', ['20', '32', '44', '56', '110'], 'Depth of the two networks whose gradients are compared.'
-)
-flags.DEFINE_integer('seed', 0, 'Of the initial weights.', lower_bound=0)
-flags.DEFINE_string('workdir', 'runs/residual_block', 'Folder for the picture.')
-
 _BATCH = 128
+
+
+def define_flags() -> None:
+    flags.DEFINE_enum(
+        'depth', '56', ['20', '32', '44', '56', '110'], 'Depth of the two networks whose gradients are compared.'
+    )
+    flags.DEFINE_integer('seed', 0, 'Of the initial weights.', lower_bound=0)
+    flags.DEFINE_string('workdir', 'runs/residual_block', 'Folder for the picture.')
 
 
 def print_shortcuts() -> None:
@@ -71,10 +74,10 @@ class Branch(nn.Module):
 
 def print_mistakes(seed: int, blocks: int = 20) -> None:
     """How large the numbers become behind a stack of blocks, as they start."""
-    shown = (1, 5, 10, blocks)
+    reported = (1, 5, 10, blocks)
     key = jax.random.key(seed)
     start = nn.relu(jax.random.normal(jax.random.fold_in(key, blocks), (8, 16, 16, 32)))
-    print(f'\nroot mean square and mean behind block {", ".join(map(str, shown))} of {blocks}, at initialization')
+    print(f'\nroot mean square and mean behind block {", ".join(map(str, reported))} of {blocks}, at initialization')
     labels = {
         'right': 'ReLU after the addition',
         'relu_in_branch': 'ReLU before the addition as well: a block can only add, the mean grows with every one',
@@ -84,7 +87,7 @@ def print_mistakes(seed: int, blocks: int = 20) -> None:
         x, cells = start, []
         for block in range(1, blocks + 1):
             x = Branch(kind).init_with_output(jax.random.fold_in(key, block), x)[0]
-            if block in shown:
+            if block in reported:
                 cells.append(f'{float(jnp.sqrt(jnp.square(x).mean())):9.3g} {float(x.mean()):9.3g}')
         print(f'  {"  ".join(cells)}   {label}')
 
@@ -161,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

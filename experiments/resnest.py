@@ -1,4 +1,8 @@
-"""Split attention: Zhang et al. 2020, "ResNeSt: Split-Attention Networks", arXiv:2004.08955.
+"""ResNeSt, split attention (Zhang et al. 2020, arXiv:2004.08955).
+
+ResNeSt: Split-Attention Networks.
+
+Architectures: `resnest*`.
 
 python -m experiments.resnest --stem=cifar                                 # resnest14d on handwritten digits
 python -m experiments.resnest --arch=resnest50d --radix=4 --dataset=arrays:DIR
@@ -6,21 +10,26 @@ python -m experiments.resnest --arch=resnest50d --radix=4 --dataset=arrays:DIR
 
 from absl import flags
 
-from experiments import common, training_flags
+from experiments.shared import scripts, training_flags
 
-ARCHS = common.family('resnest.*')
+GROUP = 'networks'
+ARCHS = scripts.family('resnest.*')
 
-training_flags.define_training_flags(arch='resnest14d', archs=ARCHS)
-flags.DEFINE_integer('radix', None, "Branches of the 3x3 convolution. Default: the architecture's.", lower_bound=1)
-flags.DEFINE_integer('cardinality', None, "Groups of the 3x3 convolution. Default: the architecture's.", lower_bound=1)
-flags.DEFINE_integer(
-    'base_width', None, "Channels of a group in the first stage. Default: the architecture's.", lower_bound=1
-)
+
+def define_flags() -> None:
+    training_flags.define_training_flags(arch='resnest14d', archs=ARCHS)
+    flags.DEFINE_integer('radix', None, "Branches of the 3x3 convolution. Default: the architecture's.", lower_bound=1)
+    flags.DEFINE_integer(
+        'cardinality', None, "Groups of the 3x3 convolution. Default: the architecture's.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        'base_width', None, "Channels of a group in the first stage. Default: the architecture's.", lower_bound=1
+    )
 
 
 def main() -> None:
-    common.train(common.spec_from_flags(ARCHS, ('radix', 'cardinality', 'base_width')))
+    scripts.train(scripts.spec_from_flags(ARCHS, ('radix', 'cardinality', 'base_width')))
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

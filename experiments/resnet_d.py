@@ -1,4 +1,8 @@
-"""ResNet-C, -D, -S and -T, deep stems and average-pool shortcuts: He et al. 2018, "Bag of Tricks", arXiv:1812.01187.
+"""ResNet-C to -T: deep stems, pooled shortcuts (He et al. 2018, arXiv:1812.01187).
+
+Bag of Tricks for Image Classification with Convolutional Neural Networks.
+
+Architectures: `resnet*c`, `resnet*d`, `resnet*s`, `resnet*t`, `test_resnet`.
 
 python -m experiments.resnet_d --stem=cifar                                # resnet18d on handwritten digits
 python -m experiments.resnet_d --arch=resnet26t --dataset=arrays:DIR       # a tiered stem
@@ -6,20 +10,22 @@ python -m experiments.resnet_d --arch=resnet26t --dataset=arrays:DIR       # a t
 
 from absl import flags
 
-from experiments import common, training_flags
+from experiments.shared import scripts, training_flags
+from resnet_jax.models.norm import NORMS
 
-ARCHS = common.family(r'resnet\d+[cdst]', 'test_resnet')
+GROUP = 'networks'
+ARCHS = scripts.family(r'resnet\d+[cdst]', 'test_resnet')
 
-training_flags.define_training_flags(arch='resnet18d', archs=ARCHS)
-flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
-flags.DEFINE_enum(
-    'norm', None, ['batch', 'group', 'evo', 'filter_response'], "Normalization. Default: the architecture's."
-)
+
+def define_flags() -> None:
+    training_flags.define_training_flags(arch='resnet18d', archs=ARCHS)
+    flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
+    flags.DEFINE_enum('norm', None, list(NORMS), "Normalization. Default: the architecture's.")
 
 
 def main() -> None:
-    common.train(common.spec_from_flags(ARCHS, ('shortcut', 'norm')))
+    scripts.train(scripts.spec_from_flags(ARCHS, ('shortcut', 'norm')))
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

@@ -1,4 +1,8 @@
-"""ResNet-RS: Bello et al. 2021, "Revisiting ResNets: Improved Training and Scaling Strategies", arXiv:2103.07579.
+"""ResNet-RS, rescaled networks (Bello et al. 2021, arXiv:2103.07579).
+
+Revisiting ResNets: Improved Training and Scaling Strategies.
+
+Architectures: `resnetrs*`.
 
 python -m experiments.resnet_rs --stem=cifar                               # resnetrs50 on handwritten digits
 python -m experiments.resnet_rs --drop_path_rate=0.1 --dropout_rate=0.25   # with the regularization of the paper
@@ -6,17 +10,22 @@ python -m experiments.resnet_rs --drop_path_rate=0.1 --dropout_rate=0.25   # wit
 
 from absl import flags
 
-from experiments import common, training_flags
+from experiments.shared import scripts, training_flags
 
-ARCHS = common.family(r'resnetrs\d+')
+GROUP = 'networks'
+ARCHS = scripts.family(r'resnetrs\d+')
 
-training_flags.define_training_flags(arch='resnetrs50', archs=ARCHS)
-flags.DEFINE_float('se_ratio', None, "Share of the channels between the gate's layers. Default: the architecture's.")
+
+def define_flags() -> None:
+    training_flags.define_training_flags(arch='resnetrs50', archs=ARCHS)
+    flags.DEFINE_float(
+        'se_ratio', None, "Share of the channels between the gate's layers. Default: the architecture's."
+    )
 
 
 def main() -> None:
-    common.train(common.spec_from_flags(ARCHS, ('se_ratio',)))
+    scripts.train(scripts.spec_from_flags(ARCHS, ('se_ratio',)))
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

@@ -1,12 +1,10 @@
-"""Runs as a table: one row for all that differ in their seeds alone, mean and deviation over them.
+"""Tabulates finished runs, with mean and deviation over their seeds.
 
 python -m experiments.results --runs=runs
 python -m experiments.results --runs=runs/a,runs/b --columns=arch,epochs,test_accuracy,minutes --out=results.md
 """
 
 import csv
-import dataclasses
-import difflib
 import io
 import json
 import pathlib
@@ -16,25 +14,31 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common
-from experiments.comparison import spread, stated
-from resnet_jax import InputError, ResNetSpec
-from resnet_jax.training.storage import write_file
-from resnet_jax.training.workdir import REPORTING
+from experiments.shared import scripts
+from experiments.shared.comparison import format_mean, spread
+from resnet_jax import InputError
+from resnet_jax.checkpoints.record import flat_settings as flat_config
+from resnet_jax.checkpoints.storage import write_file
+from resnet_jax.errors import nearest
+from resnet_jax.models.flat import flat_settings
 
+GROUP = 'tools'
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list('runs', ['runs'], 'Folders of runs, or folders with runs somewhere below.')
-flags.DEFINE_list('columns', None, 'What is shown of each: fields of result.json. Default: what tells the runs apart.')
-flags.DEFINE_string('sort', None, 'Column to sort by, the largest first. Default: the first score.')
-flags.DEFINE_enum('format', 'markdown', ['markdown', 'csv'], 'Form of the table.')
-flags.DEFINE_string('out', None, 'File for the table. Default: the terminal.')
-
 _MEASURED = ('test_', 'best_test_', 'examples_per_second')
-_NETWORK = {field.name for field in dataclasses.fields(ResNetSpec)}
 # What tells rows apart, first of all; other settings do where these are equal.
 FIRST = ('arch', 'dataset', 'task', 'recipe', 'epochs')
 SCORES = ('test_accuracy', 'test_average_precision', 'test_r2')
+
+
+def define_flags() -> None:
+    flags.DEFINE_list('runs', ['runs'], 'Folders of runs, or folders with runs somewhere below.')
+    flags.DEFINE_list(
+        'columns', None, 'What is shown of each: fields of result.json. Default: what tells the runs apart.'
+    )
+    flags.DEFINE_string('sort', None, 'Column to sort by, the largest first. Default: the first score.')
+    flags.DEFINE_enum('format', 'markdown', ['markdown', 'csv'], 'Form of the table.')
+    flags.DEFINE_string('out', None, 'File for the table. Default: the terminal.')
 
 
 def find_results(folders: Sequence[str]) -> list[dict[str, Any]]:
@@ -55,12 +59,15 @@ def find_results(folders: Sequence[str]) -> list[dict[str, Any]]:
             try:
                 record = json.loads(config.read_text(encoding='utf-8'))
                 # Of the network, too; the number of classes is the dataset's.
-                settings = {name: value for name, value in record['spec'].items() if name != 'num_classes'}
-                settings |= {name: value for name, value in record['config'].items() if name != 'seed'}
-                telling = {name: value for name, value in settings.items() if name not in REPORTING}
-                row = json.dumps([record['arch'], telling], sort_keys=True)
+                network = flat_settings(record['spec'])
+                del network['num_classes']
+                settings = flat_config(record['config'])
+                del settings['seed']
+                reporting = flat_config(record['config']['reporting'])
+                telling = {name: value for name, value in settings.items() if name not in reporting}
+                row = json.dumps([record['arch'], network, telling], sort_keys=True)
                 result = json.loads(path.read_text(encoding='utf-8'))
-                found.append(settings | result | {'run': str(config.parent), 'row': row})
+                found.append(network | settings | result | {'run': str(config.parent), 'row': row})
             except FileNotFoundError:
                 print(f'{config.parent} is not finished: left out', file=sys.stderr)
             except (OSError, ValueError, KeyError, TypeError):
@@ -92,19 +99,21 @@ def cell(group: Sequence[dict[str, Any]], name: str) -> str:
         return ''
     if not name.startswith(_MEASURED) or not all(isinstance(value, float) for value in values):
         return str(values[0]) if len(set(map(str, values))) == 1 else 'several'
-    return stated(values)
+    return format_mean(values)
 
 
 def columns_of(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     """What tells the groups apart, the scores they have, seeds and minutes."""
-    settings = {name for _, chosen in (json.loads(group[0]['row']) for group in groups) for name in chosen}
-    ordered = [*FIRST, *sorted(settings - set(FIRST))]
+    rows = [json.loads(group[0]['row']) for group in groups]
+    network = {name for _, chosen, _ in rows for name in chosen}
+    settings = {name for _, _, chosen in rows for name in chosen}
+    ordered = [*FIRST, *sorted((network | settings) - set(FIRST))]
     firsts = [group[0] for group in groups]
 
     def tells(name: str) -> bool:
         # How a network is built is told by its name, unless two differ that have the same.
-        found = {(first['arch'] if name in _NETWORK else '', str(first.get(name))) for first in firsts}
-        return len(found) > (len({first['arch'] for first in firsts}) if name in _NETWORK else 1)
+        found = {(first['arch'] if name in network else '', str(first.get(name))) for first in firsts}
+        return len(found) > (len({first['arch'] for first in firsts}) if name in network else 1)
 
     telling = [name for name in ordered if tells(name)]
     scores = [name for name in SCORES if any(name in group[0] for group in groups)]
@@ -118,8 +127,7 @@ def main() -> None:
     known = {name for result in results for name in result} | {'seeds', 'minutes'}
     for name in (*columns, *([FLAGS.sort] if FLAGS.sort else [])):
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or sorted(known)
-            raise InputError(f'column {name!r} is in no result; nearest known: {", ".join(near)}')
+            raise InputError(f'column {name!r} is in no result; {nearest(name, sorted(known))}')
     by = FLAGS.sort or next((name for name in columns if name in SCORES), None)
     if by is not None:
 
@@ -130,7 +138,7 @@ def main() -> None:
         groups.sort(key=score)
     rows = [[cell(group, name) for name in columns] for group in groups]
     if FLAGS.format == 'markdown':
-        text = common.markdown_table(columns, rows)
+        text = scripts.markdown_table(columns, rows)
     else:
         content = io.StringIO()
         csv.writer(content, lineterminator='\n').writerows([columns, *rows])
@@ -143,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

@@ -1,4 +1,4 @@
-"""A sheet of augmented images: a row for each policy or operation, a column for each image.
+"""Draws a sheet of augmented images, by policy or by operation.
 
 python -m experiments.show_augment                                        # every policy on handwritten digits
 python -m experiments.show_augment --dataset=arrays:DIR --show=operations
@@ -18,30 +18,18 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import common, training_flags
+from experiments.shared import scripts, training_flags
 from resnet_jax import InputError, TrainConfig
+from resnet_jax.checkpoints.storage import make_folder
 from resnet_jax.data.augment import Augmentation, augment
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
 from resnet_jax.data.photographs import squares
 from resnet_jax.data.policies import OPERATIONS, POLICIES, apply_operations
 from resnet_jax.training.report import save_figure
-from resnet_jax.training.workdir import make_folder
 
+GROUP = 'tools'
 FLAGS = flags.FLAGS
-
-training_flags.define_data_flags(default='digits')
-training_flags.define_augmentation_flags()
-flags.DEFINE_enum(
-    'show',
-    None,
-    ['policies', 'operations'],
-    'What the rows are. Default: the operations below, or policies without any.',
-)
-flags.DEFINE_list('policies', list(POLICIES), 'Policies to show.')
-flags.DEFINE_integer('num_images', 10, 'Columns: the first images of the training set.', lower_bound=1)
-flags.DEFINE_integer('seed', 0, 'Seed of what is drawn.')
-flags.DEFINE_string('workdir', None, 'Folder for the picture. Default: runs/augment-DATASET.')
 
 # A strong magnitude of each operation, in its own unit; translations as a share of the width.
 _STRONG = {
@@ -53,13 +41,28 @@ _STRONG = {
 Row = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+def define_flags() -> None:
+    training_flags.define_data_flags(default='digits')
+    training_flags.define_augmentation_flags()
+    flags.DEFINE_enum(
+        'show',
+        None,
+        ['policies', 'operations'],
+        'What the rows are. Default: the operations below, or policies without any.',
+    )
+    flags.DEFINE_list('policies', list(POLICIES), 'Policies to show.')
+    flags.DEFINE_integer('num_images', 10, 'Columns: the first images of the training set.', lower_bound=1)
+    flags.DEFINE_integer('seed', 0, 'Seed of what is drawn.')
+    flags.DEFINE_string('workdir', None, 'Folder for the picture. Default: runs/augment-DATASET.')
+
+
 def asked_for(image_shape: tuple[int, ...]) -> Augmentation:
     """The augmentation of the flags.
 
     Raises:
       InputError: a value out of range, or one that such images cannot have.
     """
-    augmentation = Augmentation.of(TrainConfig(**training_flags.chosen_settings()))  # which checks them
+    augmentation = TrainConfig().replace(**training_flags.chosen_settings()).augmentation  # which checks them
     augmentation.result_shape(image_shape)
     return augmentation
 
@@ -67,13 +70,18 @@ def asked_for(image_shape: tuple[int, ...]) -> Augmentation:
 def single(augmentation: Augmentation) -> dict[str, Augmentation]:
     """Each operation alone and all together, by what is written beside it; nothing where nothing is asked for."""
     plain = Augmentation()
-    crops = {field.name for field in dataclasses.fields(Augmentation) if field.name.startswith('crop')}
-    values = dataclasses.asdict(augmentation)
+    values = {field.name: getattr(augmentation, field.name) for field in dataclasses.fields(Augmentation)}
+    # What is padded is that of the crop where there is one, else of the policy.
+    crops = {name for name in values if 'crop' in name and (name != 'crop_fill' or augmentation.crop_padding)}
     crop = dataclasses.replace(plain, **{name: values[name] for name in crops})
     found = {} if crop == plain else {'crop': crop}
     for name, value in values.items():
-        if name not in crops and value != getattr(plain, name):
-            found[value if name == 'policy' else name] = dataclasses.replace(plain, **{name: value})
+        if name in (*crops, *training_flags.OF_BATCHES, 'crop_fill') or value == getattr(plain, name):
+            continue
+        if name == 'policy':
+            found[value.policy] = dataclasses.replace(plain, policy=value, crop_fill=augmentation.crop_fill)
+        else:
+            found[name] = dataclasses.replace(plain, **{name: value})
     return found | {'all': augmentation} if len(found) > 1 else found
 
 
@@ -127,11 +135,11 @@ def main() -> None:
             axes.imshow(image.squeeze(), cmap='gray' if image.shape[-1] == 1 else None, vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(title, rotation=0, ha='right', va='center')
-    out = pathlib.Path(FLAGS.workdir or f'runs/augment-{common.as_file_name(name)}')
+    out = pathlib.Path(FLAGS.workdir or f'runs/augment-{scripts.as_file_name(name)}')
     make_folder(out)
     save_figure(figure, out / 'augment.png')
     print(f'see {out / "augment.png"}')
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

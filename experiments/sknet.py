@@ -1,4 +1,8 @@
-"""Selective kernels: Li et al. 2019, "Selective Kernel Networks", arXiv:1903.06586.
+"""Selective kernel networks (Li et al. 2019, arXiv:1903.06586).
+
+Selective Kernel Networks.
+
+Architectures: `skresnet*`, `skresnext50_32x4d`.
 
 python -m experiments.sknet --stem=cifar                                   # skresnet18 on handwritten digits
 python -m experiments.sknet --arch=skresnext50_32x4d --dataset=arrays:DIR
@@ -6,17 +10,20 @@ python -m experiments.sknet --arch=skresnext50_32x4d --dataset=arrays:DIR
 
 from absl import flags
 
-from experiments import common, training_flags
+from experiments.shared import scripts, training_flags
 
-ARCHS = common.family('skresne.*')
+GROUP = 'networks'
+ARCHS = scripts.family('skresne.*')
 
-training_flags.define_training_flags(arch='skresnet18', archs=ARCHS)
-flags.DEFINE_bool('split_input', None, "Each convolution takes half of the channels. Default: the architecture's.")
+
+def define_flags() -> None:
+    training_flags.define_training_flags(arch='skresnet18', archs=ARCHS)
+    flags.DEFINE_bool('split_input', None, "Each convolution takes half of the channels. Default: the architecture's.")
 
 
 def main() -> None:
-    common.train(common.spec_from_flags(ARCHS, ('split_input',)))
+    scripts.train(scripts.spec_from_flags(ARCHS, ('split_input',)))
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

@@ -1,33 +1,27 @@
-"""The speed run: what a small residual network learns of CIFAR-10 in one hour of two cores.
+"""How much of CIFAR-10 a small residual network learns in one hour of two cores.
 
 python -m experiments.speedrun --dataset=arrays:DIR                       # three seeds, one after the other
 python -m experiments.speedrun --dataset=arrays:DIR --num_seeds=1 --epochs=2
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import common, training_flags
-from experiments.comparison import curves_of, spread, stated, write_table
-from resnet_jax import RECIPES, ResNetSpec, train_and_evaluate
+from experiments.shared import scripts, training_flags
+from experiments.shared.comparison import curves_of, format_mean, spread, write_table
+from resnet_jax import RECIPES, make_spec, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.training.report import save_figure
 
+GROUP = 'studies'
 FLAGS = flags.FLAGS
-
-training_flags.define_data_flags(default='cifar10')
-flags.DEFINE_integer('epochs', None, 'Passes over the training examples. Default: what an hour of two cores allows.')
-flags.DEFINE_integer('batch_size', None, "Examples in a step. Default: the recipe's.", lower_bound=1)
-flags.DEFINE_integer('num_seeds', 3, 'Runs, each with a seed of its own: 0, 1, 2.', lower_bound=1)
-flags.DEFINE_string('workdir', None, 'Folder for the runs, the table and the picture. Default: runs/speedrun-DATASET.')
 
 # Three wide blocks: most multiply-adds for the time on a CPU. Each computes its first convolution on the whole map and
 # takes means of 2x2 of it, which is worth more than a stride: 0.908 instead of 0.897 after three epochs.
-SPEC = ResNetSpec(
+SPEC = make_spec(
     block='basic',
     stage_sizes=(1, 1, 1),
     widths=(64, 256, 384),
@@ -39,8 +33,7 @@ SPEC = ResNetSpec(
     zero_init_last=True,
     num_classes=10,
 )
-CONFIG = dataclasses.replace(
-    RECIPES['cifar_fast'],
+CONFIG = RECIPES['cifar_fast'].replace(
     recipe='speedrun',
     epochs=16,
     batch_size=512,
@@ -60,9 +53,19 @@ PARTS = ('compile', 'train', 'evaluation')
 _COLUMNS = ('seed', 'test accuracy', 'epochs', 'minutes', 'images/s')
 
 
+def define_flags() -> None:
+    training_flags.define_data_flags(default='cifar10')
+    training_flags.define_settings(('epochs',), default='what an hour of two cores allows')
+    training_flags.define_settings(('batch_size',))
+    flags.DEFINE_integer('num_seeds', 3, 'Runs, each with a seed of its own: 0, 1, 2.', lower_bound=1)
+    flags.DEFINE_string(
+        'workdir', None, 'Folder for the runs, the table and the picture. Default: runs/speedrun-DATASET.'
+    )
+
+
 def row_of(name: str, results: list[dict[str, Any]]) -> tuple[str, ...]:
     """Accuracy, epochs, minutes of compilation, training and evaluation, and speed: means over the results."""
-    accuracy = stated([result['test_accuracy'] for result in results])
+    accuracy = format_mean([result['test_accuracy'] for result in results])
     minutes, _ = spread([sum(result[f'{part}_seconds'] for part in PARTS) / 60 for result in results])
     speed, _ = spread([result['examples_per_second'] for result in results])
     return name, accuracy, str(results[0]['epochs']), f'{minutes:.1f}', f'{speed:.0f}'
@@ -85,21 +88,21 @@ def draw(path: pathlib.Path, title: str, folders: list[pathlib.Path]) -> None:
 
 def main() -> None:
     chosen = training_flags.set_flags(('dataset', 'image_size', 'epochs', 'batch_size'))
-    config = dataclasses.replace(CONFIG, **chosen)
-    dataset = load_dataset(config.dataset, data_dir=FLAGS.data_dir, image_size=config.image_size)
-    out = pathlib.Path(FLAGS.workdir or f'runs/speedrun-{common.as_file_name(config.dataset)}')
+    config = CONFIG.replace(**chosen)
+    dataset = load_dataset(config.data.dataset, data_dir=FLAGS.data_dir, image_size=config.data.image_size)
+    out = pathlib.Path(FLAGS.workdir or f'runs/speedrun-{scripts.as_file_name(config.data.dataset)}')
     folders = [out / f'seed{seed}' for seed in range(FLAGS.num_seeds)]
     results = []
     for seed, folder in enumerate(folders):
-        run = dataclasses.replace(config, seed=seed)
+        run = config.replace(seed=seed)
         results.append(train_and_evaluate(SPEC, run, folder, arch='speedrun', dataset=dataset))
     rows = [row_of(str(result['seed']), [result]) for result in results]
     if len(results) > 1:
         rows.append(row_of('mean', results))
     draw(out / 'speedrun.png', f'the speed run on {dataset.name}, {config.epochs} epochs', folders)
-    write_table(out, _COLUMNS, rows, dataset=config.dataset, results=results)
+    write_table(out, _COLUMNS, rows, dataset=config.data.dataset, results=results)
     print(f'see {out / "speedrun.png"}')
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

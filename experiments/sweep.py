@@ -1,4 +1,4 @@
-"""A grid over flags of a training script: one run for each cell, one table and one picture at the end.
+"""Trains over a grid of flags: one table, one picture; resumes where it stopped.
 
 python -m experiments.sweep --script=resnet --grid="learning_rate=0.03,0.1,0.3;weight_decay=1e-4,5e-4" --num_seeds=2
 python -m experiments.sweep --grid="arch=resnet20,resnet32" --flags="--recipe=cifar_fast --dataset=arrays:DIR"
@@ -23,24 +23,27 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import common
-from experiments.comparison import spread, stated, write_table
+from experiments.shared import commands, scripts
+from experiments.shared.comparison import format_mean, spread, write_table
 from resnet_jax import InputError, Interrupted
+from resnet_jax.checkpoints.storage import make_folder, read_json, write_json
+from resnet_jax.tasks.kinds import get_task
 from resnet_jax.training.report import save_figure
-from resnet_jax.training.tasks import TASKS
-from resnet_jax.training.workdir import make_folder, read_json, write_json
 
+GROUP = 'tools'
 FLAGS = flags.FLAGS
-
-flags.DEFINE_string('script', 'resnet', 'Training script whose flags are varied.')
-flags.DEFINE_string('grid', None, 'FLAG=VALUE,VALUE,…;FLAG=VALUE|VALUE|… : every combination is run.')
-flags.DEFINE_string('flags', '', 'Flags of the script for every run.')
-flags.DEFINE_integer('num_seeds', 1, 'Seeds of each combination, 0 and up.', lower_bound=1)
-flags.DEFINE_string('workdir', 'runs/sweep', 'Folder for the runs, the table and the picture.')
-flags.DEFINE_bool('keep_going', False, 'Go on with the other combinations when one fails.')
 
 # The script's own, which a sweep sets itself.
 _OURS = ('seed', 'num_seeds', 'workdir')
+
+
+def define_flags() -> None:
+    flags.DEFINE_string('script', 'resnet', 'Training script whose flags are varied.')
+    flags.DEFINE_string('grid', None, 'FLAG=VALUE,VALUE,…;FLAG=VALUE|VALUE|… : every combination is run.')
+    flags.DEFINE_string('flags', '', 'Flags of the script for every run.')
+    flags.DEFINE_integer('num_seeds', 1, 'Seeds of each combination, 0 and up.', lower_bound=1)
+    flags.DEFINE_string('workdir', 'runs/sweep', 'Folder for the runs, the table and the picture.')
+    flags.DEFINE_bool('keep_going', False, 'Go on with the other combinations when one fails.')
 
 
 def parsed(grid: str) -> dict[str, list[str]]:
@@ -73,11 +76,11 @@ def run(chosen: dict[str, str], seed: int, folder: pathlib.Path) -> dict[str, An
         given = [f'--{name}={value}' for name, value in chosen.items()]
         command = [sys.executable, '-m', f'experiments.{FLAGS.script}', *flags_of_all(), *given]
         command += [f'--seed={seed}', f'--workdir={folder}']
-        status, said = obeying(command)
+        status, errors = run_and_forward_signals(command)
         if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise Interrupted(f'stopped in {folder}; the same command goes on from there', status - 128)
         if status:
-            last = said.strip().splitlines()[-1:] or ['without a word']
+            last = errors.strip().splitlines()[-1:] or ['without a word']
             raise InputError(f'{shlex.join(command[2:])} failed: {last[0].removeprefix("error: ")}')
     return read_json(folder / 'result.json')
 
@@ -98,7 +101,7 @@ def flags_of_all() -> list[str]:
     return given
 
 
-def obeying(command: list[str]) -> tuple[int, str]:
+def run_and_forward_signals(command: list[str]) -> tuple[int, str]:
     """Status and errors of a command, which gets the signals that this process gets, each once, and is waited for."""
     process: subprocess.Popen | None = None
     received: list[int] = []
@@ -119,9 +122,9 @@ def obeying(command: list[str]) -> tuple[int, str]:
         process = subprocess.Popen(command, start_new_session=True, **pipes)
         for number in early:
             process.send_signal(number)
-        _, said = process.communicate()
+        _, errors = process.communicate()
         # One that is struck before it listens dies of it.
-        return 128 + received[0] if received and process.returncode else process.returncode, said
+        return 128 + received[0] if received and process.returncode else process.returncode, errors
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -159,7 +162,7 @@ def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.n
     if len(varied) == 2:
         first, second = (grid[name] for name in varied)
         scores = means.reshape(len(first), len(second))
-        shown = axes.imshow(scores, cmap='viridis', aspect='auto')
+        image = axes.imshow(scores, cmap='viridis', aspect='auto')
         axes.set(xlabel=varied[1], ylabel=varied[0])
         axes.set_xticks(range(len(second)), second)
         axes.set_yticks(range(len(first)), first)
@@ -168,7 +171,7 @@ def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.n
             colour = 'white' if scores[row, column] < dark else 'black'
             score = 'failed' if np.isnan(scores[row, column]) else f'{scores[row, column]:.4f}'
             axes.text(column, row, score, ha='center', va='center', color=colour)
-        figure.colorbar(shown)
+        figure.colorbar(image)
     else:
         names = []
         for values in itertools.product(*grid.values()):
@@ -181,8 +184,9 @@ def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.n
 
 
 def main() -> None:
-    if not (pathlib.Path(__file__).parent / f'{FLAGS.script}.py').exists():
-        raise InputError(f'script={FLAGS.script}: there is no experiments/{FLAGS.script}.py')
+    networks = [command.name for command in commands.list_commands() if command.group == 'networks']
+    if FLAGS.script not in networks:
+        raise InputError(f'script={FLAGS.script} must be one that trains a network: {", ".join(networks)}')
     grid, out = parsed(FLAGS.grid or ''), pathlib.Path(FLAGS.workdir)
     combinations = list(itertools.product(*grid.values()))
     claim(out)
@@ -200,16 +204,16 @@ def main() -> None:
                     raise
                 print(f'{error}', file=sys.stderr)
                 continue
-            headline = TASKS[result['task']].headline
+            headline = get_task(result['task']).primary_metric
             scores.append(result[f'test_{headline}'])
             print(f'[{number}/{len(combinations)}] {name} seed {seed}: test {headline} {scores[-1]:.4f}', flush=True)
         mean, deviation = spread(scores) if scores else (np.array(np.nan), np.array(0.0))
         means.append(float(mean))
         deviations.append(float(deviation))
-        shown = stated(scores) if scores else 'failed'
+        score = format_mean(scores) if scores else 'failed'
         if 0 < len(scores) < FLAGS.num_seeds:
-            shown += f' ({len(scores)} of {FLAGS.num_seeds} seeds)'
-        rows.append((*values, shown))
+            score += f' ({len(scores)} of {FLAGS.num_seeds} seeds)'
+        rows.append((*values, score))
     title = f'{FLAGS.script} {FLAGS.flags}'.strip() + f', {FLAGS.num_seeds} seed' + 's' * (FLAGS.num_seeds > 1)
     draw(out / 'sweep.png', title, grid, np.array(means), np.array(deviations))
     facts = {'means': [None if np.isnan(mean) else mean for mean in means], 'deviations': deviations}
@@ -218,4 +222,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

@@ -1,4 +1,4 @@
-"""Transfer learning: what a network has learnt of some classes helps with others, of which there are few images.
+"""A pretrained network on other classes with few images, by four methods.
 
 The runs are of parts of a dataset, which have no name; ``load_predictor`` opens them.
 
@@ -6,7 +6,6 @@ python -m experiments.transfer                                            # digi
 python -m experiments.transfer --dataset=arrays:DIR --epochs=30 --pretraining_epochs=5 --examples_per_class=20
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -15,30 +14,37 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import common, training_flags
-from experiments.comparison import curves_of, spread, stated, write_table
+from experiments.shared import scripts, training_flags
+from experiments.shared.comparison import curves_of, format_mean, spread, write_table
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, classes_of
 from resnet_jax.training.report import save_figure
 
+GROUP = 'studies'
 FLAGS = flags.FLAGS
 
-training_flags.define_data_flags(default='digits')
-flags.DEFINE_string('arch', 'resnet20', 'Architecture.')
-flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_sgd.')
-flags.DEFINE_integer('source_classes', None, 'Pretrain on so many classes, the first. Default: 70 percent of them.')
-flags.DEFINE_integer('pretraining_epochs', None, "Epochs on these classes. Default: the recipe's.")
-flags.DEFINE_integer('epochs', 40, 'Epochs on the other classes, for every way of training.')
-flags.DEFINE_integer('examples_per_class', 5, 'Training images of each of these classes.', lower_bound=1)
-flags.DEFINE_integer('batch_size', 16, 'Examples in a step on them, at most; no more than there are.', lower_bound=1)
-flags.DEFINE_float('learning_rate', 0.05, 'Peak learning rate of layers that have learnt before.')
-flags.DEFINE_float('head_learning_rate', 0.1, 'Peak learning rate of new layers: the head, or all of them.')
-flags.DEFINE_integer('num_seeds', 5, 'Seeds of each.', lower_bound=1)
-flags.DEFINE_string('workdir', None, 'Folder for the runs, the table and the picture. Default: runs/transfer-DATASET.')
-
 COLOURS = {'from scratch': '#7a8fa6', 'frozen features': '#d08c00', 'frozen stem': '#1f5f8b', 'fine-tuned': '#c4372c'}
-_COLUMNS = ('way', 'flags', 'test accuracy')
+_COLUMNS = ('method', 'flags', 'test accuracy')
+
+
+def define_flags() -> None:
+    training_flags.define_data_flags(default='digits')
+    flags.DEFINE_string('arch', 'resnet20', 'Architecture.')
+    flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_sgd.')
+    flags.DEFINE_integer('source_classes', None, 'Pretrain on so many classes, the first. Default: 70 percent of them.')
+    flags.DEFINE_integer('pretraining_epochs', None, "Epochs on these classes. Default: the recipe's.")
+    flags.DEFINE_integer('epochs', 40, 'Epochs on the other classes, for every method.')
+    flags.DEFINE_integer('examples_per_class', 5, 'Training images of each of these classes.', lower_bound=1)
+    flags.DEFINE_integer(
+        'batch_size', 16, 'Examples in a step on them, at most; no more than there are.', lower_bound=1
+    )
+    flags.DEFINE_float('learning_rate', 0.05, 'Peak learning rate of layers that have learnt before.')
+    flags.DEFINE_float('head_learning_rate', 0.1, 'Peak learning rate of new layers: the head, or all of them.')
+    flags.DEFINE_integer('num_seeds', 5, 'Seeds of each.', lower_bound=1)
+    flags.DEFINE_string(
+        'workdir', None, 'Folder for the runs, the table and the picture. Default: runs/transfer-DATASET.'
+    )
 
 
 def batch_size_for(wanted: int, examples: int) -> int:
@@ -47,8 +53,8 @@ def batch_size_for(wanted: int, examples: int) -> int:
     return max(min(wanted, examples) // devices, 1) * devices
 
 
-def ways(pretrained: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Fields of TrainConfig for each way of training on the other classes."""
+def settings_by_method(pretrained: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Fields of TrainConfig for each method on the other classes."""
     start = {'init_from': str(pretrained), 'new_head': True, 'learning_rate': FLAGS.learning_rate}
     start['head_learning_rate'] = FLAGS.head_learning_rate
     return {
@@ -59,7 +65,7 @@ def ways(pretrained: pathlib.Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def shown(fields: dict[str, Any]) -> str:
+def as_flags(fields: dict[str, Any]) -> str:
     """The fields as flags, without the folder."""
     told = {name: 'RUN' if name == 'init_from' else value for name, value in fields.items()}
     return ' '.join(f'--{name}' if value is True else f"--{name}='{value}'" for name, value in told.items()) or '-'
@@ -69,11 +75,11 @@ def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) ->
     """Writes the test accuracy over the epochs, mean and standard deviation over the seeds."""
     figure = Figure(figsize=(7.5, 4.8), layout='constrained')
     axes = figure.subplots()
-    for way, folders in runs.items():
+    for method, folders in runs.items():
         mean, deviation = spread([curves_of(folder, 'test', 'accuracy') for folder in folders])
         epochs = np.arange(1, len(mean) + 1)
-        axes.plot(epochs, mean, color=COLOURS[way], label=way)
-        axes.fill_between(epochs, mean - deviation, mean + deviation, color=COLOURS[way], alpha=0.2, linewidth=0)
+        axes.plot(epochs, mean, color=COLOURS[method], label=method)
+        axes.fill_between(epochs, mean - deviation, mean + deviation, color=COLOURS[method], alpha=0.2, linewidth=0)
     axes.set(xlabel='epoch', ylabel='test accuracy', title=title)
     axes.legend(loc='lower right')
     save_figure(figure, path)
@@ -82,23 +88,23 @@ def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) ->
 def train_all(
     config: TrainConfig, tuning: TrainConfig, source: Dataset, target: Dataset, out: pathlib.Path
 ) -> dict[str, list[pathlib.Path]]:
-    """Every way of training with every seed; the folders of the runs."""
+    """Every method with every seed; the folders of the runs."""
     spec = get_spec(FLAGS.arch)
     runs: dict[str, list[pathlib.Path]] = {}
     for seed in range(FLAGS.num_seeds):
         pretrained = out / 'pretrained' / f'seed{seed}'
-        train_and_evaluate(spec, dataclasses.replace(config, seed=seed), pretrained, arch=FLAGS.arch, dataset=source)
-        for way, fields in ways(pretrained).items():
-            folder = out / way.replace(' ', '_') / f'seed{seed}'
-            settings = dataclasses.replace(tuning, seed=seed, **fields)
+        train_and_evaluate(spec, config.replace(seed=seed), pretrained, arch=FLAGS.arch, dataset=source)
+        for method, fields in settings_by_method(pretrained).items():
+            folder = out / method.replace(' ', '_') / f'seed{seed}'
+            settings = tuning.replace(seed=seed, **fields)
             train_and_evaluate(spec, settings, folder, arch=FLAGS.arch, dataset=target)
-            runs.setdefault(way, []).append(folder)
+            runs.setdefault(method, []).append(folder)
     return runs
 
 
 def main() -> None:
     name = FLAGS.dataset or 'digits'
-    recipe = FLAGS.recipe or common.default_recipe(name, 'cifar_sgd')
+    recipe = FLAGS.recipe or scripts.default_recipe(name, 'cifar_sgd')
     whole = load_dataset(name, data_dir=FLAGS.data_dir, image_size=FLAGS.image_size)
     first = round(0.7 * whole.num_classes) if FLAGS.source_classes is None else FLAGS.source_classes
     if not 2 <= first <= whole.num_classes - 2:
@@ -110,17 +116,17 @@ def main() -> None:
     common_fields = training_flags.set_flags(('image_size',))
     epochs = {} if FLAGS.pretraining_epochs is None else {'epochs': FLAGS.pretraining_epochs}
     config = get_config(recipe, dataset=f'{name}, {first} classes', **epochs, **common_fields)
-    config = dataclasses.replace(config, batch_size=batch_size_for(config.batch_size, len(source.train)))
+    config = config.replace(batch_size=batch_size_for(config.batch_size, len(source.train)))
     batch_size = batch_size_for(FLAGS.batch_size, len(target.train))
     few = f'{name}, {FLAGS.examples_per_class} of each other class'
     tuning = get_config(recipe, dataset=few, epochs=FLAGS.epochs, batch_size=batch_size, **common_fields)
-    out = pathlib.Path(FLAGS.workdir or f'runs/transfer-{common.as_file_name(name)}')
+    out = pathlib.Path(FLAGS.workdir or f'runs/transfer-{scripts.as_file_name(name)}')
     runs = train_all(config, tuning, source, target, out)
 
     rows = []
-    for way, fields in ways(pathlib.Path('RUN')).items():
-        accuracy = stated([curves_of(folder, 'test', 'accuracy')[-1] for folder in runs[way]])
-        rows.append((way, f'`{shown(fields)}`', accuracy))
+    for method, fields in settings_by_method(pathlib.Path('RUN')).items():
+        accuracy = format_mean([curves_of(folder, 'test', 'accuracy')[-1] for folder in runs[method]])
+        rows.append((method, f'`{as_flags(fields)}`', accuracy))
     classes = f'{len(target.train)} images of {target.num_classes} classes of {name}'
     draw(out / 'transfer.png', f'{classes}, after {source.num_classes} others', runs)
     write_table(out, _COLUMNS, rows, dataset=name, seeds=FLAGS.num_seeds)
@@ -128,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    common.run(main)
+    scripts.run(main, define_flags)

@@ -4,14 +4,13 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
 
 from resnet_jax.errors import InputError
-from resnet_jax.training.sharding import data_mesh, replicated, split_batch
 
 # Read by libtpu as it is loaded. Without them it asks the network which machine it is on, and complains at length;
 # refuses to be loaded by two processes at once, though a compiler shares nothing; and leaves log files behind.
@@ -72,14 +71,21 @@ def _read_off(lowered: Any) -> tuple[dict[str, float], str]:
 
 
 def estimate_job(
-    function: Callable[..., Any], state: Any, batch: Any, *, topology: str, donate: bool = True
+    function: Callable[..., Any],
+    state: Any,
+    batch: Any,
+    *,
+    shardings: Callable[[Sequence[Any]], tuple[Any, Any]],
+    topology: str,
+    donate: bool = True,
 ) -> dict[str, Any]:
-    """Compiles a data-parallel step for all devices of a TPU topology: what one of them holds, and what they exchange.
+    """Compiles a step for all devices of a TPU topology: what one of them holds, and what they exchange.
 
     Args:
       function: ``(state, batch)`` to a new state and more.
-      state: arrays or their shapes, whole on every device.
-      batch: likewise; the first axis of each array is split over the devices.
+      state: arrays or their shapes.
+      batch: likewise; the first axis of each array is that of the examples.
+      shardings: from the topology's devices to the ``jax.sharding.Sharding`` of ``state`` and that of ``batch``.
       topology: as in ``estimate``, such as ``v5e:16x16``.
       donate: the new state takes the memory of the old one.
 
@@ -89,18 +95,18 @@ def estimate_job(
     Raises:
       InputError: as in ``estimate``, or a batch that does not divide by the devices.
     """
-    mesh = data_mesh(_devices(topology))
+    devices = _devices(topology)
     sizes = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
-    if any(size % mesh.size for size in sizes):
-        raise InputError(f'a batch of {max(sizes)} must be divisible by the {mesh.size} devices of {topology}')
+    if any(size % len(devices) for size in sizes):
+        raise InputError(f'a batch of {max(sizes)} must be divisible by the {len(devices)} devices of {topology}')
 
     def placed(tree: Any, sharding: Any) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
-    arguments = placed(state, replicated(mesh)), placed(batch, split_batch(mesh))
-    lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(*arguments)
+    whole, split = shardings(devices)
+    lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(placed(state, whole), placed(batch, split))
     numbers, text = _read_off(lowered)
-    return {**numbers, 'devices': mesh.size, 'collectives': collectives_of(text)}
+    return {**numbers, 'devices': len(devices), 'collectives': collectives_of(text)}
 
 
 _COLLECTIVE = re.compile(

@@ -1,4 +1,8 @@
-"""Errors that end a script with one line instead of a traceback."""
+"""Errors that end a script with one line instead of a traceback, and what their messages share."""
+
+import difflib
+import textwrap
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -30,3 +34,20 @@ class StorageError(RuntimeError):
 
     The message is one line that names the path, the system's reason and what is left.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by an unknown name, as a part of a message.
+
+    Args:
+      name: as the user gave it, in any case.
+      known: the names there are.
+
+    Returns:
+      ``nearest known: a, b`` with at most five of them, or ``known: a, b, c …`` where none is near.
+    """
+    by_lower = {one.lower(): one for one in known}
+    near = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=0.5)]
+    if near:
+        return f'nearest known: {", ".join(near)}'
+    return f'known: {textwrap.shorten(", ".join(by_lower.values()), 200, placeholder=" …")}'

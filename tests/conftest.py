@@ -1,18 +1,35 @@
 """Settings and fixtures of all tests."""
 
+import gc
 import os
 import pathlib
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 
-# Before JAX starts: two CPU devices, so that everything runs where a batch is split.
+# Before JAX starts: two CPU devices, so that everything runs where a batch is split. Tests compile much and compute
+# little: LLVM optimizes nothing, which saves two fifths of their time, and fusions are emitted without MLIR's pipeline
+# and as one module, which saves a third of what is left; XLA's own passes stay as they are.
+# XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' tests the machine code that users
+# run. The last of two equal flags counts.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'
+os.environ['XLA_FLAGS'] = (
+    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 '
+    + os.environ.get('XLA_FLAGS', '')
+)
+os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=2'
 
 import jax
 import numpy as np
 import pytest
 
+from resnet_jax.data.examples import Dataset, Split
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Tracing makes millions of objects, few of them in cycles: to look for cycles less often saves an eighth of its time.
+gc.freeze()
+gc.set_threshold(100_000)
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -23,19 +40,26 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope='session', autouse=True)
-def cache_home(tmp_path_factory) -> Iterator[pathlib.Path]:
-    """Where scripts and tests keep compiled programs, which all processes of the tests share: not the user's folder."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if 'PYTEST_XDIST_WORKER' in os.environ else folder) / 'cache'
-    settings = {'jax_compilation_cache_dir': str(folder / 'tests'), 'jax_persistent_cache_min_compile_time_secs': 0.3}
+def compiled_programs() -> Iterator[None]:
+    """Tests and what they start keep compiled programs in the checkout, for each other and the next run."""
+    settings = {'jax_compilation_cache_dir': str(ROOT / '.cache'), 'jax_persistent_cache_min_compile_time_secs': 0.3}
     before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))  # of commands
+        yield
+    for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache_home(tmp_path_factory) -> Iterator[pathlib.Path]:
+    """The folder for caches, which is not the user's."""
+    folder = tmp_path_factory.mktemp('cache')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(folder))
         yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope='session')
@@ -51,3 +75,67 @@ def reference_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip('reference data are not here; RESNET_JAX_REFERENCE_DATA can name their folder')
     return path
+
+
+@pytest.fixture(scope='session')
+def make_shades() -> Callable[[int], Dataset]:
+    """So many training images, and 21 test images, whose brightness tells their class."""
+
+    def make(num_train: int) -> Dataset:
+        rng = np.random.default_rng(0)
+
+        def split(size: int) -> Split:
+            labels = (np.arange(size) % 3).astype(np.int32)
+            images = rng.integers(0, 60, (size, 6, 6, 1)) + 90 * labels[:, None, None, None]
+            return Split(images.astype(np.uint8), labels)
+
+        return Dataset('shades', split(num_train), split(21), ('a', 'b', 'c'), (0.3,), (0.3,))
+
+    return make
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[pathlib.Path]:
+    """A file system of 2 MB."""
+    place = tmp_path / 'disk'
+    place.mkdir()
+    mount = shutil.which('mount')
+    command = [mount, '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(place)]
+    if mount is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip('a file system of a given size cannot be mounted here')
+    try:
+        yield place
+    finally:
+        subprocess.run(['umount', '-l', str(place)], check=True)
+
+
+@pytest.fixture
+def start(root) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts Python code with arguments; what still runs at the end of the test is killed."""
+    processes = []
+
+    def start_code(code: str, *args: object) -> subprocess.Popen:
+        command = [sys.executable, '-c', code, *map(str, args)]
+        pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+        flags = os.environ['XLA_FLAGS'].replace('device_count=2', 'device_count=1')
+        environment = os.environ | {'XLA_FLAGS': flags}
+        processes.append(subprocess.Popen(command, cwd=root, env=environment, **pipes))
+        return processes[-1]
+
+    yield start_code
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(start) -> Callable[..., str]:
+    """Runs Python code with arguments and gives what it printed."""
+
+    def run_code(code: str, *args: object) -> str:
+        process = start(code, *args)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        return out
+
+    return run_code

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from resnet_jax import InputError, ResNet, ResNetSpec, aot, init_variables
+from resnet_jax import InputError, ResNet, aot, init_variables, make_spec
+from resnet_jax.devices import data_parallel
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason='the compiler for TPUs is not here: pip install libtpu'
@@ -24,6 +25,22 @@ print(aot.estimate(lambda x: x @ x, jax.ShapeDtypeStruct((256, 256), jnp.bfloat1
 def test_cycles_are_summed_over_the_instructions():
     text = 'a = f() backend_config={"estimated_cycles":"12"}\nb = g()\nc = h() {"estimated_cycles":"30","x":"1"}'
     assert aot.estimated_cycles(text) == 42
+
+
+def test_of_a_step_on_all_devices_what_they_exchange_is_counted(monkeypatch):
+    """Read off the compiler that is here: a sum over a batch that is split is one exchange of a gradient's bytes."""
+    monkeypatch.setattr(aot, '_devices', lambda topology: jax.devices())
+    weights, images = jnp.zeros((16, 4)), jax.ShapeDtypeStruct((8, 16), jnp.float32)
+
+    def step(weights, images):
+        return weights - jax.grad(lambda w: jnp.square(images @ w).sum())(weights)
+
+    found = aot.estimate_job(step, weights, images, shardings=data_parallel, topology='here')
+    assert found['devices'] == len(jax.devices()) == 2
+    assert found['collectives'] == {'all-reduce': {'count': 1, 'bytes': weights.size * 4}}
+    assert found['argument_bytes'] == (weights.size + 4 * 16) * 4  # of a device: all weights and half of the images
+    with pytest.raises(InputError, match='a batch of 7 must be divisible by the 2 devices of here'):
+        aot.estimate_job(step, weights, jnp.zeros((7, 16)), shardings=data_parallel, topology='here')
 
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is here')
@@ -42,7 +59,7 @@ def test_an_unknown_topology_is_one_line(topology):
 
 @needs_libtpu
 def test_a_networks_forward_pass():
-    model = ResNet(ResNetSpec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=4))
+    model = ResNet(make_spec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=4))
     variables = jax.eval_shape(lambda key: init_variables(model, key, (8, 8, 3)), jax.random.key(0))
     images = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32)
     cost = aot.estimate(lambda variables, images: model.apply(variables, images, train=False), variables, images)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resnet_jax import ResNet, ResNetSpec, init_variables, list_models
+from resnet_jax import ResNet, init_variables, list_models, make_spec
 
 
 def code_blocks(root, language):
@@ -56,7 +56,7 @@ def test_every_architecture_is_in_the_readme(root):
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_network_can_be_used_from_nnx():
     """``ToNNX`` wraps a Linen module; ``lazy_init`` gives it its variables from an example."""
-    spec = ResNetSpec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=3)
+    spec = make_spec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=3)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 6, 3)), jnp.float32)
     model = nnx.bridge.ToNNX(ResNet(spec), rngs=nnx.Rngs(0))
     nnx.bridge.lazy_init(model, images, train=False)

@@ -1,28 +1,27 @@
-"""Data sets in two NumPy files: ``arrays:DIR``."""
+"""Datasets in two NumPy files: ``arrays:DIR``."""
 
 import pathlib
 
 import numpy as np
 
-from resnet_jax.data.examples import Dataset, by, check_memory, describe, reason, resize_images
+from resnet_jax.data.examples import Dataset, check_images, check_memory, dataset_from_arrays, reason, resize_images
 from resnet_jax.errors import InputError
+from resnet_jax.tasks.base import Task
 
 
-def load_arrays(name: str, task: str, image_size: int | None) -> Dataset:
+def load_arrays(name: str, task: Task, image_size: int | None) -> Dataset:
     """As ``datasets.load_dataset``."""
     folder = pathlib.Path(name.removeprefix('arrays:')).expanduser()
     if name == 'arrays:' or not folder.is_dir():
         raise InputError(f'{name!r}: there is no such folder; expected one with train.npz and test.npz')
-    parts = {str(path): _read_npz(path) for path in (folder / 'train.npz', folder / 'test.npz')}
+    paths = folder / 'train.npz', folder / 'test.npz'
+    train, test = map(_read_npz, paths)
     if image_size is not None:
-        channels = parts[str(folder / 'train.npz')][0].shape[3]
-        check_memory(name, sum(len(labels) for _, labels in parts.values()), (image_size, image_size, channels))
-        parts = {place: (resize_images(images, image_size), labels) for place, (images, labels) in parts.items()}
-    expected, found = (by(images.shape[1:]) for images, _ in parts.values())
-    if found != expected:
-        raise InputError(f'{folder / "test.npz"}: expected images of {expected} as in train.npz, found {found}')
+        check_memory(name, len(train[0]) + len(test[0]), (image_size, image_size, train[0].shape[3]))
+        train, test = ((resize_images(images, image_size), labels) for images, labels in (train, test))
     class_file = folder / 'classes.txt'
-    return describe(name, parts, _read_class_names(class_file) if class_file.exists() else (), task)
+    names = _read_class_names(class_file) if class_file.exists() else ()
+    return dataset_from_arrays(name, train, test, names, task, (str(paths[0]), str(paths[1])))
 
 
 def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
@@ -40,12 +39,7 @@ def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f'{path}: not a complete .npz file of plain arrays ({reason(error)})') from error
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8:
-        raise InputError(f'{path}: images must be uint8 from 0 to 255, found {images.dtype}')
-    if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise InputError(f'{path}: images must be [N, H, W] or [N, H, W, C] with 1 or 3 channels, found {images.shape}')
-    if not images.size:
-        raise InputError(f'{path}: expected at least one image with at least one pixel, found {images.shape}')
+    check_images(str(path), images)
     if labels.shape[:1] != images.shape[:1]:
         raise InputError(f'{path}: expected a label for each of {len(images)} images, found labels of {labels.shape}')
     return images, labels

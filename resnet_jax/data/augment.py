@@ -1,63 +1,139 @@
 """Augmentation and normalization on the device: pure functions of keys and a batch of images."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from resnet_jax.data import random_ops
-from resnet_jax.data.policies import POLICIES, apply_operations
+from resnet_jax.data.decode import CROP_RATIO
+from resnet_jax.data.policies import POLICIES, Drawn, PolicyFunction, apply_operations
 from resnet_jax.errors import InputError
+from resnet_jax.settings import Settings, group, setting
 
 # Purposes of random numbers: each operation draws from a key of its own, folded from the image's, so that switching one
 # on does not change what the others draw.
-_CROP, _FLIP, _POLICY, _JITTER, _LIGHTING, _ERASING, _CUTOUT = range(7)
+_CROP, _FLIP, _POLICY, _JITTER, _LIGHTING, _ERASING, _CUTOUT, _FUNCTION, _VIEW = range(9)
+
+CROP_FILLS = ('black', 'mean', 'reflect')
+POLICY_INTERPOLATIONS = ('nearest', 'bilinear')
+
+# ``(key, image) -> image``: a typed random key, float32 ``[H, W, C]`` from 0 to 255, and float of as many channels.
+ImageFunction = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """What is done to training images, in this order; by default nothing.
+class ResizedCrop(Settings):
+    """A random part of the image that is resized, as torchvision's ``RandomResizedCrop``."""
 
-    ``training.config.TrainConfig`` has the same fields and checks their values.
+    crop_area: tuple[float, float] = setting(
+        help='Smallest and largest share of the area of an image in a random crop that is resized: 0.08,1.'
+    )
+    crop_ratio: tuple[float, float] = setting(
+        CROP_RATIO, 'Smallest and largest ratio of width to height of such a crop.'
+    )
 
-    Attributes:
-      crop_area: smallest and largest share of the image's area in a random crop, which is then resized to
-        ``crop_size``; None for none.
-      crop_ratio: smallest and largest ratio of width to height in such a crop.
-      crop_size: pixels of both sides of the result; None is the size of the images. Without ``crop_area`` the crop is
-        not resized.
-      crop_padding: pixels of padding for the random crop; 0 for none.
-      crop_fill: what the crop is filled with: ``black``, the ``mean`` colour in 256 levels, or ``reflect``. A policy
-        fills with the mean colour, too, where this does, else with black.
-      horizontal_flip: mirror half of the images.
-      policy: one of ``policies.POLICIES``, or None.
-      policy_interpolation: ``nearest`` or ``bilinear``: how its shears, translations and rotations read pixels.
-      color_jitter: ranges of brightness, contrast, saturation and, where there is a fourth, hue; () for none. Images of
-        one channel have the first two.
-      lighting: standard deviation of noise along the principal colours of ImageNet; 0 for none.
-      random_erasing: probability with which a box of an image is erased: set to zero, the mean, after normalization.
-      cutout: pixels of the side of a square that is erased, likewise, from each image; 0 for none.
+    def check_together(self) -> None:
+        """As in Settings."""
+        area, ratio = self.crop_area, self.crop_ratio
+        if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
+            raise InputError(f'crop_area={area} must be two shares, 0 < smallest <= largest <= 1')
+        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
+            raise InputError(f'crop_ratio={ratio} must be two numbers, 0 < smallest <= largest')
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy(Settings):
+    """Operations that are drawn for each image.
+
+    A policy of one's own is a function of a key, height and width that draws operations as those of ``POLICIES`` do.
     """
 
-    crop_area: tuple[float, float] | None = None
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    crop_size: int | None = None
-    crop_padding: int = 0
-    crop_fill: str = 'black'
-    horizontal_flip: bool = False
-    policy: str | None = None
-    policy_interpolation: str = 'nearest'
-    color_jitter: tuple[float, ...] = ()
-    lighting: float = 0.0
-    random_erasing: float = 0.0
-    cutout: int = 0
+    policy: str | PolicyFunction = setting(
+        help='Operations drawn for each image.', choices=tuple(POLICIES), by_value=True, off='none'
+    )
+    policy_interpolation: str = setting(
+        'nearest',
+        'How shears, translations and rotations of the policy read pixels.',
+        choices=POLICY_INTERPOLATIONS,
+    )
 
-    @classmethod
-    def of(cls, settings: Any) -> 'Augmentation':
-        """From an object that has attributes of these names, such as a ``TrainConfig``."""
-        return cls(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)})
+    def draw(self, key: jax.Array, height: int, width: int) -> Drawn:
+        """Operations and magnitudes for an image."""
+        function = POLICIES[self.policy] if isinstance(self.policy, str) else self.policy
+        return function(key, height, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation(Settings):
+    """What is done to training images, in the order of its fields; by default nothing.
+
+    ``function``, of one's own, is ``(key, image) -> image``, pure, and applied to each example: it takes a typed random
+    key and float32 ``[H, W, C]`` from 0 to 255, and gives float of as many channels in the same range.
+    """
+
+    augmentation_repeats: int = setting(
+        1, 'Times that an image is in its batch, each augmented on its own.', at_least=1
+    )
+    views: int = setting(1, 'Images that are made of each, for losses that compare them.', at_least=1)
+    resized_crop: ResizedCrop | None = group(ResizedCrop, None)
+    crop_size: int | None = setting(
+        None,
+        'Side of the square that training images are cropped to, at random; with crop_area the crop is resized to it.',
+        none='the size of the images',
+        unit='pixels',
+        at_least=1,
+        off='0',
+    )
+    crop_padding: int = setting(
+        0, 'Padding of the images for a random crop that is not resized.', unit='pixels', at_least=0
+    )
+    crop_fill: str = setting(
+        'black',
+        'What is padded: black, the mean colour, or reflect. A policy fills with the mean colour, too, where this does,'
+        ' else with black.',
+        choices=CROP_FILLS,
+    )
+    horizontal_flip: bool = setting(False, 'Mirror half of the images.')
+    policy: Policy | None = group(Policy, None)
+    color_jitter: tuple[float, ...] = setting(
+        (),
+        'Ranges of brightness, contrast, saturation and maybe hue: 0.4,0.4,0.4,0.1; images of one channel have the'
+        ' first two.',
+    )
+    function: ImageFunction | None = setting(None, "A function of one's own, for each image.", by_value=True)
+    lighting: float = setting(
+        0.0, 'Standard deviation of noise along the principal colours of ImageNet: 0.1.', at_least=0
+    )
+    random_erasing: float = setting(
+        0.0, 'Probability with which a box of an image is set to the mean colour.', at_least=0, at_most=1
+    )
+    cutout: int = setting(
+        0, 'Side of a square of each image that is set to the mean colour.', unit='pixels', at_least=0
+    )
+    mixup: float = setting(0.0, 'Alpha of mixup, one share for a batch; 0 for none.', at_least=0)
+    cutmix: float = setting(
+        0.0,
+        'Alpha of CutMix; 0 for none. With both, each batch gets one of them, and training metrics count the first'
+        ' image.',
+        at_least=0,
+    )
+
+    def check_together(self) -> None:
+        """As in Settings."""
+        if self.resized_crop is not None and self.crop_padding:
+            area = self.resized_crop.crop_area
+            raise InputError(f'crop_padding={self.crop_padding} does not go with crop_area={area}')
+        if self.crop_fill != 'black' and not self.crop_padding and self.policy is None:
+            raise InputError(f'crop_fill={self.crop_fill!r} has no effect without crop_padding or policy')
+        if len(self.color_jitter) not in (0, 3, 4) or not all(range_ >= 0 for range_ in self.color_jitter):
+            raise InputError(f'color_jitter={self.color_jitter} must be three or four numbers from 0 on, or none')
+        if len(self.color_jitter) == 4 and self.color_jitter[3] > 0.5:
+            raise InputError(f'color_jitter={self.color_jitter}: the range of the hue must be at most 0.5')
+        if self.views > 1 and (self.mixup or self.cutmix):
+            raise InputError(f'views={self.views}: mixup and cutmix mix single images')
 
     def result_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Shape of images ``(H, W, C)`` after augmentation.
@@ -68,15 +144,32 @@ class Augmentation:
         height, width, channels = image_shape
         if self.lighting and channels != 3:
             raise InputError(f'lighting={self.lighting} is for images of 3 channels, not {channels}: 0 leaves it out')
+        height, width = self._cropped_size(height, width)
+        return (height, width, channels) if self.function is None else self._function_shape(height, width, channels)
+
+    def _cropped_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after the crop."""
         if self.crop_size is None:
-            return height, width, channels
+            return height, width
         room = min(height, width) + 2 * self.crop_padding
-        if self.crop_area is None and self.crop_size > room:
+        if self.resized_crop is None and self.crop_size > room:
             raise InputError(
                 f'crop_size={self.crop_size} must be at most {room}, the smaller side of the images with its padding;'
                 ' with crop_area, which resizes, it may be any'
             )
-        return self.crop_size, self.crop_size, channels
+        return self.crop_size, self.crop_size
+
+    def _function_shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
+        """Shape of what the user's function gives."""
+        assert self.function is not None
+        key = jax.eval_shape(jax.random.key, 0)
+        found = jax.eval_shape(self.function, key, jax.ShapeDtypeStruct((height, width, channels), jnp.float32))
+        shape: Any = getattr(found, 'shape', ())
+        dtype = getattr(found, 'dtype', type(found).__name__)
+        if shape[2:] != (channels,) or not jnp.issubdtype(dtype, jnp.floating):
+            name = getattr(self.function, '__qualname__', self.function)
+            raise InputError(f'function={name} must give a float image [H, W, {channels}], found {dtype} {list(shape)}')
+        return shape
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -126,14 +219,14 @@ def augment(
     std: Sequence[float],
     augmentation: Augmentation = Augmentation(),
 ) -> jax.Array:
-    """Crop, flip, policy, colour jitter, normalization, lighting, random erasing, cutout: those that are on.
+    """Crop, flip, policy, colour jitter, the user's function, normalization, lighting, erasing, cutout: what is on.
 
     Args:
       keys: random keys ``[N]``, one for each image: what is drawn for it depends on nothing else.
       images: uint8 ``[N, H, W, C]``.
       mean: as in ``normalize``.
       std: as in ``normalize``.
-      augmentation: what is done.
+      augmentation: what is done; repeats, views and mixing are not looked at.
 
     Returns:
       float32 ``[N, H', W', C]``.
@@ -141,16 +234,41 @@ def augment(
     Raises:
       InputError: as ``Augmentation.result_shape``.
     """
-    size = augmentation.result_shape(images.shape[1:])[:2]
+    augmentation.result_shape(images.shape[1:])  # raises what cannot be done
     fill: jax.Array | int = 0
     if augmentation.crop_fill == 'mean':
         fill = jnp.round(255 * jnp.asarray(mean)).astype(jnp.uint8)
-    if augmentation.crop_padding and augmentation.crop_area is None:
+    size = augmentation._cropped_size(*images.shape[1:3])
+    if augmentation.crop_padding:
         images = pad(images, augmentation.crop_padding, fill, augmentation.crop_fill == 'reflect')
     images = jax.vmap(lambda key, image: _before_normalization(key, image, size, fill, augmentation))(keys, images)
     normalized = normalize(images, mean, std)
     deviations = jnp.asarray(std, jnp.float32)
     return jax.vmap(lambda key, image: _after_normalization(key, image, deviations, augmentation))(keys, normalized)
+
+
+def augment_views(
+    keys: jax.Array, images: jax.Array, mean: Sequence[float], std: Sequence[float], augmentation: Augmentation
+) -> list[jax.Array]:
+    """``augmentation.views`` images of each, drawn on their own; the first is that of ``augment``.
+
+    Args:
+      keys: as in ``augment``.
+      images: likewise.
+      mean: likewise.
+      std: likewise.
+      augmentation: likewise.
+
+    Returns:
+      float32 ``[N, H', W', C]``, one for each view.
+    """
+
+    def keys_of(view: int) -> jax.Array:
+        if not view:
+            return keys
+        return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, _VIEW), view))(keys)
+
+    return [augment(keys_of(view), images, mean, std, augmentation) for view in range(augmentation.views)]
 
 
 def _before_normalization(
@@ -161,18 +279,19 @@ def _before_normalization(
     def key_of(purpose: int) -> jax.Array:
         return jax.random.fold_in(key, purpose)
 
-    if augmentation.crop_area is not None:
-        area, ratio = augmentation.crop_area, augmentation.crop_ratio
-        image = random_ops.random_resized_crop(key_of(_CROP), image, size, area, ratio)
+    if (crop := augmentation.resized_crop) is not None:
+        image = random_ops.random_resized_crop(key_of(_CROP), image, size, crop.crop_area, crop.crop_ratio)
     elif size != image.shape[:2]:
         image = random_ops.random_crop(key_of(_CROP), image, size)
     if augmentation.horizontal_flip:
         image = random_ops.random_flip(key_of(_FLIP), image)
-    if augmentation.policy is not None:
-        drawn = POLICIES[augmentation.policy](key_of(_POLICY), *size)
-        image = apply_operations(image, drawn, fill, augmentation.policy_interpolation == 'bilinear')
+    if (policy := augmentation.policy) is not None:
+        drawn = policy.draw(key_of(_POLICY), *size)
+        image = apply_operations(image, drawn, fill, policy.policy_interpolation == 'bilinear')
     if any(augmentation.color_jitter):
         image = random_ops.color_jitter(key_of(_JITTER), image, augmentation.color_jitter)
+    if augmentation.function is not None:
+        image = augmentation.function(key_of(_FUNCTION), image.astype(jnp.float32))
     return image
 
 

@@ -19,6 +19,9 @@ _OF_16_BITS = ('PNG', 'PPM')
 _ORIENTATION = 0x0112  # EXIF's tag
 # Of that tag: 5 to 8 exchange height and width.
 _SIDEWAYS = (5, 6, 7, 8)
+# Of random-resized crops, smallest and largest ratio of width to height (Szegedy et al. 2014, arXiv:1409.4842,
+# section 6).
+CROP_RATIO = (3 / 4, 4 / 3)
 
 
 class DamagedImageError(ValueError):
@@ -40,6 +43,12 @@ class Box:
     left: int
     height: int
     width: int
+
+    @classmethod
+    def centered(cls, height: int, width: int, ratio: tuple[float, float] = (1.0, 1.0)) -> 'Box':
+        """The largest box in the middle of an image of this size whose ratio of width to height is allowed."""
+        across, down = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+        return cls((height - down) // 2, (width - across) // 2, max(down, 1), max(across, 1))
 
 
 def decode(data: bytes) -> np.ndarray:

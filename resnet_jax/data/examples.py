@@ -1,24 +1,28 @@
-"""What a data set is: images, what is to be learned of them, and the checks that all sources share."""
+"""What a dataset is: images, what is to be learned of them, and the checks that all sources share."""
 
 import dataclasses
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from resnet_jax.errors import InputError
+from resnet_jax.tasks.base import Task
+from resnet_jax.tasks.kinds import DEFAULT_TASK, TaskLike, get_task
 
 MAX_BYTES = 6 * 2**30  # of uint8 images, train and test together
-MAX_CLASSES = 10_000  # a larger label is a mistake, not a class; a confusion matrix is K x K
 
-# Images and targets of training, then of testing, each by the place they come from.
-Parts = dict[str, tuple[np.ndarray, np.ndarray]]
+# Images and targets.
+Arrays = tuple[np.ndarray, np.ndarray | None]
 
 
 class EncodedImages(Protocol):
-    """Photographs as they are stored, of any sizes, with their targets; read by position, in any order."""
+    """A random-access source: photographs as they are stored, of any sizes, with their targets.
+
+    They are read by position, in any order, by threads and by other processes, to which the object is sent.
+    """
 
     def __len__(self) -> int:
         """How many."""
@@ -27,7 +31,7 @@ class EncodedImages(Protocol):
         """What to call one in a message."""
 
     def read(self, index: int) -> tuple[bytes, Any]:
-        """The bytes of one, and its target.
+        """The bytes of one, and its target, in the dtype and shape in which its task stores it; None for none.
 
         Raises:
           OSError: they cannot be read.
@@ -40,12 +44,13 @@ class Split:
 
     Attributes:
       images: uint8 ``[N, H, W, C]``, or encoded photographs, which come with their targets.
-      labels: the targets: of classes and of yes or no int32 ``[N]``, of labels int32 ``[N, K]`` of 0 and 1, of values
-        float32 ``[N, D]``; None where all photographs would have to be read to know them.
+      labels: the targets, as their task stores them: of classes and of yes or no int32 ``[N]``, of labels int32
+        ``[N, K]`` of 0 and 1, of values float32 ``[N, D]``. None where the task needs none, and where all photographs
+        would have to be read to know them.
     """
 
     images: np.ndarray | EncodedImages
-    labels: np.ndarray | None
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,20 +63,35 @@ class Split:
         return self.images
 
     @property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images and targets that are in memory.
+    def pixels(self) -> np.ndarray:
+        """Images that are in memory, uint8 ``[N, H, W, C]``.
 
         Raises:
           InputError: they are not.
         """
-        if not isinstance(self.images, np.ndarray) or self.labels is None:
+        if not isinstance(self.images, np.ndarray):
             raise InputError('photographs are read while a network trains; this needs a dataset that is in memory')
-        return self.images, self.labels
+        return self.images
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and targets that are in memory.
+
+        Raises:
+          InputError: they are not, or there are no targets.
+        """
+        images = self.pixels
+        if self.labels is None:
+            raise InputError('these images have no targets')
+        return images, self.labels
+
+
+_CLASSES = get_task(DEFAULT_TASK)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set with what a network needs to know of it.
+    """A dataset with what a network needs to know of it; ``dataset_from_arrays`` and its like make one.
 
     Attributes:
       name: as given to ``load_dataset``.
@@ -80,7 +100,7 @@ class Dataset:
       class_names: one for each class, label or value; of yes or no the name of 0 and that of 1.
       mean: of ``train.images / 255``, one for each channel.
       std: likewise, at least 1/255: one gray level.
-      task: what the labels are: ``multiclass``, ``binary``, ``multilabel`` or ``regression``.
+      task: what the targets are; a name or a class becomes an instance with its default fields.
       image_size: pixels of both sides of what photographs are made to; None of images that are in memory.
     """
 
@@ -90,8 +110,11 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    task: str = 'multiclass'
+    task: Task = _CLASSES
     image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'task', get_task(self.task))
 
     @property
     def num_classes(self) -> int:
@@ -103,15 +126,21 @@ class Dataset:
         """``(H, W, C)``."""
         if self.image_size is not None:
             return self.image_size, self.image_size, 3
-        height, width, channels = self.train.arrays[0].shape[1:]
+        height, width, channels = self.train.pixels.shape[1:]
         return height, width, channels
+
+    def target_statistics(self) -> dict[str, Any]:
+        """Fields of the task that follow from the training targets, such as their units; empty for most tasks."""
+        if self.train.labels is None or not self.task.has_statistics:
+            return {}
+        return self.task.statistics(self.train.labels)
 
 
 def classes_of(dataset: Dataset, classes: Sequence[int], examples_per_class: int | None = None) -> Dataset:
     """A part of a dataset of classes.
 
     Args:
-      dataset: of the task ``multiclass``.
+      dataset: of classes, one for each image.
       classes: ascending; they become 0, 1, ….
       examples_per_class: as many training images of each, the first; None takes all. The test images stay all.
 
@@ -121,7 +150,7 @@ def classes_of(dataset: Dataset, classes: Sequence[int], examples_per_class: int
     Raises:
       InputError: a class that is not there or has fewer training images; classes that do not ascend.
     """
-    if dataset.task != 'multiclass' or list(classes) != sorted(set(classes)) or not classes:
+    if not dataset.task.has_class_outputs or list(classes) != sorted(set(classes)) or not classes:
         raise InputError(f'classes={list(classes)} must ascend, and {dataset.name} be a dataset of classes')
     if missing := [label for label in classes if not 0 <= label < dataset.num_classes]:
         raise InputError(f'class {missing[0]} is not there: {dataset.name} has {dataset.num_classes} classes')
@@ -210,100 +239,86 @@ def resize_images(images: np.ndarray, size: int) -> np.ndarray:
     return resized
 
 
-def describe(name: str, parts: Parts, class_names: tuple[str, ...], task: str) -> Dataset:
-    """A data set from its parts: checks the targets, names what has no names, measures the training images.
+def dataset_from_arrays(
+    name: str,
+    train: Arrays,
+    test: Arrays,
+    class_names: Sequence[str] = (),
+    task: TaskLike = DEFAULT_TASK,
+    places: tuple[str, str] | None = None,
+) -> Dataset:
+    """A dataset of images in memory: checks images and targets, names what has no names, measures the channels.
 
     Args:
-      name: of the data set.
-      parts: images uint8 ``[N, H, W, C]`` and targets ``[N]`` or ``[N, K]``.
+      name: of the dataset, for messages and records.
+      train: images uint8 ``[N, H, W, C]`` with 1 or 3 channels, and targets ``[N]`` or ``[N, K]`` as the task takes
+        them; None for a task that needs no targets.
+      test: likewise, of the same shape but for N.
       class_names: of the classes, labels or values; empty if they have none.
+      task: what the targets are: a name, or a subclass of ``Task`` or an instance of one.
+      places: what messages call the two.
+
+    Raises:
+      InputError: images that are none, or targets that are none of this task.
+    """
+    kind, names = get_task(task), tuple(class_names)
+    parts = dict(zip(places or (f'{name!r}, train', f'{name!r}, test'), (train, test), strict=True))
+    for place, (images, _) in parts.items():
+        check_images(place, images)
+    if train[0].shape[1:] != test[0].shape[1:]:
+        expected, found = by(train[0].shape[1:]), by(test[0].shape[1:])
+        raise InputError(f'{list(parts)[1]}: expected images of {expected} as in training, found {found}')
+    if train[1] is not None or test[1] is not None or kind.needs_targets:
+        names = check_targets(name, parts, names, kind)
+    train_split, test_split = (
+        Split(images, None if targets is None else kind.stored_targets(targets)) for images, targets in parts.values()
+    )
+    mean, std = channel_statistics(train[0])
+    return Dataset(name, train_split, test_split, names, mean, std, kind)
+
+
+def check_targets(
+    name: str, parts: Mapping[str, tuple[Sized, np.ndarray | None]], class_names: tuple[str, ...], task: Task
+) -> tuple[str, ...]:
+    """Names of the classes, labels or values of targets that were checked.
+
+    Args:
+      name: of the dataset.
+      parts: images and targets of each split, by what messages call it.
+      class_names: as in ``dataset_from_arrays``.
       task: what the targets are.
 
     Raises:
       InputError: targets that are none of this task.
     """
-    shapes = {place: targets.shape[1:] for place, (_, targets) in parts.items()}
-    if len(set(shapes.values())) > 1:
-        raise InputError(f'{name!r}: the labels of {" and ".join(shapes)} differ in shape: {[*shapes.values()]}')
+    shapes = []
+    for place, (images, targets) in parts.items():
+        if targets is None:
+            raise InputError(f'{place}: task={task.name} needs a label for each image, found none')
+        if targets.shape[:1] != (len(images),):
+            raise InputError(
+                f'{place}: expected a label for each of {len(images)} images, found labels of {targets.shape}'
+            )
+        shapes.append(targets.shape[1:])
+    if len(set(shapes)) > 1:
+        raise InputError(f'{name!r}: the labels of {" and ".join(parts)} differ in shape: {shapes}')
     for place, (_, targets) in parts.items():
+        assert targets is not None
         if not targets.size:
             raise InputError(f'{place}: expected at least one label for each image, found {targets.shape}')
-        class_names = _CHECKS[task](place, targets, class_names)
-    dtype = np.float32 if task == 'regression' else np.int32
-    columns = (-1,) if task == 'regression' else ()
-    train, test = (
-        Split(images, targets.astype(dtype).reshape(len(targets), *(columns or targets.shape[1:])))
-        for images, targets in parts.values()
-    )
-    mean, std = channel_statistics(train.arrays[0])
-    return Dataset(name, train, test, class_names, mean, std, task)
+        class_names = task.check_targets(place, targets, class_names)
+    return class_names
 
 
-def _check_classes(place: str, labels: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-    _check_integers(place, labels)
-    if labels.ndim != 1:
-        raise InputError(
-            f'{place}: expected one integer for each image, found labels of {labels.shape}; task=multilabel takes'
-            ' columns of 0 and 1'
-        )
-    low, high = int(labels.min()), int(labels.max())
-    limit = len(names) if names else MAX_CLASSES
-    if low < 0 or high >= limit:
-        raise InputError(f'{place}: labels must be from 0 to {limit - 1}, found {low if low < 0 else high}')
-    if names:
-        return names
-    if missing := sorted(set(range(high + 1)) - set(labels.tolist())):
-        raise InputError(f'{place}: labels go up to {high}, but none is {missing[0]}; classes.txt can name them')
-    return tuple(map(str, range(high + 1)))
-
-
-def _check_integers(place: str, labels: np.ndarray, more: str = '') -> None:
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f'{place}: labels must be integers{more}, found {labels.dtype}')
-
-
-def _check_zeros_and_ones(place: str, labels: np.ndarray, names: tuple[str, ...], task: str, rank: int) -> None:
-    if labels.dtype != bool:
-        _check_integers(place, labels, ' or bool')
-    if labels.ndim != rank:
-        shape = '[N]' if rank == 1 else '[N, K]'
-        raise InputError(f'{place}: task={task} takes labels {shape}, found {labels.shape}')
-    if outside := sorted(set(np.unique(labels).tolist()) - {0, 1}):
-        raise InputError(f'{place}: task={task} takes labels 0 and 1, found {outside[0]}')
-    expected = 2 if rank == 1 else labels.shape[1]
-    if names and len(names) != expected:
-        raise InputError(f'{place}: expected {expected} names for task={task}, found {len(names)}')
-
-
-def _check_binary(place: str, labels: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-    _check_zeros_and_ones(place, labels, names, 'binary', 1)
-    return names or ('0', '1')
-
-
-def _check_labels(place: str, labels: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-    _check_zeros_and_ones(place, labels, names, 'multilabel', 2)
-    return names or tuple(map(str, range(labels.shape[1])))
-
-
-def _check_values(place: str, values: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-    real = np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)
-    if values.ndim not in (1, 2) or not real:
-        raise InputError(f'{place}: task=regression takes numbers [N] or [N, D], found {values.dtype} {values.shape}')
-    if (wrong := ~(np.abs(values) <= np.finfo(np.float32).max)).any():
-        raise InputError(f'{place}: task=regression takes finite float32 numbers, found {values[wrong][0]}')
-    columns = values.shape[1] if values.ndim == 2 else 1
-    if names and len(names) != columns:
-        raise InputError(f'{place}: expected {len(names)} values for each image, as there are names, found {columns}')
-    return names or (('value',) if columns == 1 else tuple(f'value{index}' for index in range(columns)))
-
-
-_CHECKS: dict[str, Callable[[str, np.ndarray, tuple[str, ...]], tuple[str, ...]]] = {
-    'multiclass': _check_classes,
-    'binary': _check_binary,
-    'multilabel': _check_labels,
-    'regression': _check_values,
-}
-TASK_NAMES = tuple(_CHECKS)
+def check_images(place: str, images: np.ndarray) -> None:
+    """Raises InputError for what are no images that can be kept in memory."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+        raise InputError(f'{place}: images must be uint8 from 0 to 255, found {found}')
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise InputError(f'{place}: images must be [N, H, W, C] with 1 or 3 channels, found {images.shape}')
+    if not images.size:
+        raise InputError(f'{place}: expected at least one image with at least one pixel, found {images.shape}')
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from resnet_jax.data.examples import MAX_CLASSES, Dataset, Split, reason
-from resnet_jax.data.photographs import describe_photographs
+from resnet_jax.data.examples import Dataset, Split, reason
+from resnet_jax.data.photographs import dataset_from_source
 from resnet_jax.errors import InputError
+from resnet_jax.tasks.base import Task
+from resnet_jax.tasks.multiclass import MAX_CLASSES
 
 # What torchvision's ImageFolder takes for images, and GIF.
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp', '.gif')
@@ -51,14 +53,16 @@ class FileImages:
             return file.read(), self.labels[index]
 
 
-def load_folder(name: str, task: str, image_size: int | None) -> Dataset:
+def load_folder(name: str, task: Task, image_size: int | None) -> Dataset:
     """As ``datasets.load_dataset``; photographs become squares of 224 pixels if nothing else is asked for."""
-    if task not in ('multiclass', 'binary'):
-        raise InputError(f'task={task}: {name!r} has classes; its folders name nothing else')
+    if task.needs_targets and not task.has_class_targets:
+        raise InputError(f'task={task.name}: {name!r} has classes; its folders name nothing else')
     parts, classes = list_folder(name)
-    if task == 'binary' and len(classes) != 2:
-        raise InputError(f'task=binary: {name!r} must have two folders of images, found {len(classes)}')
-    return describe_photographs(name, parts, classes, task, image_size)
+    if task.num_names not in (None, len(classes)):
+        raise InputError(
+            f'task={task.name}: {name!r} must have {task.num_names} folders of images, found {len(classes)}'
+        )
+    return dataset_from_source(name, parts['train'], parts['test'], classes, task, image_size)
 
 
 def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:

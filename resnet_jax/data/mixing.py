@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.data.augment import Augmentation
+
 
 def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
     """``share x + (1 - share) x'`` with the batch in reverse as x' (Zhang et al. 2017, arXiv:1710.09412).
@@ -50,24 +52,23 @@ def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) 
 
 
 def mix(
-    key: jax.Array, images: jax.Array, targets: jax.Array, mixup_alpha: float, cutmix_alpha: float
+    key: jax.Array, images: jax.Array, targets: jax.Array, augmentation: Augmentation
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixup, CutMix, or where both are on, one of them with equal chances; an alpha of 0 is off.
+    """Mixup, CutMix, or where both are on, one of them with equal chances.
 
     Args:
       key: random key.
       images: float ``[N, H, W, C]``.
       targets: float ``[N, K]``.
-      mixup_alpha: of ``mixup``.
-      cutmix_alpha: of ``cutmix``.
+      augmentation: with ``mixup`` or ``cutmix`` above 0.
     """
     choice, mixing = jax.random.split(key)
-    if not cutmix_alpha:
-        return mixup(mixing, images, targets, mixup_alpha)
-    cut = cutmix(mixing, images, targets, cutmix_alpha)
-    if not mixup_alpha:
+    if not augmentation.cutmix:
+        return mixup(mixing, images, targets, augmentation.mixup)
+    cut = cutmix(mixing, images, targets, augmentation.cutmix)
+    if not augmentation.mixup:
         return cut
-    mixed = mixup(mixing, images, targets, mixup_alpha)
+    mixed = mixup(mixing, images, targets, augmentation.mixup)
     is_cut = jax.random.bernoulli(choice)
     return jnp.where(is_cut, cut[0], mixed[0]), jnp.where(is_cut, cut[1], mixed[1])
 

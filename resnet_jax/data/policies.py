@@ -25,7 +25,8 @@ _NOISE = 1e-3
 
 # Operations and magnitudes drawn for one image, both [L]: each is applied in its turn.
 Drawn = tuple[jax.Array, jax.Array]
-Policy = Callable[[jax.Array, int, int], Drawn]
+# From a key, height and width to what happens to an image.
+PolicyFunction = Callable[[jax.Array, int, int], Drawn]
 
 
 def apply_operations(image: jax.Array, drawn: Drawn, fill: jax.Array | int = 0, bilinear: bool = False) -> jax.Array:
@@ -142,7 +143,7 @@ _TORCHVISION = tuple(
 )
 
 
-def rand_augment(num_operations: int = 2, magnitude: int = 9, bins: int = 31) -> Policy:
+def rand_augment(num_operations: int = 2, magnitude: int = 9, bins: int = 31) -> PolicyFunction:
     """RandAugment (Cubuk et al. 2019, arXiv:1909.13719) as in torchvision: so many operations of one magnitude."""
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
@@ -154,7 +155,7 @@ def rand_augment(num_operations: int = 2, magnitude: int = 9, bins: int = 31) ->
     return draw
 
 
-def trivial_augment_wide(bins: int = 31) -> Policy:
+def trivial_augment_wide(bins: int = 31) -> PolicyFunction:
     """TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158), wide: one operation of any magnitude."""
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
@@ -228,7 +229,7 @@ AUTO_AUGMENT: dict[str, tuple[tuple[_Step, _Step], ...]] = {
 }
 
 
-def auto_augment(name: str) -> Policy:
+def auto_augment(name: str) -> PolicyFunction:
     """AutoAugment's policy for ``cifar10`` or ``imagenet``: one of 25 pairs of operations with their probabilities."""
     steps = AUTO_AUGMENT[name]
 
@@ -256,7 +257,7 @@ _INCREASING = tuple(
 
 def rand_augment_increasing(
     magnitude: float = 7.0, deviation: float = 0.5, num_operations: int = 2, probability: float = 0.5
-) -> Policy:
+) -> PolicyFunction:
     """timm's ``rand-m7-mstd0.5-inc1`` (Wightman et al. 2021, arXiv:2110.00476): stronger with the magnitude, of 10.
 
     Args:
@@ -287,7 +288,7 @@ def rand_augment_increasing(
 
 
 # By the names that configurations give them.
-POLICIES: dict[str, Policy] = {
+POLICIES: dict[str, PolicyFunction] = {
     'rand_augment': rand_augment(),
     'trivial_augment_wide': trivial_augment_wide(),
     'auto_augment_cifar10': auto_augment('cifar10'),

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.data import image_ops
+from resnet_jax.data import decode, image_ops
 
 # Boxes that are tried before one gives up, as in torchvision.
 _TRIES = 10
@@ -25,7 +25,7 @@ ERASED_AREA = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
 
 # First row, first column, rows, columns: int32, each of shape [].
-Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+DrawnBox = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def random_crop(key: jax.Array, image: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -35,11 +35,15 @@ def random_crop(key: jax.Array, image: jax.Array, size: tuple[int, int]) -> jax.
     return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (*size, image.shape[2]))
 
 
-def crop_box(key: jax.Array, height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]) -> Box:
+def crop_box(
+    key: jax.Array, height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> DrawnBox:
     """The part of an image that a random-resized crop takes, drawn as by torchvision's ``RandomResizedCrop``.
 
     The share of the area is uniform, the logarithm of the ratio too; the first of ten boxes that fit is taken, and the
     largest box in the middle with an allowed ratio if none does (Szegedy et al. 2014, arXiv:1409.4842, section 6).
+    ``stream.RandomCrop`` draws one box after the other on the host, in float64; here all are drawn at once, as compiled
+    code wants it, so that only the box in the middle is the same function.
 
     Args:
       key: random key.
@@ -51,14 +55,10 @@ def crop_box(key: jax.Array, height: int, width: int, area: tuple[float, float],
     sides_key, place_key = jax.random.split(key)
     wide, high = _sides(sides_key, height * width, area, ratio)
     fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
-    middle = height, width
-    if width / height < ratio[0]:
-        middle = round(width / ratio[0]), width
-    elif width / height > ratio[1]:
-        middle = height, round(height * ratio[1])
+    middle = decode.Box.centered(height, width, ratio)
     first = jnp.argmax(fits)
     found = jnp.any(fits)
-    rows, columns = jnp.where(found, high[first], middle[0]), jnp.where(found, wide[first], middle[1])
+    rows, columns = jnp.where(found, high[first], middle.height), jnp.where(found, wide[first], middle.width)
     room = jnp.stack([height - rows, width - columns])
     corner = jnp.where(found, _integers(jax.random.uniform(place_key, (2,)), room + 1), room // 2)
     return corner[0], corner[1], rows, columns
@@ -69,7 +69,7 @@ def random_resized_crop(
     image: jax.Array,
     size: tuple[int, int],
     area: tuple[float, float],
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ratio: tuple[float, float] = decode.CROP_RATIO,
 ) -> jax.Array:
     """``crop_box`` of a uint8 ``[H, W, C]`` image, resized bilinearly with antialiasing: uint8 ``[H', W', C]``."""
     height, width, _ = image.shape
@@ -137,7 +137,7 @@ def lighting_shift(key: jax.Array, deviation: float) -> jax.Array:
     return jnp.sum(jnp.array(_COMPONENTS) * shares[None], axis=1)
 
 
-def erasing_box(key: jax.Array, height: int, width: int) -> Box:
+def erasing_box(key: jax.Array, height: int, width: int) -> DrawnBox:
     """The box of random erasing, drawn as by torchvision's ``RandomErasing``; an empty one if none of ten fits."""
     sides_key, place_key = jax.random.split(key)
     high, wide = _sides(sides_key, height * width, ERASED_AREA, ERASED_RATIO)
@@ -169,7 +169,7 @@ def cutout(key: jax.Array, image: jax.Array, side: int) -> jax.Array:
     return _erased(image, (middle[0] - side // 2, middle[1] - side // 2, length, length))
 
 
-def _erased(image: jax.Array, box: Box) -> jax.Array:
+def _erased(image: jax.Array, box: DrawnBox) -> jax.Array:
     top, left, rows, columns = box
     row, column = (jnp.arange(size) for size in image.shape[:2])
     inside = ((row >= top) & (row < top + rows))[:, None] & ((column >= left) & (column < left + columns))[None]

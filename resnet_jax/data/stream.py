@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.data.batches import copy_numbers, steps_per_epoch, train_indices
-from resnet_jax.data.decode import Box, DamagedImageError, decode, decode_part
+from resnet_jax.data.decode import CROP_RATIO, Box, DamagedImageError, decode, decode_part
 from resnet_jax.data.examples import EncodedImages, reason
 from resnet_jax.errors import InputError, StorageError
 
@@ -44,19 +44,13 @@ class RandomCrop:
 
     size: int
     area: tuple[float, float] | None
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[float, float] = CROP_RATIO
     resample: Image.Resampling = Image.Resampling.BILINEAR
-
-    @staticmethod
-    def middle(height: int, width: int) -> Box:
-        """The largest square in the middle."""
-        side = min(height, width)
-        return Box((height - side) // 2, (width - side) // 2, side, side)
 
     def draw(self, random: np.random.Generator, height: int, width: int) -> Box:
         """A box in an image of this size."""
         if self.area is None:
-            return self.middle(height, width)
+            return Box.centered(height, width)
         low, high = map(math.log, self.ratio)
         for _ in range(10):
             area, ratio = height * width * random.uniform(*self.area), math.exp(random.uniform(low, high))
@@ -64,9 +58,8 @@ class RandomCrop:
             if 0 < across <= width and 0 < down <= height:
                 top, left = random.integers(0, (height - down, width - across), endpoint=True).tolist()
                 return Box(top, left, down, across)
-        # None fitted, for the image is long: the middle, as long as is allowed.
-        across, down = min(width, round(height * self.ratio[1])), min(height, round(width / self.ratio[0]))
-        return Box((height - down) // 2, (width - across) // 2, max(down, 1), max(across, 1))
+        # None fitted, for the image is long.
+        return Box.centered(height, width, self.ratio)
 
 
 def fault_of(images: EncodedImages, index: int) -> str:
@@ -97,11 +90,11 @@ class TrainingImages:
     batch_size: int
     repeats: int
     crop: RandomCrop
-    rows: Sequence[int]
+    rows: Sequence[int] | np.ndarray
     strict: bool = False
 
     def __call__(self, position: int) -> dict[str, Any]:
-        """Position ``step * len(rows) + k``: ``image`` uint8 ``[S, S, 3]``, ``label``, and ``source``, whose they are.
+        """Position ``step * len(rows) + k``: ``image`` uint8 ``[S, S, 3]``, whose ``source`` it is, ``label``, if any.
 
         Raises:
           InputError: it cannot be decoded, nor any that may stand in for it.
@@ -118,7 +111,7 @@ class TrainingImages:
             try:
                 data, label = self.images.read(source)
                 image = self._part(data, np.random.default_rng((_CROP, *drawn_for)))
-                return {'image': image, 'label': label, 'source': np.int32(source)}
+                return _labelled({'image': image, 'source': np.int32(source)}, label)
             except (DamagedImageError, OSError) as error:
                 failures.append(error)
         more = '' if tries == 1 else f', nor can the {tries - 1} behind it'
@@ -132,7 +125,7 @@ class TrainingImages:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PlainImages:
+class EvalImages:
     """Images without augmentation: a function of their position, which ``batches`` makes batches of.
 
     Attributes:
@@ -150,15 +143,20 @@ class PlainImages:
     tries: int = 1
 
     def __call__(self, position: int) -> dict[str, Any]:
-        """``image``, ``label``, and ``mask``, which is False of what could not be decoded."""
+        """``image``, ``mask``, which is False of what could not be decoded, and ``label``, if there are any."""
         example = int(self.examples[position])
         for source in range(example, example + self.tries) if example >= 0 else ():
             try:
                 data, label = self.images.read(source % len(self.images))
-                return {'image': self.prepare(decode(data)), 'label': label, 'mask': np.bool_(True)}
+                return _labelled({'image': self.prepare(decode(data)), 'mask': np.bool_(True)}, label)
             except (DamagedImageError, OSError):
                 continue  # the caller, who sees the mask, says so
-        return {'image': self.blank[0], 'label': self.blank[1], 'mask': np.bool_(False)}
+        return _labelled({'image': self.blank[0], 'mask': np.bool_(False)}, self.blank[1])
+
+
+def _labelled(example: dict[str, Any], label: Any) -> dict[str, Any]:
+    """With a target, if there is one."""
+    return example if label is None else example | {'label': label}
 
 
 def batches(

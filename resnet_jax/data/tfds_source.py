@@ -1,7 +1,6 @@
-"""Data sets of tensorflow-datasets, read without TensorFlow."""
+"""Datasets of tensorflow-datasets, read without TensorFlow."""
 
 import contextlib
-import difflib
 import importlib.util
 import io
 import logging
@@ -14,9 +13,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.examples import Dataset, Parts, Split, by, check_memory, describe, reason, resize_images, root
-from resnet_jax.data.photographs import describe_photographs
-from resnet_jax.errors import InputError
+from resnet_jax.data.examples import (
+    Arrays,
+    Dataset,
+    by,
+    check_memory,
+    dataset_from_arrays,
+    reason,
+    resize_images,
+    root,
+)
+from resnet_jax.data.photographs import dataset_from_source
+from resnet_jax.errors import InputError, nearest
+from resnet_jax.tasks.base import Task
 
 DOWNLOAD_RETRIES = 5  # in 6 seconds; TFDS's own 10 take 3.5 minutes to find that there is no network
 
@@ -26,12 +35,12 @@ _KNOWN_NAMES = (
     *('digits', 'synthetic', 'arrays:DIR', 'folder:DIR', *_MADE_WITH_TENSORFLOW),
     *('imagenette', 'imagewoof', 'imagenet2012', 'stl10', 'tf_flowers', 'oxford_flowers102', 'cats_vs_dogs'),
 )
-# Of a data set with examples for training alone, one in so many is for testing.
+# Of a dataset with examples for training alone, one in so many is for testing.
 _TESTED = 5
 _TFDS_NAME = re.compile(r'\w+(/[\w.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?')
 
 
-def load_tfds(name: str, task: str, data_dir: str | None, image_size: int | None) -> Dataset:
+def load_tfds(name: str, task: Task, data_dir: str | None, image_size: int | None) -> Dataset:
     """As ``datasets.load_dataset``."""
     builder = _prepared_builder(name, task, data_dir)
     try:
@@ -47,23 +56,22 @@ def load_tfds(name: str, task: str, data_dir: str | None, image_size: int | None
         raise InputError(f'{name!r}: cannot read {builder.data_dir} ({reason(error)})') from error
 
 
-def _read_tfds(name: str, task: str, builder: Any, image_size: int | None) -> Dataset:
+def _read_tfds(name: str, task: Task, builder: Any, image_size: int | None) -> Dataset:
     features = builder.info.features
     image_key, label_key = _find_features(name, task, features)
-    label = features[label_key]
+    label = None if label_key is None else features[label_key]
     sources = _open_splits(name, builder, label_key)
-    class_names = tuple(getattr(getattr(label, 'feature', label), 'names', ()))
-    if task == 'regression' and label.shape == ():
-        class_names = (label_key,)
+    class_names = () if label_key is None else task.feature_names(label_key, label)
     if None in features[image_key].shape and _is_encoded(features[image_key]):
-        splits = {}
-        for split, source in sources.items():
-            records = RecordImages(f'{name}, {split}', source, image_key, label_key, label)
-            # The only targets that are needed before the images are.
-            splits[split] = Split(records, records.values() if task == 'regression' else None)
-        return describe_photographs(name, splits, class_names or _numbered(name, task, label), task, image_size)
+        if not class_names and label is not None:
+            class_names = task.names_of_shape(repr(name), label.shape)
+        first, second = (
+            RecordImages(f'{name}, {split}', source, image_key, label_key, label, task)
+            for split, source in sources.items()
+        )
+        return dataset_from_source(name, first, second, class_names, task, image_size)
     shape: tuple[int, ...] = ()
-    parts: Parts = {}
+    parts: dict[str, Arrays] = {}
     for split, source in sources.items():
         for i in range(len(source)):
             example = source[i]
@@ -76,17 +84,11 @@ def _read_tfds(name: str, task: str, builder: Any, image_size: int | None) -> Da
                 check_memory(name, sum(map(len, sources.values())), shape)
                 images, targets = np.empty((len(source), *shape), np.uint8), []
             images[i] = image
-            targets.append(_target(label, example[label_key]))
-        parts[f'{name!r}, {split}'] = images, np.stack(targets)
-    return describe(name, parts, class_names, task)
-
-
-def _numbered(name: str, task: str, label: Any) -> tuple[str, ...]:
-    """Names of what has none and is not counted before the images are read."""
-    if task == 'multiclass':
-        raise InputError(f'{name!r}: its photographs have integers for labels; expected classes, a ClassLabel')
-    count = 2 if task == 'binary' else label.shape[0]
-    return tuple(map(str, range(count))) if task != 'regression' else tuple(f'value{index}' for index in range(count))
+            if label_key is not None:
+                targets.append(_target(label, example[label_key]))
+        parts[f'{name!r}, {split}'] = images, np.stack(targets) if targets else None
+    (train_place, train), (test_place, test) = parts.items()
+    return dataset_from_arrays(name, train, test, class_names, task, (train_place, test_place))
 
 
 class RecordImages:
@@ -96,12 +98,21 @@ class RecordImages:
       name: of the dataset and the split.
       source: of examples, whose images are encoded.
       image_key: of the image.
-      label_key: of the target.
+      label_key: of the target; None for none.
       label: the target's feature.
+      task: which stores the targets.
     """
 
-    def __init__(self, name: str, source: Sequence[dict[str, Any]], image_key: str, label_key: str, label: Any):
-        self._name, self._source = name, source
+    def __init__(
+        self,
+        name: str,
+        source: Sequence[dict[str, Any]],
+        image_key: str,
+        label_key: str | None,
+        label: Any,
+        task: Task,
+    ):
+        self._name, self._source, self._task = name, source, task
         self._image_key, self._label_key, self._label = image_key, label_key, label
 
     def __len__(self) -> int:
@@ -111,16 +122,13 @@ class RecordImages:
         """The split and the number in it."""
         return f'{self._name}, example {index}'
 
-    def read(self, index: int) -> tuple[bytes, np.ndarray]:
+    def read(self, index: int) -> tuple[bytes, np.ndarray | None]:
         """The image's bytes, and its target."""
         example = self._source[index]
+        if self._label_key is None:
+            return example[self._image_key], None
         target = _target(self._label, example[self._label_key])
-        real = np.issubdtype(target.dtype, np.floating)
-        return example[self._image_key], target.astype(np.float32).reshape(-1) if real else target.astype(np.int32)
-
-    def values(self) -> np.ndarray:
-        """All targets; every record is read."""
-        return np.stack([self.read(index)[1] for index in range(len(self))])
+        return example[self._image_key], self._task.stored_targets(target[None])[0]
 
 
 def _target(label: Any, value: Any) -> np.ndarray:
@@ -142,8 +150,8 @@ def _decode_image(image: bytes | np.ndarray, channels: int, image_size: int | No
     return image if image_size is None else resize_images(image[None], image_size)[0]
 
 
-def _prepared_builder(name: str, task: str, data_dir: str | None) -> Any:
-    """The TFDS builder of a data set whose files are there; they are prepared if they were not."""
+def _prepared_builder(name: str, task: Task, data_dir: str | None) -> Any:
+    """The TFDS builder of a dataset whose files are there; they are prepared if they were not."""
     with _quiet():
         if not (builder := _open_builder(name, data_dir)).is_prepared():
             _find_features(name, task, builder.info.features)  # before a download in vain
@@ -160,10 +168,9 @@ def _open_builder(name: str, data_dir: str | None) -> Any:
     tfds.disable_progress_bar()
     if name.partition(':')[0] == 'digits':
         import resnet_jax.data.digits  # noqa: F401, it registers the builder
-    near = ', '.join(difflib.get_close_matches(name.lower(), _KNOWN_NAMES)) or 'none'
     unknown = InputError(
-        f'unknown dataset {name!r}; near it: {near}; allowed: digits, synthetic, arrays:DIR, folder:DIR, or a TFDS name'
-        f' (cifar10, name/config:1.0.0) known to TFDS or prepared in {data_dir or tfds.core.constants.DATA_DIR}'
+        f'unknown dataset {name!r}; {nearest(name, _KNOWN_NAMES)}; or a TFDS name (name/config:1.0.0) known to TFDS or'
+        f' prepared in {data_dir or tfds.core.constants.DATA_DIR}'
     )
     if not _TFDS_NAME.fullmatch(name):
         raise unknown
@@ -199,8 +206,8 @@ def _prepare(name: str, builder: Any) -> None:
             raise InputError(f'{name!r}: TFDS could not {failed} it ({reason(error)}); {folder}') from error
 
 
-def _find_features(name: str, task: str, features: Any) -> tuple[str, str]:
-    """The keys of the image and of the label."""
+def _find_features(name: str, task: Task, features: Any) -> tuple[str, str | None]:
+    """The keys of the image and of the label; None for a task without targets."""
     from tensorflow_datasets import features as tfds_features
 
     def pick(wanted: str, keys: list[str]) -> str | None:
@@ -209,45 +216,17 @@ def _find_features(name: str, task: str, features: Any) -> tuple[str, str]:
     features = dict(features or {})
     dense = {key: f for key, f in features.items() if isinstance(f, (tfds_features.Image, tfds_features.Tensor))}
     images = [key for key, f in dense.items() if f.np_dtype == np.uint8 and len(f.shape) == 3 and f.shape[2] in (1, 3)]
-    fitting = _fitting_features(task, features)
-    image, label = pick('image', images), pick('label', fitting)
-    if image is None or label is None:
-        expected = f'one uint8 image with 1 or 3 channels and {_EXPECTED[task]}, or those named image and label'
+    image = pick('image', images)
+    label = pick('label', task.fitting_features(features)) if task.needs_targets else None
+    if image is None or (label is None and task.needs_targets):
+        wanted = f' and {task.expected_feature}' if task.needs_targets else ''
+        expected = f'one uint8 image with 1 or 3 channels{wanted}, or those named image and label'
         found = textwrap.shorten(', '.join(f'{key}: {f!r}' for key, f in sorted(features.items())), 300)
         raise InputError(f'{name!r}: expected {expected}; found the features {found}')
     return image, label
 
 
-_EXPECTED = {
-    'multiclass': 'one integer label',
-    'binary': 'one label of two classes',
-    'multilabel': 'one sequence of classes or one vector of bools',
-    'regression': 'one float or vector of floats',
-}
-
-
-def _fitting_features(task: str, features: dict[str, Any]) -> list[str]:
-    """The keys of those that can be the target of a task."""
-    from tensorflow_datasets import features as tfds_features
-
-    tensors = {key: f for key, f in features.items() if isinstance(f, tfds_features.Tensor)}
-    classes = {key: f for key, f in tensors.items() if isinstance(f, tfds_features.ClassLabel)}
-    if task == 'multiclass':
-        integers = [key for key, f in tensors.items() if f.shape == () and np.issubdtype(f.np_dtype, np.integer)]
-        return integers if 'label' in integers else list(classes) or integers
-    if task == 'binary':
-        return [key for key, f in tensors.items() if (f.shape == () and f.np_dtype == np.bool_)] + [
-            key for key, f in classes.items() if f.num_classes == 2
-        ]
-    if task == 'multilabel':
-        sequences = {key: f for key, f in features.items() if isinstance(f, tfds_features.Sequence)}
-        return [key for key, f in sequences.items() if isinstance(f.feature, tfds_features.ClassLabel)] + [
-            key for key, f in tensors.items() if len(f.shape) == 1 and f.np_dtype == np.bool_
-        ]
-    return [key for key, f in tensors.items() if len(f.shape) <= 1 and np.issubdtype(f.np_dtype, np.floating)]
-
-
-def _open_splits(name: str, builder: Any, label_key: str) -> dict[str, Any]:
+def _open_splits(name: str, builder: Any, label_key: str | None) -> dict[str, Any]:
     """Random access to the examples of ``train`` and of ``test`` or ``validation``, images still encoded.
 
     Where there is neither of these, every fifth example of ``train`` is for testing.
@@ -259,7 +238,7 @@ def _open_splits(name: str, builder: Any, label_key: str) -> dict[str, Any]:
     for split in ('train', 'test', 'validation'):
         if split in splits and splits[split].num_examples:
             source = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in encoded})
-            if not _is_secret(builder.info.features[label_key], source[0][label_key]):
+            if label_key is None or not _is_secret(builder.info.features[label_key], source[0][label_key]):
                 sources[split] = source
     if 'train' not in sources:
         found = ', '.join(sorted(splits))

@@ -7,16 +7,17 @@ depth 9n + 2. Wide ResNet (arXiv:1605.07146): pre-activation, k times as wide, d
 (arXiv:1611.05431, section 5.3). ``…_cifar`` is an ImageNet form with a 3x3 stem.
 """
 
-import dataclasses
-import difflib
 import fnmatch
 from typing import Any
 
 import jax.numpy as jnp
 
-from resnet_jax.errors import InputError
+from resnet_jax.errors import InputError, nearest
+from resnet_jax.models.conv import check_implementation
+from resnet_jax.models.flat import make_spec, with_changes
 from resnet_jax.models.imagenet import IMAGENET
-from resnet_jax.models.resnet import ResNet, ResNetSpec
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.spec import ResNetSpec
 
 
 def _cifar(block: str, blocks_per_stage: int, **options: Any) -> ResNetSpec:
@@ -28,7 +29,8 @@ def _cifar(block: str, blocks_per_stage: int, **options: Any) -> ResNetSpec:
         'stem_width': 16,
         'num_classes': 10,
     }
-    return ResNetSpec(block, (blocks_per_stage,) * 3, **(defaults | options))
+    settings = defaults | options
+    return make_spec(block, (blocks_per_stage,) * 3, **settings)
 
 
 def _wide(depth: int, widen_factor: int) -> ResNetSpec:
@@ -66,12 +68,12 @@ CIFAR: dict[str, ResNetSpec] = {
     'wrn40_10': _wide(40, 10),
     'resnext29_8x64d': _resnext29(8),
     'resnext29_16x64d': _resnext29(16),
-    'resnet18_cifar': dataclasses.replace(_RESNET18, **_SMALL_IMAGES),
-    'resnet34_cifar': dataclasses.replace(_RESNET34, **_SMALL_IMAGES),
-    'resnet50_cifar': dataclasses.replace(_RESNET50, **_SMALL_IMAGES),
-    'resnext50_32x4d_cifar': dataclasses.replace(IMAGENET['resnext50_32x4d'], **_SMALL_IMAGES),
+    'resnet18_cifar': with_changes(_RESNET18, **_SMALL_IMAGES),
+    'resnet34_cifar': with_changes(_RESNET34, **_SMALL_IMAGES),
+    'resnet50_cifar': with_changes(_RESNET50, **_SMALL_IMAGES),
+    'resnext50_32x4d_cifar': with_changes(IMAGENET['resnext50_32x4d'], **_SMALL_IMAGES),
     # A ten-layer plain network for first experiments: one stem convolution, four stages of two, one linear layer.
-    'plain10': ResNetSpec('plain', (1, 1, 1, 1), **_SMALL_IMAGES),
+    'plain10': make_spec('plain', (1, 1, 1, 1), **_SMALL_IMAGES),
 }
 
 ARCHITECTURES: dict[str, ResNetSpec] = IMAGENET | CIFAR
@@ -83,45 +85,48 @@ def list_models(pattern: str = '*') -> list[str]:
 
 
 def get_spec(name: str, **overrides: Any) -> ResNetSpec:
-    """The specification behind a name, with some fields, or some of its block's own options, replaced.
+    """The specification behind a name, with some settings replaced.
+
+    Args:
+      name: one of ``list_models()``.
+      **overrides: as in ``create_model``.
 
     Raises:
-      InputError: an unknown name, an unknown field, or a value that ResNetSpec refuses.
+      InputError: an unknown name, an unknown setting, or a value that ResNetSpec refuses.
     """
     if name not in ARCHITECTURES:
-        near = difflib.get_close_matches(name, ARCHITECTURES, n=5, cutoff=0.4) or list_models()
-        raise InputError(f'unknown architecture {name!r}; nearest known: {", ".join(near)}; list_models() has all')
+        raise InputError(f'unknown architecture {name!r}; {nearest(name, ARCHITECTURES)}; list_models() has all')
     return with_changes(ARCHITECTURES[name], **overrides)
 
 
-def with_changes(spec: ResNetSpec, **overrides: Any) -> ResNetSpec:
-    """A specification with some fields, or some of its block's own options, replaced.
-
-    Raises:
-      InputError: as ``get_spec``.
-    """
-    fields = [field.name for field in dataclasses.fields(ResNetSpec)]
-    own = {key: overrides.pop(key) for key in set(overrides) - set(fields)}
-    options = dict(spec.options) | dict(overrides.pop('options', ())) | own
-    return dataclasses.replace(spec, options=tuple(options.items()), **overrides)
-
-
-def create_model(name: str, num_classes: int | None = None, dtype: Any = jnp.float32, **overrides: Any) -> ResNet:
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    dtype: Any = jnp.float32,
+    implementation: str = 'auto',
+    **overrides: Any,
+) -> ResNet:
     """A network by name.
 
     Args:
       name: one of ``list_models()``.
       num_classes: K; None keeps the published network's (1000 on ImageNet, 10 on CIFAR).
       dtype: compute dtype, for instance ``jnp.bfloat16``; parameters and logits stay float32.
-      **overrides: fields of ``ResNetSpec``, or options of its block, to replace, for instance ``shortcut='C'``.
+      implementation: ``auto`` computes what is fast on each platform, and differentiates in reverse mode; ``xla`` is
+        XLA's own form of each operation, and also differentiates in forward mode, which ``jax.jvp``, ``jax.jacfwd``
+        and ``jax.hessian`` need.
+      **overrides: settings of the architecture by their flat names (``flat.make_spec``), for instance
+        ``shortcut='C'``, ``stem_width=32``, ``block=MyBlock`` with a subclass of ``Block``, or fields that the block
+        alone has.
 
     Returns:
       A Linen module; ``init_variables`` makes its variables, and
       ``model.apply(variables, images, train=False)`` gives logits.
 
     Raises:
-      InputError: as ``get_spec``.
+      InputError: as ``get_spec``, or an unknown implementation.
     """
+    check_implementation(implementation)
     if num_classes is not None:
         overrides['num_classes'] = num_classes
-    return ResNet(get_spec(name, **overrides), dtype)
+    return ResNet(get_spec(name, **overrides), dtype, implementation)

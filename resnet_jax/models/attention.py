@@ -1,5 +1,6 @@
 """Attention over channels: a gate on each channel, or on each of several branches, from the map's mean."""
 
+import functools
 import math
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
+from resnet_jax.models.compute import Mode
 from resnet_jax.models.conv import he_normal_fan_out
 from resnet_jax.models.layers import Layer
 
@@ -31,9 +33,9 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[N, H, W, C]`` to the same."""
-        options: dict[str, Any] = {'dtype': self.dtype, 'kernel_init': he_normal_fan_out}
-        reduced = nn.relu(nn.Dense(self.reduced, **options, name='fc1')(x.mean((1, 2))))
-        gate = nn.sigmoid(nn.Dense(x.shape[-1], **options, name='fc2')(reduced))
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=he_normal_fan_out)
+        reduced = nn.relu(dense(self.reduced, name='fc1')(x.mean((1, 2))))
+        gate = nn.sigmoid(dense(x.shape[-1], name='fc2')(reduced))
         return x * gate[:, None, None]
 
 
@@ -88,10 +90,9 @@ class SplitAttention(Layer):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         """``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``."""
-        mode = {'train': train, 'update_stats': update_stats}
+        mode = Mode(train, update_stats)
         radix, groups, features = self.radix, self.groups, self.features
-        options: dict[str, Any] = {'groups': groups * radix, 'dilation': self.dilation}
-        x = self.conv('conv', features * radix, 3, self.stride, **options)(x)
+        x = self.conv('conv', features * radix, 3, self.stride, self.dilation, groups * radix)(x)
         x = self.normalization('norm0', mode, relu=True)(x)
         branches = x.reshape(*x.shape[:3], radix, features)
         reduced = make_divisible(features * radix / 4, 8, 32)
@@ -130,16 +131,13 @@ class SelectiveKernel(Layer):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         """``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``."""
-        mode = {'train': train, 'update_stats': update_stats}
+        mode = Mode(train, update_stats)
         if self.split_input and x.shape[-1] % 2:
-            raise InputError(f'split_input=True: {x.shape[-1]} channels have no two halves')
+            raise InputError(f'split_input=True: {x.shape[-1]} channels cannot be split in half')
         paths = []
         for index, part in enumerate(jnp.split(x, 2, -1) if self.split_input else (x, x)):
-            options: dict[str, Any] = {
-                'dilation': self.dilation * (index + 1),
-                'groups': min(self.groups, self.features),
-            }
-            path = self.conv(f'path{index + 1}_conv', self.features, 3, self.stride, **options)(part)
+            dilation, groups = self.dilation * (index + 1), min(self.groups, self.features)
+            path = self.conv(f'path{index + 1}_conv', self.features, 3, self.stride, dilation, groups)(part)
             paths.append(self.normalization(f'path{index + 1}_norm', mode, relu=True)(path))
         reduced = make_divisible(self.features * self.reduction, self.divisor)
         gate = (paths[0] + paths[1]).mean((1, 2), keepdims=True)

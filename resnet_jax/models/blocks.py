@@ -3,19 +3,31 @@
 All take ``[N, H, W, C]`` and give ``[N, ceil(H / stride), ceil(W / stride), features * expansion]``, whatever C is.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
 from resnet_jax.errors import InputError
 from resnet_jax.models.attention import ATTENTIONS, EfficientChannelAttention, SqueezeExcite, make_divisible
-from resnet_jax.models.layers import Layer, Shortcut, check_choice, drop_block, drop_path, shape_changes
+from resnet_jax.models.block_end import finish_block
+from resnet_jax.models.checks import check_choice
+from resnet_jax.models.compute import Mode
+from resnet_jax.models.conv import Conv
+from resnet_jax.models.layers import Layer, Shortcut, drop_block, drop_path, shape_changes
 from resnet_jax.models.pooling import ANTIALIAS, antialias
+
+# Probability that stochastic depth drops a branch: a number, or traced.
+DropRate = float | jax.Array
+# What follows the last normalization on a branch.
+Steps = tuple[Callable[[jax.Array], jax.Array], ...]
 
 
 class Block(Layer):
-    """What every block has; each subclass adds its options, and the order of its layers in ``_forward``.
+    """What every block has; each subclass adds its options as fields, and the order of its layers in ``forward``.
+
+    Subclasses from outside go wherever a block's name does: ``create_model('resnet20', block=MyBlock)``.
 
     Attributes:
       features: width of the stage: 64, 128, 256, 512 in the ImageNet forms.
@@ -35,7 +47,7 @@ class Block(Layer):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, train: bool, update_stats: bool | None = None, drop_rate: float | jax.Array = 0.0
+        self, x: jax.Array, *, train: bool, update_stats: bool | None = None, drop_rate: DropRate = 0.0
     ) -> jax.Array:
         """One block.
 
@@ -49,9 +61,10 @@ class Block(Layer):
         Returns:
           ``[N, ceil(H / stride), ceil(W / stride), out_features]``.
         """
-        return self._forward(x, {'train': train, 'update_stats': update_stats}, drop_rate)
+        return self.forward(x, Mode(train, update_stats), drop_rate)
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
+        """The layers in their order: ``[N, H, W, C]`` to the block's result; as ``__call__``."""
         raise NotImplementedError
 
     @property
@@ -64,21 +77,21 @@ class Block(Layer):
         return self.dilation if self.first_dilation is None else self.first_dilation
 
 
-def _drops(mode: dict[str, Any], drop_rate: float | jax.Array) -> bool:
+def _drops(mode: Mode, drop_rate: DropRate) -> bool:
     """Whether stochastic depth is on; a traced rate is."""
-    return mode['train'] and not (isinstance(drop_rate, int | float) and drop_rate == 0)
+    return mode.train and not (isinstance(drop_rate, int | float) and drop_rate == 0)
 
 
 class PlainBlock(Block):
     """Two 3x3 convolutions without a shortcut, the control of He et al. 2015 (arXiv:1512.03385, section 3.3)."""
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         if _drops(mode, drop_rate):
             raise InputError('drop_path_rate: a plain block without its branch is nothing; use a residual block')
         h = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)(x)
         h = self.normalization('norm1', mode, relu=True)(h)
-        h = self.conv('conv2', self.features, 3, dilation=self.dilation)(h)
-        return self.normalization('norm2', mode, relu=True)(h)
+        conv = self.conv('conv2', self.features, 3, dilation=self.dilation)
+        return finish_block(self, mode, h, None, conv=conv, norm='norm2')
 
 
 class ResidualBlock(Block):
@@ -90,13 +103,26 @@ class ResidualBlock(Block):
 
     shortcut: str = 'B'
 
-    def _shortcut(self, x: jax.Array, mode: dict[str, Any], **options: Any) -> jax.Array:
-        options |= {'dilation': self.dilation, 'first_dilation': self._first_dilation, **self.how}
-        return Shortcut(self.out_features, self.stride, self.shortcut, **options, name='shortcut')(x, **mode)
+    def shortcut_of(self, x: jax.Array, mode: Mode, kernel_size: int = 1, normalize: bool = True) -> jax.Array:
+        """The input as the shortcut has it; the options are ``layers.Shortcut``'s."""
+        shortcut = Shortcut(
+            self.out_features,
+            self.stride,
+            self.shortcut,
+            kernel_size,
+            self.dilation,
+            self._first_dilation,
+            normalize,
+            compute=self.compute,
+            name='shortcut',
+        )
+        return shortcut(x, train=mode.train, update_stats=mode.update_stats)
 
-    def _dropped(self, h: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
-        """The branch after stochastic depth."""
-        return drop_path(h, drop_rate, self.make_rng('dropout')) if _drops(mode, drop_rate) else h
+    def drop_steps(self, mode: Mode, drop_rate: DropRate) -> Steps:
+        """Stochastic depth, the last step of a branch; nothing where it is off."""
+        if not _drops(mode, drop_rate):
+            return ()
+        return (lambda h: drop_path(h, drop_rate, self.make_rng('dropout')),)
 
 
 class PostActivation(ResidualBlock):
@@ -116,29 +142,34 @@ class PostActivation(ResidualBlock):
     drop_block: tuple[float, int, float] | None = None
     zero_init_last: bool = False
 
-    def _with_blocks_dropped(self, h: jax.Array, mode: dict[str, Any]) -> jax.Array:
-        if self.drop_block is None or not self.drop_block[0] or not mode['train']:
+    def _with_blocks_dropped(self, h: jax.Array, mode: Mode) -> jax.Array:
+        if self.drop_block is None or not self.drop_block[0] or not mode.train:
             return h
         return drop_block(h, *self.drop_block, self.make_rng('dropout'))
 
-    def _add_shortcut(
-        self, norm: str, h: jax.Array, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array
-    ) -> jax.Array:
-        """Last normalization, attention and stochastic depth of the branch ``h``, then ``relu(h + shortcut(x))``."""
-        shortcut = self._shortcut(x, mode, kernel_size=self.shortcut_kernel_size)
-        check_choice('attention', self.attention, ATTENTIONS)
-        if self.attention == 'none' and not _drops(mode, drop_rate):  # in one go, which saves passes over the map
-            return self.normalization(norm, mode, zero_init=self.zero_init_last, relu=True)(h, shortcut)
-        h = self._attended(self.normalization(norm, mode, zero_init=self.zero_init_last)(h))
-        return nn.relu(self._dropped(h, mode, drop_rate) + shortcut)
+    def _finish(self, h: jax.Array, x: jax.Array, mode: Mode, drop_rate: DropRate, conv: Conv, norm: str) -> jax.Array:
+        """The end of the block: ``h`` is the branch in front of its last convolution, ``x`` the block's input."""
+        return finish_block(
+            self,
+            mode,
+            h,
+            self.shortcut_of(x, mode, self.shortcut_kernel_size),
+            conv=conv,
+            norm=norm,
+            zero_init=self.zero_init_last,
+            branch=self._attention_steps(conv.features) + self.drop_steps(mode, drop_rate),
+        )
 
-    def _attended(self, h: jax.Array) -> jax.Array:
+    def _attention_steps(self, channels: int) -> Steps:
+        """Attention over so many channels; nothing where there is none."""
+        check_choice('attention', self.attention, ATTENTIONS)
         if self.attention == 'se':
-            reduced = make_divisible(h.shape[-1] * self.se_ratio)
-            return SqueezeExcite(reduced, self.dtype, name='attention')(h)
+            reduced = make_divisible(channels * self.se_ratio)
+            return (SqueezeExcite(reduced, self.compute.dtype, name='attention'),)
         if self.attention == 'eca':
-            return EfficientChannelAttention(self.features * self.expansion, self.dtype, name='attention')(h)
-        return h
+            whole = self.features * self.expansion  # a pruned network keeps the width of the whole one
+            return (EfficientChannelAttention(whole, self.compute.dtype, name='attention'),)
+        return ()
 
 
 class Antialiased(PostActivation):
@@ -150,7 +181,7 @@ class Antialiased(PostActivation):
 
     antialias: str = 'none'
 
-    def _strided(self, name: str, norm: str, x: jax.Array, features: int, groups: int, mode: Any) -> jax.Array:
+    def _strided(self, name: str, norm: str, x: jax.Array, features: int, groups: int, mode: Mode) -> jax.Array:
         """The 3x3 convolution that has the block's stride, with normalization, ReLU, DropBlock and anti-aliasing."""
         check_choice('antialias', self.antialias, ANTIALIAS)
         dilation = self._first_dilation
@@ -169,10 +200,10 @@ class Antialiased(PostActivation):
 class BasicBlock(Antialiased):
     """Two 3x3 convolutions (He et al. 2015, arXiv:1512.03385, Figure 5 left): ``y = relu(F(x) + shortcut(x))``."""
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         h = self._strided('conv1', 'norm1', x, self.features, 1, mode)
-        h = self.conv('conv2', self.features, 3, dilation=self.dilation)(h)
-        return self._add_shortcut('norm2', h, x, mode, drop_rate)
+        conv = self.conv('conv2', self.features, 3, dilation=self.dilation)
+        return self._finish(h, x, mode, drop_rate, conv, 'norm2')
 
 
 class LegacySEBasicBlock(ResidualBlock):
@@ -181,13 +212,20 @@ class LegacySEBasicBlock(ResidualBlock):
     Their published weights depend on both, which the paper (arXiv:1709.01507) does not have.
     """
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         h = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)(x)
         h = self.normalization('norm1', mode, relu=True)(h)
-        h = self.conv('conv2', self.features, 3, dilation=self.dilation)(h)
-        h = self.normalization('norm2', mode, relu=True)(h)
-        h = SqueezeExcite(max(self.features // 16, 1), self.dtype, name='attention')(h)
-        return nn.relu(self._dropped(h, mode, drop_rate) + self._shortcut(x, mode))
+        attention = SqueezeExcite(max(self.features // 16, 1), self.compute.dtype, name='attention')
+        return finish_block(
+            self,
+            mode,
+            h,
+            self.shortcut_of(x, mode),
+            conv=self.conv('conv2', self.features, 3, dilation=self.dilation),
+            norm='norm2',
+            relu_in_branch=True,
+            branch=(attention, *self.drop_steps(mode, drop_rate)),
+        )
 
 
 class Cardinality(ResidualBlock):
@@ -228,7 +266,7 @@ class BottleneckBlock(Cardinality, Antialiased):
     reduce_first: int = 1
     channels: tuple[int, ...] | None = None
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         inner = self.inner_width
         if not 1 <= self.reduce_first <= inner:
             raise InputError(f'reduce_first={self.reduce_first} must be from 1 to the inner width, {inner}')
@@ -242,7 +280,7 @@ class BottleneckBlock(Cardinality, Antialiased):
             h = self._with_blocks_dropped(self.normalization('norm2', mode, relu=True)(h), mode)
         else:
             h = self._strided('conv2', 'norm2', h, second, self.cardinality, mode)
-        return self._add_shortcut('norm3', self.conv('conv3', last, 1)(h), x, mode, drop_rate)
+        return self._finish(h, x, mode, drop_rate, self.conv('conv3', last, 1), 'norm3')
 
     @property
     def out_features(self) -> int:
@@ -263,7 +301,7 @@ class PreActivation(ResidualBlock):
     clean_first: bool = False
     pre_activation: ClassVar[bool] = True
 
-    def _activated_or_raw(self, x: jax.Array, h: jax.Array, mode: dict[str, Any]) -> jax.Array:
+    def _activated_or_raw(self, x: jax.Array, h: jax.Array, mode: Mode) -> jax.Array:
         """The raw input ``x``, or a projection of the activated one, ``h``.
 
         He et al. 2016 (section 3) keep the identity path clean of any operation; where the shape changes, their code
@@ -271,30 +309,33 @@ class PreActivation(ResidualBlock):
         """
         changes = shape_changes(x, self.out_features, self.stride)
         activated = changes or self.shortcut == 'C' or (self.first and not self.clean_first)
-        return self._shortcut(h if activated else x, mode, normalize=False)
+        return self.shortcut_of(h if activated else x, mode, normalize=False)
+
+    def _finish(self, h: jax.Array, shortcut: jax.Array, mode: Mode, drop_rate: DropRate, conv: Conv) -> jax.Array:
+        """The end of the block: neither normalization nor activation follow the last convolution."""
+        steps = self.drop_steps(mode, drop_rate)
+        return finish_block(self, mode, h, shortcut, conv=conv, norm=None, branch=steps, relu=False)
 
 
 class PreActBasicBlock(PreActivation):
     """Pre-activation of the basic block (He et al. 2016, arXiv:1603.05027, Figure 4e): ``y = F(x) + shortcut(x)``."""
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         h = self.normalization('norm1', mode, relu=True)(x)
         shortcut = self._activated_or_raw(x, h, mode)
         h = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)(h)
         h = self.normalization('norm2', mode, relu=True)(h)
-        h = self.conv('conv2', self.features, 3, dilation=self.dilation)(h)
-        return self._dropped(h, mode, drop_rate) + shortcut
+        conv = self.conv('conv2', self.features, 3, dilation=self.dilation)
+        return self._finish(h, shortcut, mode, drop_rate, conv)
 
 
 class PreActBottleneckBlock(PreActivation, Cardinality):
     """Pre-activation of the bottleneck (He et al. 2016, section 4, ResNet-164 and 1001); stride in the 3x3."""
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         h = self.normalization('norm1', mode, relu=True)(x)
         shortcut = self._activated_or_raw(x, h, mode)
         h = self.normalization('norm2', mode, relu=True)(self.conv('conv1', self.inner_width, 1)(h))
-        options = {'dilation': self._first_dilation, 'groups': self.cardinality}
-        h = self.conv('conv2', self.inner_width, 3, self.stride, **options)(h)
+        h = self.conv('conv2', self.inner_width, 3, self.stride, self._first_dilation, self.cardinality)(h)
         h = self.normalization('norm3', mode, relu=True)(h)
-        h = self.conv('conv3', self.out_features, 1)(h)
-        return self._dropped(h, mode, drop_rate) + shortcut
+        return self._finish(h, shortcut, mode, drop_rate, self.conv('conv3', self.out_features, 1))

@@ -1,7 +1,5 @@
 """Blocks whose 3x3 convolution is several: split attention, selective kernels, scales; and the table of all blocks."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -12,12 +10,14 @@ from resnet_jax.models.blocks import (
     Block,
     BottleneckBlock,
     Cardinality,
+    DropRate,
     LegacySEBasicBlock,
     PlainBlock,
     PostActivation,
     PreActBasicBlock,
     PreActBottleneckBlock,
 )
+from resnet_jax.models.compute import Mode
 from resnet_jax.models.layers import shape_changes
 from resnet_jax.models.pooling import avg_pool_3x3
 
@@ -35,23 +35,25 @@ class SplitAttentionBlock(Cardinality, PostActivation):
     radix: int = 2
     pool_first: bool = False
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         if self.radix < 1:
             raise InputError(f'radix={self.radix} must be at least 1')
         h = self.normalization('norm1', mode, relu=True)(self.conv('conv1', self.inner_width, 1)(x))
         if self.stride > 1 and self.pool_first:
             h = avg_pool_3x3(h, self.stride)
-        options: dict[str, Any] = {
-            'radix': self.radix,
-            'groups': self.cardinality,
-            'dilation': self._first_dilation,
-            **self.how,
-        }
-        h = self._with_blocks_dropped(SplitAttention(self.inner_width, **options, name='conv2')(h, **mode), mode)
+        attention = SplitAttention(
+            self.inner_width,
+            self.radix,
+            self.cardinality,
+            dilation=self._first_dilation,
+            compute=self.compute,
+            name='conv2',
+        )
+        h = attention(h, train=mode.train, update_stats=mode.update_stats)
+        h = self._with_blocks_dropped(h, mode)
         if self.stride > 1 and not self.pool_first:
             h = avg_pool_3x3(h, self.stride)
-        h = self.conv('conv3', self.out_features, 1)(h)
-        return self._add_shortcut('norm3', h, x, mode, drop_rate)
+        return self._finish(h, x, mode, drop_rate, self.conv('conv3', self.out_features, 1), 'norm3')
 
 
 class _Selective(PostActivation):
@@ -67,36 +69,41 @@ class _Selective(PostActivation):
     divisor: int = 8
     split_input: bool = True
 
-    def _selective_kernel(self, name: str, features: int, groups: int) -> SelectiveKernel:
-        options: dict[str, Any] = {
-            'reduction': self.reduction,
-            'divisor': self.divisor,
-            'split_input': self.split_input,
-        }
-        options |= {'groups': groups, 'stride': self.stride, 'dilation': self._first_dilation, **self.how}
-        return SelectiveKernel(features, **options, name=name)
+    def _selective_kernel(self, name: str, x: jax.Array, features: int, groups: int, mode: Mode) -> jax.Array:
+        kernel = SelectiveKernel(
+            features,
+            self.reduction,
+            self.divisor,
+            self.split_input,
+            groups,
+            self.stride,
+            self._first_dilation,
+            compute=self.compute,
+            name=name,
+        )
+        return kernel(x, train=mode.train, update_stats=mode.update_stats)
 
 
 class SelectiveKernelBasicBlock(_Selective):
     """The basic block with selective kernels in its first convolution, as in timm's skresnet18 and 34."""
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
-        h = self._with_blocks_dropped(self._selective_kernel('conv1', self.features, 1)(x, **mode), mode)
-        h = self.conv('conv2', self.features, 3, dilation=self.dilation)(h)
-        return self._add_shortcut('norm2', h, x, mode, drop_rate)
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
+        h = self._with_blocks_dropped(self._selective_kernel('conv1', x, self.features, 1, mode), mode)
+        conv = self.conv('conv2', self.features, 3, dilation=self.dilation)
+        return self._finish(h, x, mode, drop_rate, conv, 'norm2')
 
 
 class SelectiveKernelBottleneckBlock(_Selective, Cardinality):
     """The bottleneck with selective kernels in its 3x3 convolution (Li et al. 2019, arXiv:1903.06586, section 3.2)."""
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         h = self.normalization('norm1', mode, relu=True)(self.conv('conv1', self.inner_width, 1)(x))
-        h = self._selective_kernel('conv2', self.inner_width, self.cardinality)(h, **mode)
-        h = self.conv('conv3', self.out_features, 1)(self._with_blocks_dropped(h, mode))
-        return self._add_shortcut('norm3', h, x, mode, drop_rate)
+        h = self._selective_kernel('conv2', h, self.inner_width, self.cardinality, mode)
+        h = self._with_blocks_dropped(h, mode)
+        return self._finish(h, x, mode, drop_rate, self.conv('conv3', self.out_features, 1), 'norm3')
 
 
-class ScaleBlock(Cardinality, PostActivation):
+class Res2NetBlock(Cardinality, PostActivation):
     """The bottleneck of Res2Net (Gao et al. 2019, arXiv:1904.01169, Eq. 1): the 3x3 convolution in ``scale`` steps.
 
     Each step convolves its share of the channels plus the result of the step before; the last share passes. In the
@@ -109,22 +116,20 @@ class ScaleBlock(Cardinality, PostActivation):
 
     scale: int = 4
 
-    def _forward(self, x: jax.Array, mode: dict[str, Any], drop_rate: float | jax.Array) -> jax.Array:
+    def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         if self.scale < 2:
             raise InputError(f'scale={self.scale} must be at least 2')
         width, first = self.inner_width, shape_changes(x, self.out_features, self.stride)
         h = self.normalization('norm1', mode, relu=True)(self.conv('conv1', width * self.scale, 1)(x))
         *shares, last = jnp.split(h, self.scale, -1)
         results: list[jax.Array] = []
-        options = {'dilation': self._first_dilation, 'groups': self.cardinality}
         for index, share in enumerate(shares, 1):
             share = share + results[-1] if results and not first else share
-            h = self.conv(f'conv2_{index}', width, 3, self.stride, **options)(share)
+            h = self.conv(f'conv2_{index}', width, 3, self.stride, self._first_dilation, self.cardinality)(share)
             results.append(self.normalization(f'norm2_{index}', mode, relu=True)(h))
         results.append(avg_pool_3x3(last, self.stride) if first else last)
         h = self._with_blocks_dropped(jnp.concatenate(results, -1), mode)
-        h = self.conv('conv3', self.out_features, 1)(h)
-        return self._add_shortcut('norm3', h, x, mode, drop_rate)
+        return self._finish(h, x, mode, drop_rate, self.conv('conv3', self.out_features, 1), 'norm3')
 
 
 BLOCKS: dict[str, type[Block]] = {
@@ -137,5 +142,5 @@ BLOCKS: dict[str, type[Block]] = {
     'split_attention': SplitAttentionBlock,
     'selective_kernel_basic': SelectiveKernelBasicBlock,
     'selective_kernel_bottleneck': SelectiveKernelBottleneckBlock,
-    'scale': ScaleBlock,
+    'scale': Res2NetBlock,
 }

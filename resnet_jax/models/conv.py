@@ -13,6 +13,7 @@ parameter count, other values.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -22,12 +23,19 @@ from jax import lax
 
 from resnet_jax.errors import InputError
 from resnet_jax.models import conv_cpu, conv_tpu
+from resnet_jax.models.compute import explaining_forward_mode
 from resnet_jax.models.conv_common import by_blocks, plain
 
 IMPLEMENTATIONS = ('auto', 'xla')
 
 # He et al. 2015b (arXiv:1502.01852), Eq. 14: the variance that keeps the gradients' scale through ReLU layers.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def check_implementation(implementation: str) -> None:
+    """Raises InputError for a value that is none of ``IMPLEMENTATIONS``."""
+    if implementation not in IMPLEMENTATIONS:
+        raise InputError(f'implementation={implementation!r} must be one of {", ".join(IMPLEMENTATIONS)}')
 
 
 def convolution(
@@ -56,11 +64,11 @@ def convolution(
     Raises:
       InputError: an unknown implementation.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise InputError(f'implementation={implementation!r} must be one of {", ".join(IMPLEMENTATIONS)}')
+    check_implementation(implementation)
     if implementation == 'xla':
         return plain(x, kernel, stride, dilation, groups)
-    return _convolution(x, kernel, stride, dilation, groups)
+    with explaining_forward_mode():
+        return _convolution(x, kernel, stride, dilation, groups)
 
 
 def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
@@ -72,9 +80,10 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
-    options: dict[str, Any] = {'stride': stride, 'dilation': dilation, 'groups': groups}
-    forms = {'cpu': _on_cpu, 'tpu': conv_tpu.forward, 'default': plain}
-    return lax.platform_dependent(x, kernel, **{name: functools.partial(f, **options) for name, f in forms.items()})
+    def of(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return functools.partial(form, stride=stride, dilation=dilation, groups=groups)
+
+    return lax.platform_dependent(x, kernel, cpu=of(_on_cpu), tpu=of(conv_tpu.forward), default=of(plain))
 
 
 def _forward(

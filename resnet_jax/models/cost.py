@@ -1,5 +1,6 @@
 """What a network costs, from its description alone: parameters and multiply-adds."""
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -7,15 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models.resnet import ResNet, init_variables
+from resnet_jax.models.resnet import ResNet, variable_shapes
 
 
 def count_parameters(model: ResNet, in_channels: int = 3) -> int:
     """Numbers that training changes; running statistics are not among them."""
-    shapes = jax.eval_shape(lambda key: init_variables(model, key, (64, 64, in_channels)), jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
+    return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(model, in_channels)['params']))
 
 
+@functools.lru_cache(maxsize=64)
 def multiply_adds(model: ResNet, image_shape: tuple[int, int, int]) -> int:
     """Multiply-adds of convolutions and linear layers for one image, forward, as papers and torchvision count them.
 
@@ -23,9 +24,10 @@ def multiply_adds(model: ResNet, image_shape: tuple[int, int, int]) -> int:
       model: the network.
       image_shape: ``(H, W, C)``.
     """
-    plain = model.clone(implementation='xla')  # whose products are those of the definition
+    # Whose products are those of the definition, and whose variables have the shapes of the stored form.
+    plain = model.clone(implementation='xla', scan_blocks=False)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(lambda key: init_variables(plain, key, image_shape), jax.random.key(0))
+    variables = variable_shapes(model, image_shape[-1])
     return _count(jax.make_jaxpr(lambda v, x: plain.apply(v, x, train=False))(variables, images).jaxpr)
 
 

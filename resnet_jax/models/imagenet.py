@@ -6,7 +6,8 @@ two with a stem twice as wide; ``t`` a tiered stem and shortcut D (He et al. 201
 
 from typing import Any
 
-from resnet_jax.models.resnet import ResNetSpec
+from resnet_jax.models.flat import make_spec
+from resnet_jax.models.spec import ResNetSpec
 
 _DEPTHS = {
     10: (1, 1, 1, 1),
@@ -37,14 +38,16 @@ def _resnet(depth: int, letter: str = '', groups: str = '', **options: Any) -> R
         cardinality, base_width = groups.rstrip('d').split('x')
         options |= {'cardinality': int(cardinality), 'base_width': int(base_width)}
     block = 'basic' if depth in _BASIC else 'bottleneck'
-    return ResNetSpec(**{'block': block, 'stage_sizes': _DEPTHS[depth]} | _LETTERS[letter] | options)
+    settings: dict[str, Any] = {'block': block, 'stage_sizes': _DEPTHS[depth]} | _LETTERS[letter] | options
+    return make_spec(**settings)
 
 
 def _preact(depth: int, letter: str = '', **options: Any) -> ResNetSpec:
     """Pre-activation as timm builds it: the identity shortcuts of 18 and 34 are raw in the first stage, too."""
     if depth in _BASIC:
-        options |= {'block': 'preact_basic', 'options': {'clean_first': True}}
-    return _resnet(depth, letter, **{'block': 'preact_bottleneck'} | options)
+        options |= {'block': 'preact_basic', 'clean_first': True}
+    settings: dict[str, Any] = {'block': 'preact_bottleneck'} | options
+    return _resnet(depth, letter, **settings)
 
 
 def _bit(depth: int, width: int) -> ResNetSpec:
@@ -53,53 +56,90 @@ def _bit(depth: int, width: int) -> ResNetSpec:
     The epsilon of the kernels' standardization is timm's. The authors' own code adds 1e-10 to the variance.
     """
     widths = tuple(features * width for features in (64, 128, 256, 512))
-    options: dict[str, Any] = {'stem_pool': 'max_of_zeros', 'norm': 'group', 'standardize': 1e-8}
-    return _preact(depth, widths=widths, stem_width=64 * width, **options)
+    stem: dict[str, Any] = {'stem_width': 64 * width, 'stem_pool': 'max_zero_padded'}
+    return _preact(depth, widths=widths, norm='group', standardize=1e-8, **stem)
 
 
 def _resnest(depth: int, letter: str, radix: int = 2, groups: str = '1x64d', pool_first: bool = False) -> ResNetSpec:
-    options = {'radix': radix, 'pool_first': pool_first}
-    return _resnet(depth, letter, groups, block='split_attention', options=options)
+    return _resnet(depth, letter, groups, block='split_attention', radix=radix, pool_first=pool_first)
 
 
 def _res2net(depth: int, width: int, scale: int, letter: str = '', cardinality: int = 1) -> ResNetSpec:
-    return _resnet(depth, letter, f'{cardinality}x{width}d', block='scale', options={'scale': scale})
+    return _resnet(depth, letter, f'{cardinality}x{width}d', block='scale', scale=scale)
 
 
 def _rs(*stage_sizes: int) -> ResNetSpec:
     """ResNet-RS (Bello et al. 2021, arXiv:2103.07579)."""
-    options = {'se_ratio': 0.25}
-    return _resnet(50, 'd', stage_sizes=stage_sizes, stem_pool='conv', attention='se', options=options)
+    return _resnet(50, 'd', stage_sizes=stage_sizes, stem_pool='conv', attention='se', se_ratio=0.25)
 
 
 def _legacy_se(depth: int, **options: Any) -> ResNetSpec:
     """The networks of the Caffe code of squeeze and excitation, as Cadene's pretrained models and timm have them."""
-    return _resnet(depth, **{'stem_pool': 'max_to_the_right', 'attention': 'se'} | options)
+    settings: dict[str, Any] = {'stem_pool': 'max_ceil_mode', 'attention': 'se'} | options
+    return _resnet(depth, **settings)
 
 
-_SENET154 = {'shortcut_kernel_size': 3, 'reduce_first': 2}
+_SENET154: dict[str, Any] = {'shortcut_kernel_size': 3, 'reduce_first': 2}
 _LEGACY_BASIC: dict[str, Any] = {'block': 'legacy_se_basic', 'attention': 'none'}
-_CAFFE: dict[str, Any] = {'options': {'stride_in_1x1': True}}
-_SK_BASIC: dict[str, Any] = {'block': 'selective_kernel_basic', 'options': {'reduction': 1 / 8, 'divisor': 16}}
+_CAFFE: dict[str, Any] = {'stride_in_1x1': True}
+_SK_BASIC: dict[str, Any] = {'block': 'selective_kernel_basic', 'reduction': 1 / 8, 'divisor': 16}
 _SK: dict[str, Any] = {'block': 'selective_kernel_bottleneck'}
-_SKNEXT: dict[str, Any] = _SK | {'options': {'divisor': 32, 'split_input': False}}
+_SKNEXT: dict[str, Any] = _SK | {'divisor': 32, 'split_input': False}
 
 # Output channels of each block's convolutions after pruning (Aflalo et al. 2020, arXiv:2002.08258), as in the weights
 # that timm publishes. Attention keeps the width that the whole network has.
 _PRUNED_50D = (
-    *((47, 18, 19), (52, 22, 19), (64, 35, 19)),
-    *((85, 37, 171), (107, 80, 171), (120, 85, 171), (125, 87, 171)),
-    *((198, 126, 818), (255, 232, 818), (256, 233, 818), (253, 235, 818), (256, 225, 818), (256, 239, 818)),
-    *((492, 237, 2022), (512, 500, 2022), (512, 490, 2022)),
+    (47, 18, 19),
+    (52, 22, 19),
+    (64, 35, 19),
+    (85, 37, 171),
+    (107, 80, 171),
+    (120, 85, 171),
+    (125, 87, 171),
+    (198, 126, 818),
+    (255, 232, 818),
+    (256, 233, 818),
+    (253, 235, 818),
+    (256, 225, 818),
+    (256, 239, 818),
+    (492, 237, 2022),
+    (512, 500, 2022),
+    (512, 490, 2022),
 )
 _PRUNED_101D = (
-    *((45, 25, 26), (53, 20, 26), (60, 27, 26)),
-    *((81, 24, 142), (93, 49, 142), (102, 54, 142), (122, 78, 142)),
-    *((101, 25, 278), (239, 160, 278), (234, 156, 278), (250, 176, 278), (253, 191, 278), (251, 175, 278)),
-    *((230, 128, 278), (244, 154, 278), (244, 159, 278), (238, 97, 278), (244, 149, 278), (253, 181, 278)),
-    *((245, 119, 278), (255, 216, 278), (256, 201, 278), (253, 149, 278), (254, 141, 278), (256, 190, 278)),
-    *((256, 217, 278), (255, 156, 278), (256, 155, 278), (256, 232, 278), (256, 214, 278)),
-    *((499, 289, 2042), (512, 512, 2042), (512, 502, 2042)),
+    (45, 25, 26),
+    (53, 20, 26),
+    (60, 27, 26),
+    (81, 24, 142),
+    (93, 49, 142),
+    (102, 54, 142),
+    (122, 78, 142),
+    (101, 25, 278),
+    (239, 160, 278),
+    (234, 156, 278),
+    (250, 176, 278),
+    (253, 191, 278),
+    (251, 175, 278),
+    (230, 128, 278),
+    (244, 154, 278),
+    (244, 159, 278),
+    (238, 97, 278),
+    (244, 149, 278),
+    (253, 181, 278),
+    (245, 119, 278),
+    (255, 216, 278),
+    (256, 201, 278),
+    (253, 149, 278),
+    (254, 141, 278),
+    (256, 190, 278),
+    (256, 217, 278),
+    (255, 156, 278),
+    (256, 155, 278),
+    (256, 232, 278),
+    (256, 214, 278),
+    (499, 289, 2042),
+    (512, 512, 2042),
+    (512, 502, 2042),
 )
 
 IMAGENET: dict[str, ResNetSpec] = {
@@ -110,7 +150,7 @@ IMAGENET: dict[str, ResNetSpec] = {
     **{f'resnet{depth}s': _resnet(depth, 's') for depth in (50, 101, 152)},
     **{f'resnet{depth}t': _resnet(depth, 't') for depth in (10, 14, 26, 50)},
     'resnet50_gn': _resnet(50, norm='group'),
-    'test_resnet': ResNetSpec(
+    'test_resnet': make_spec(
         ('basic', 'basic', 'bottleneck', 'basic'),
         (1, 1, 1, 1),
         (32, 48, 48, 96),
@@ -139,14 +179,14 @@ IMAGENET: dict[str, ResNetSpec] = {
     'seresnext50_32x4d': _resnet(50, '', '32x4d', attention='se'),
     **{f'seresnext101_{each}': _resnet(101, '', each, attention='se') for each in ('32x4d', '32x8d', '64x4d')},
     'seresnext101d_32x8d': _resnet(101, 'd', '32x8d', attention='se'),
-    'senet154': _resnet(152, 's', '64x4d', attention='se', options=_SENET154),
+    'senet154': _resnet(152, 's', '64x4d', attention='se', **_SENET154),
     'legacy_seresnet18': _legacy_se(18, **_LEGACY_BASIC),
     'legacy_seresnet34': _legacy_se(34, **_LEGACY_BASIC),
     **{f'legacy_seresnet{depth}': _legacy_se(depth, **_CAFFE) for depth in (50, 101, 152)},
     'legacy_seresnext26_32x4d': _legacy_se(26, groups='32x4d'),
     'legacy_seresnext50_32x4d': _legacy_se(50, groups='32x4d'),
     'legacy_seresnext101_32x4d': _legacy_se(101, groups='32x4d'),
-    'legacy_senet154': _legacy_se(152, letter='s', groups='64x4d', options=_SENET154),
+    'legacy_senet154': _legacy_se(152, letter='s', groups='64x4d', **_SENET154),
     # Wang et al. 2020 (arXiv:1910.03151)
     'ecaresnet26t': _resnet(26, 't', attention='eca'),
     'ecaresnet50t': _resnet(50, 't', attention='eca'),

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
+from resnet_jax.models.checks import check_choice
+from resnet_jax.models.compute import Compute, Mode
 from resnet_jax.models.conv import Conv
-from resnet_jax.models.norm import NORMS
+from resnet_jax.models.norm import NORMS, BatchNorm, ExampleNorm
 from resnet_jax.models.pooling import (
     ANTIALIAS,
     STEM_POOLS,
@@ -18,9 +19,12 @@ from resnet_jax.models.pooling import (
     avg_pool,
     avg_pool_in_place,
     max_pool,
-    max_pool_of_zeros,
-    max_pool_to_the_right,
+    max_pool_ceil_mode,
+    max_pool_zero_padded,
 )
+
+# A map and, or not, the shortcut to add to it.
+Normalization = Callable[..., jax.Array]
 
 SHORTCUTS = {
     'identity': 'the input as it is; an error where the shape changes',
@@ -37,60 +41,70 @@ STEMS = {
 }
 
 
-def check_choice(name: str, value: str, known: Any) -> None:
-    """Raises InputError for a value that is none of the known ones."""
-    if value not in known:
-        raise InputError(f'unknown {name} {value!r}; known: {", ".join(known)}')
-
-
 class Layer(nn.Module, kw_only=True):
     """What everything that is built of convolutions and normalizations shares.
 
     Attributes:
-      dtype: compute dtype; parameters are float32.
-      implementation: ``auto`` or ``xla``, as in ``conv.convolution``.
-      norm: a key of ``norm.NORMS``.
-      statistics: as in ``norm.BatchNorm``.
-      standardize: None, or the epsilon of weight standardization, as in ``conv.Conv``.
+      compute: how, in all of its layers.
     """
 
-    dtype: Any = jnp.float32
-    implementation: str = 'auto'
-    norm: str = 'batch'
-    statistics: str | int = 'global'
-    standardize: float | None = None
+    compute: Compute = Compute()
 
-    @property
-    def how(self) -> dict[str, Any]:
-        """The attributes above, for the layers within."""
-        names = ('dtype', 'implementation', 'norm', 'statistics', 'standardize')
-        return {name: getattr(self, name) for name in names}
+    def conv(
+        self,
+        name: str,
+        features: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        use_bias: bool = False,
+    ) -> Conv:
+        """A convolution of this name; the rest is ``conv.Conv``'s."""
+        return Conv(
+            features,
+            kernel_size,
+            stride,
+            dilation,
+            groups,
+            use_bias,
+            self.compute.standardize,
+            self.compute.dtype,
+            self.compute.implementation,
+            name=name,
+        )
 
-    def conv(self, name: str, features: int, kernel_size: int, stride: int = 1, **options: Any) -> Conv:
-        """A convolution of this name; ``options`` are ``conv.Conv``'s."""
-        options |= {'dtype': self.dtype, 'implementation': self.implementation, 'standardize': self.standardize}
-        return Conv(features, kernel_size, stride, **options, name=name)
-
-    def normalization(self, name: str, mode: dict[str, Any], **options: bool) -> Callable[..., jax.Array]:
+    def normalization(self, name: str, mode: Mode, relu: bool = False, zero_init: bool = False) -> Normalization:
         """A normalization of this name, as ``make_normalization``."""
-        return make_normalization(self.how, name, mode, **options)
+        return make_normalization(self.compute, name, mode, relu, zero_init)
 
 
 def make_normalization(
-    how: dict[str, Any], name: str, mode: dict[str, Any], **options: Any
-) -> Callable[..., jax.Array]:
+    compute: Compute, name: str, mode: Mode, relu: bool = False, zero_init: bool = False
+) -> Normalization:
     """A submodule that normalizes, in one mode, as a function of a map and of a shortcut to add.
 
     Args:
-      how: ``Layer.how``.
+      compute: how; says also which normalization.
       name: of the submodule.
-      mode: ``train`` and ``update_stats``.
-      **options: ``relu`` and ``zero_init``, as in ``norm.BatchNorm``.
+      mode: of the call.
+      relu: as in ``norm.BatchNorm``.
+      zero_init: see there.
     """
-    kind = NORMS[how['norm']]
-    known = set(kind.__dataclass_fields__) & {'dtype', 'implementation', 'statistics'}
-    layer = kind(**options, **{key: how[key] for key in known}, name=name)
-    return lambda x, shortcut=None: layer(x, shortcut, **mode)
+    kind = NORMS[compute.norm]
+    layer: BatchNorm | ExampleNorm
+    if issubclass(kind, BatchNorm):
+        layer = kind(
+            zero_init=zero_init,
+            relu=relu,
+            statistics=compute.statistics,
+            dtype=compute.dtype,
+            implementation=compute.implementation,
+            name=name,
+        )
+    else:
+        layer = kind(zero_init=zero_init, relu=relu, dtype=compute.dtype, name=name)
+    return lambda x, shortcut=None: layer(x, shortcut, train=mode.train, update_stats=mode.update_stats)
 
 
 class Stem(Layer):
@@ -113,7 +127,7 @@ class Stem(Layer):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
         """``[N, H, W, 3]`` to ``[N, H', W', features]``; H' is H for ``cifar``, about H / 4 for the others."""
-        mode = {'train': train, 'update_stats': update_stats}
+        mode = Mode(train, update_stats)
         check_choice('stem', self.kind, STEMS)
         features = self.features
         if self.kind in ('imagenet', 'cifar'):
@@ -128,7 +142,7 @@ class Stem(Layer):
                     x = self.normalization(f'norm{index}', mode, relu=True)(x)
         return x if self.kind == 'cifar' else self._pooled(x, mode)
 
-    def _pooled(self, x: jax.Array, mode: dict[str, Any]) -> jax.Array:
+    def _pooled(self, x: jax.Array, mode: Mode) -> jax.Array:
         check_choice('stem_pool', self.pool, STEM_POOLS)
         check_choice('antialias', self.antialias, ANTIALIAS)
         if self.pool == 'conv':
@@ -139,9 +153,9 @@ class Stem(Layer):
             return antialias(x, 'average', 2)
         if self.antialias == 'blur':
             return antialias(nn.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1))), 'blur', 2)
-        if self.pool == 'max_of_zeros':
-            return max_pool_of_zeros(x)
-        return max_pool_to_the_right(x) if self.pool == 'max_to_the_right' else max_pool(x, self.implementation)
+        if self.pool == 'max_zero_padded':
+            return max_pool_zero_padded(x)
+        return max_pool_ceil_mode(x) if self.pool == 'max_ceil_mode' else max_pool(x, self.compute.implementation)
 
 
 def shape_changes(x: jax.Array, features: int, stride: int) -> bool:
@@ -198,7 +212,7 @@ class Shortcut(Layer):
         if not changes and self.kind != 'C':
             return x
         x = self._projected(x)
-        mode = {'train': train, 'update_stats': update_stats}
+        mode = Mode(train, update_stats)
         return self.normalization('norm', mode)(x) if self.normalize else x
 
     def _projected(self, x: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.errors import InputError
+from resnet_jax.models.compute import explaining_forward_mode
 
 
 def _affine(
@@ -213,12 +214,12 @@ class BatchNorm(nn.Module):
         function = _batch_norm if self.implementation == 'xla' else _batch_norm_vjp
         normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
         vectors = scale, bias, lax.stop_gradient(running_mean.value)
-        if isinstance(self.statistics, int):
-            examples = self.statistics
-            y, mean, var = _ghost_batch_norm(x, vectors, shortcut, examples, normalize)
-        else:
-            examples = x.shape[0]
-            y, mean, var = normalize(x, *vectors, shortcut)
+        examples = self.statistics if isinstance(self.statistics, int) else x.shape[0]
+        with explaining_forward_mode():
+            if isinstance(self.statistics, int):
+                y, mean, var = _ghost_batch_norm(x, vectors, shortcut, examples, normalize)
+            else:
+                y, mean, var = normalize(x, *vectors, shortcut)
         if update_stats is not False and not self.is_initializing():
             count = examples * x.shape[1] * x.shape[2]
             mean, unbiased = lax.stop_gradient((mean, var * (count / max(count - 1, 1))))

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.errors import InputError
+from resnet_jax.models.compute import explaining_forward_mode
 
 STEM_POOLS = {
     'max': '3x3 maximum with stride 2, padded with -inf on all sides',
-    'max_of_zeros': 'the same, padded with zeros, which take part in the maximum (BiT)',
-    'max_to_the_right': '3x3 maximum with stride 2, padded on the right and below, where pixels are missing (Caffe)',
+    'max_zero_padded': 'the same, padded with zeros, which take part in the maximum (BiT)',
+    'max_ceil_mode': '3x3 maximum with stride 2, padded on the right and below, where pixels are missing (Caffe)',
     'conv': '3x3 convolution with stride 2, normalization and ReLU instead of a pool (ResNet-RS)',
 }
 ANTIALIAS = {
@@ -28,7 +29,10 @@ def max_pool(x: jax.Array, implementation: str = 'auto') -> jax.Array:
 
     The gradient goes to the first maximum of each window. ``implementation`` is that of ``conv.convolution``.
     """
-    return _plain_max_pool(x) if implementation == 'xla' else _max_pool(x)
+    if implementation == 'xla':
+        return _plain_max_pool(x)
+    with explaining_forward_mode():
+        return _max_pool(x)
 
 
 def _plain_max_pool(x: jax.Array) -> jax.Array:
@@ -91,12 +95,12 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
     return x.astype(jnp.float32).mean((1, 2))
 
 
-def max_pool_of_zeros(x: jax.Array) -> jax.Array:
+def max_pool_zero_padded(x: jax.Array) -> jax.Array:
     """3x3 maximum with stride 2 where the padding, one pixel on all sides, is zero and not -inf."""
     return nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
 
 
-def max_pool_to_the_right(x: jax.Array) -> jax.Array:
+def max_pool_ceil_mode(x: jax.Array) -> jax.Array:
     """3x3 maximum with stride 2 whose first window is at the first pixel: to ``[N, H', W', C]``.
 
     H' is H // 2, and 1 where H is 1. The last window may reach over the right or lower edge

@@ -90,7 +90,9 @@ class Profile:
     """
 
     def __init__(self, workdir: pathlib.Path, num_steps: int):
-        self._folder, self._num_steps, self._open = workdir / 'profile', num_steps, False
+        self._folder, self._num_steps = workdir / 'profile', num_steps
+        self._first: int | None = None  # the first step that was traced
+        self._open = False
 
     def __enter__(self) -> 'Profile':
         return self
@@ -101,9 +103,9 @@ class Profile:
             self._open = False
 
     def at(self, step: int) -> None:
-        """Called before each step, counted from the start of this process."""
-        if self._num_steps and step == _PROFILE_FROM:
+        """Called before each call of a step, with the steps taken since the start of this process."""
+        if self._num_steps and self._first is None and step >= _PROFILE_FROM:
             jax.profiler.start_trace(self._folder)
-            self._open = True
-        elif step == _PROFILE_FROM + self._num_steps:
+            self._first, self._open = step, True
+        elif self._first is not None and step >= self._first + self._num_steps:
             self.__exit__()

@@ -9,36 +9,19 @@ import jax
 import numpy as np
 
 from resnet_jax.data.augment import normalize
-from resnet_jax.data.examples import Dataset, Split
+from resnet_jax.data.examples import Split
+from resnet_jax.data.feeds import THREAD_READER, ReaderOptions, eval_images
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.devices import data_mesh, replicated
 from resnet_jax.errors import InputError
 from resnet_jax.models.norm import BatchNorm
-from resnet_jax.models.preprocessing import Preprocessing
-from resnet_jax.models.resnet import ResNet, stack_blocks
-from resnet_jax.training import metrics
-from resnet_jax.training.config import TrainConfig
-from resnet_jax.training.feed import BY_THREADS, Reading, plain_examples
-from resnet_jax.training.sharding import data_mesh, replicated
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.scanned import as_computed
+from resnet_jax.tasks import metrics
+from resnet_jax.tasks.base import Task
 from resnet_jax.training.step import MULTICLASS, eval_step
-from resnet_jax.training.tasks import TASKS, Regression, Task
 
 _EVAL_BATCH = 512
-
-
-def target_statistics(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the values to learn, in training; empty where the targets are no values."""
-    if dataset.task != 'regression':
-        return (), ()
-    values = np.asarray(dataset.train.labels, np.float64)
-    std = values.std(0)
-    return tuple(values.mean(0).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
-
-
-def make_task(config: TrainConfig, target_mean: Sequence[float], target_std: Sequence[float]) -> Task:
-    """The task of a configuration; mean and deviation are those of ``target_statistics``."""
-    loss = config.loss or ''
-    if config.task == 'regression':
-        return Regression(loss, mean=tuple(target_mean), std=tuple(target_std))
-    return TASKS[config.task](loss, config.label_smoothing, config.target_threshold)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +33,7 @@ class Evaluation:
       total: the sums they come from.
       examples: int ``[N]``, which of the split were scored: all but photographs that cannot be decoded.
       outputs: of the network for them, float32 ``[N, K]``, where the task or the caller needs them.
-      targets: theirs, likewise.
+      targets: theirs, likewise; None, too, where there are none.
     """
 
     summary: dict[str, float]
@@ -74,7 +57,7 @@ class Evaluator:
       flip: as in ``step.eval_step``.
       shift: likewise.
       preprocessing: of photographs; its mean fills borders alone, and its deviation does not count.
-      reading: how photographs are read.
+      reader: how photographs are read.
     """
 
     def __init__(
@@ -89,12 +72,12 @@ class Evaluator:
         flip: bool = False,
         shift: int = 0,
         preprocessing: Preprocessing | None = None,
-        reading: Reading = BY_THREADS,
+        reader: ReaderOptions = THREAD_READER,
     ):
         self._model, self._split, self._task = model, split, task
         self._keep = keep_outputs or task.needs_outputs
         mesh = data_mesh(devices)
-        self._plain = plain_examples(split, mesh, preprocessing, reading)
+        self._plain = eval_images(split, mesh, preprocessing, reader)
         self._batch_size = min(_EVAL_BATCH, len(split))
         self._batch_size += -self._batch_size % mesh.size
 
@@ -109,17 +92,14 @@ class Evaluator:
     def compile(self, variables: dict[str, Any]) -> None:
         """Compiles for variables of these shapes, by scoring one batch."""
         batch = next(self._plain.batches(self._batch_size))
-        jax.block_until_ready(self._program(self._taken(variables), self._plain.shared, batch))
-
-    def _taken(self, variables: dict[str, Any]) -> dict[str, Any]:
-        return stack_blocks(variables) if self._model.scan_blocks else variables
+        jax.block_until_ready(self._program(as_computed(self._model, variables), self._plain.shared, batch))
 
     def __call__(self, variables: dict[str, Any], poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Scores variables; ``poll`` is called after every batch, and may raise."""
         masks, parts = [], []
 
         def sums() -> Iterator[dict[str, Any]]:
-            for some, mask, part in self._results(self._taken(variables), poll):
+            for some, mask, part in self._results(as_computed(self._model, variables), poll):
                 masks.append(mask)
                 parts.append(part)
                 yield some
@@ -130,9 +110,12 @@ class Evaluator:
             raise AssertionError(f'evaluated {total["count"]} of {len(self._split)} examples')
         if not len(examples):
             raise InputError(f'none of {len(self._split)} images can be decoded')
-        summary, outputs, targets = self._task.summarize(total), None, None
+        summary, outputs = self._task.summarize(total), None
+        targets: Any = None
         if self._keep:
-            outputs, targets = (np.concatenate(some)[examples] for some in zip(*parts, strict=True))
+            outputs = np.concatenate([of_batch for of_batch, _ in parts])[examples]
+            if parts[0][1] is not None:
+                targets = np.concatenate([of_batch for _, of_batch in parts])[examples]
             if np.isfinite(outputs).all():
                 summary |= self._task.scores(outputs, targets)
         return Evaluation(summary, total, examples, outputs, targets)
@@ -164,7 +147,7 @@ class StatisticsEstimator:
       num_examples: how many; whole batches of 512 of them are taken, at least one batch.
       devices: None is all of them.
       preprocessing: as in ``Evaluator``.
-      reading: likewise.
+      reader: likewise.
     """
 
     def __init__(
@@ -176,7 +159,7 @@ class StatisticsEstimator:
         num_examples: int,
         devices: Sequence[jax.Device] | None = None,
         preprocessing: Preprocessing | None = None,
-        reading: Reading = BY_THREADS,
+        reader: ReaderOptions = THREAD_READER,
     ):
         mesh = data_mesh(devices)
         num_examples = min(num_examples, len(split))
@@ -184,7 +167,7 @@ class StatisticsEstimator:
         multiple = math.lcm(mesh.size, model.statistics if isinstance(model.statistics, int) else 1)
         size = max(min(_EVAL_BATCH, num_examples) // multiple, 1) * multiple
         self._chosen = np.linspace(0, len(split) - 1, max(num_examples // size, 1) * size).astype(np.int32)
-        self._batch_size, self._plain = size, plain_examples(split, mesh, preprocessing, reading)
+        self._batch_size, self._plain = size, eval_images(split, mesh, preprocessing, reader)
 
         def program(variables: Any, shared: Any, given: Any) -> Any:
             images, _, _ = self._plain.examples(shared, given)

@@ -74,8 +74,9 @@ class StopRequest:
         It runs in a thread of its own, and is left alone there if a signal comes.
 
         Raises:
-          Interrupted: a signal was noted; and whatever the function raises.
+          Interrupted: a signal was noted, perhaps before; and whatever the function raises.
         """
+        self.check()
         outcome: list[Any] = []
         failure: list[BaseException] = []
 

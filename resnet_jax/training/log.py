@@ -1,63 +1,69 @@
-"""Training metrics on their way from the device to the files and the terminal."""
+"""Training metrics on their way from the device to the files, the terminal, and whoever else wants them."""
 
 import pathlib
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from resnet_jax.errors import DivergenceError
-from resnet_jax.training import metrics
-from resnet_jax.training.config import TrainConfig
+from resnet_jax.checkpoints.metrics_files import EventFile, MetricsFile
+from resnet_jax.errors import DivergenceError, InputError
+from resnet_jax.tasks import metrics
+from resnet_jax.training.config import rate_of
+from resnet_jax.training.plan import Plan
 from resnet_jax.training.progress import Display
-from resnet_jax.training.schedules import learning_rate_schedule
-from resnet_jax.training.tasks import Task
-from resnet_jax.training.workdir import EventFile, MetricsFile
 
 # What a step gives beside the sums of its task.
 _OF_A_STEP = ('skipped', 'replaced', 'gradient_norm', 'norms')
 # What records count, of which a run has the sums.
 _COUNTED = ('skipped_steps', 'replaced_images')
+# What the record of an evaluation has beside metrics.
+_OF_A_RECORD = ('split', 'step', 'epoch', 'train_seconds', 'evaluation_seconds', 'seed')
 
 
 class Log:
-    """What a run reports: lines of ``metrics.jsonl``, TensorBoard's events, and what the terminal shows.
+    """What one seed's run reports: lines of ``metrics.jsonl``, TensorBoard's events, what the terminal shows.
 
     Args:
+      plan: of the run.
+      index: of the seed among those that take every step together.
       workdir: of the run.
-      task: what the network is trained for.
-      config: of the run.
-      epoch_steps: steps in an epoch.
       step: the steps taken so far.
       display: where records of the training are shown.
-      place: which of the runs that take every step together this one is; None where it is alone.
+      sinks: are called with every record that is written, and the seed.
       writes: whether this process writes; the ones beside the main one read what it wrote before they started.
     """
 
     def __init__(
         self,
+        plan: Plan,
+        index: int,
         workdir: pathlib.Path,
-        task: Task,
-        config: TrainConfig,
-        epoch_steps: int,
         step: int,
         display: Display,
-        place: int | None = None,
+        sinks: Sequence[Callable[[dict[str, Any]], None]] = (),
         writes: bool = True,
     ):
-        self._task, self._config, self._epoch_steps, self._place = task, config, epoch_steps, place
-        self._workdir, self._schedule = workdir, learning_rate_schedule(config, epoch_steps)
+        self._plan, self._index, self._workdir, self._sinks = plan, index, workdir, sinks
+        self._reporting = plan.config.reporting
+        self._schedule = rate_of(plan.config, plan.epoch_steps)
         self.file = MetricsFile(workdir / 'metrics.jsonl', step, writes)
-        self._norms = MetricsFile(workdir / 'norms.jsonl', step) if config.log_norms and writes else None
+        self._norms = MetricsFile(workdir / 'norms.jsonl', step) if self._reporting.log_norms and writes else None
         self.train_seconds = self.file.records[-1]['train_seconds'] if self.file.records else 0.0
         self._board = EventFile(workdir, step) if writes else None
         self._display = display
         self._window: list[dict[str, Any]] = []
         self._ready: tuple[int, list[dict[str, Any]], float] | None = None  # last step, sums and seconds
-        self._skipped_in_a_row = 0
+        self._step, self._skipped_in_a_row = step, 0
         self._since = time.perf_counter()
         self._speed: float | None = None
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records of the run, before and after all resumptions."""
+        return self.file.records
 
     @property
     def examples_per_second(self) -> float | None:
@@ -66,10 +72,11 @@ class Log:
 
     def totals(self) -> dict[str, Any]:
         """Of the whole run, before and after all resumptions: the best test score, seconds, and what was counted."""
-        records, headline = self.file.records, self._task.headline
+        records, task = self.records, self._plan.task
         tests = [record for record in records if record['split'] == 'test']
+        best = max if task.higher_is_better else min
         return {
-            f'best_test_{headline}': max(record[headline] for record in tests),
+            f'best_test_{task.primary_metric}': best(record[task.primary_metric] for record in tests),
             'train_seconds': self.train_seconds,
             'evaluation_seconds': sum(record.get('evaluation_seconds', 0.0) for record in tests),
             **{name: sum(record.get(name, 0) for record in records) for name in _COUNTED},
@@ -91,7 +98,7 @@ class Log:
         self._window.append(sums)
         self._step = step
         self._display.step()
-        if len(self._window) == self._config.log_every_steps:
+        if len(self._window) == self._reporting.log_every_steps:
             self._write_ready()
             self._close_interval()  # its last step is under way: that much of its time is in the next one's
         if last:
@@ -114,18 +121,17 @@ class Log:
         if self._ready is None:
             return
         (step, window, seconds), self._ready = self._ready, None
-        fetched = jax.device_get(window)
-        if self._place is not None:
-            fetched = jax.tree.map(lambda leaf: leaf[self._place], fetched)
+        fetched = self._plan.seeds.select(jax.device_get(window), self._index)
         self.train_seconds += seconds
         self._count_skipped(step - len(window), fetched)
         total = metrics.add_up([{k: v for k, v in one.items() if k not in _OF_A_STEP} for one in fetched])
         skipped = int(sum(one['skipped'] for one in fetched))
-        record: dict[str, Any] = {'learning_rate': self._rate(step)}
+        rate = self._rate(step)
+        record: dict[str, Any] = {'learning_rate': rate} if np.isfinite(rate) else {}
         if skipped < len(window):
             norms = [one['gradient_norm'] for one in fetched if not one['skipped']]
-            record = self._task.summarize(total) | record | {'gradient_norm': float(np.mean(norms))}
-        self._speed = record['examples_per_second'] = len(window) * self._config.batch_size / seconds
+            record = self._summary(total) | record | {'gradient_norm': float(np.mean(norms))}
+        self._speed = record['examples_per_second'] = len(window) * self._plan.config.batch_size / seconds
         if skipped:
             record['skipped_steps'] = skipped
         if replaced := int(sum(one.get('replaced', 0) for one in fetched)):
@@ -136,6 +142,12 @@ class Log:
             if all(np.isfinite(values).all() for values in layers.values()):
                 self._norms.write({'step': step, 'norms': layers})
 
+    def _summary(self, total: dict[str, Any]) -> dict[str, float]:
+        """Metrics of the sums of some steps; a loss of the caller's has no other."""
+        if callable(self._plan.config.objective.loss):
+            return {'loss': float(total['loss'] / int(total['count']))}
+        return self._plan.task.summarize(total)
+
     def _rate(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""
         return float(self._schedule(step - 1))
@@ -144,8 +156,8 @@ class Log:
         """Stops a run that no longer learns."""
         for step, one in enumerate(fetched, start=before + 1):
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if one['skipped'] else 0
-            if self._skipped_in_a_row == self._config.max_skipped_steps:
-                who = '' if self._place is None else f'{self._workdir}: '
+            if self._skipped_in_a_row == self._reporting.max_skipped_steps:
+                who = self._plan.seeds.prefix(self._workdir)
                 raise DivergenceError(
                     f'{who}the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a row, to step'
                     f' {step} (learning rate {self._rate(step):.3g}, gradient norm {float(one["gradient_norm"]):.3g});'
@@ -153,47 +165,50 @@ class Log:
                     ' --workdir with a lower --learning_rate or more --warmup_epochs'
                 )
 
-    def test(
-        self, step: int, summary: dict[str, float], unaveraged: dict[str, float] | None, evaluation_seconds: float
-    ) -> str:
+    def test(self, step: int, summary: dict[str, float], more: dict[str, float], evaluation_seconds: float) -> str:
         """Writes an evaluation, unless it is written, and gives the line that tells of it.
 
         Args:
           step: the steps taken.
           summary: metrics of what is evaluated.
-          unaveraged: where that is an average, those of the network that is trained.
+          more: other metrics, of which those that are not finite are left out.
           evaluation_seconds: that it took.
+
+        Raises:
+          DivergenceError: the loss is not finite.
+          InputError: one of the other metrics is called like what a record has already.
         """
+        add_metrics(dict.fromkeys(_OF_A_RECORD, 0.0) | summary, more)
         if not np.isfinite(summary['loss']):
             raise divergence(f'the test loss is {summary["loss"]} after step {step}')
-        headline = self._task.headline
-        # Weights that are trained may be of no use where their average is.
-        plain = {f'unaveraged_{k}': unaveraged[k] for k in ('loss', headline)} if unaveraged else {}
-        plain = {name: value for name, value in plain.items() if np.isfinite(value)}
+        more = {name: float(value) for name, value in more.items() if np.isfinite(value)}
         if not self.has_test(step):
-            self._record('test', step, summary | plain | {'evaluation_seconds': evaluation_seconds})
-        line = f'epoch {step / self._epoch_steps:g}'
-        trained = [r for r in self.file.records if r['split'] == 'train' and 'loss' in r and r['step'] <= step]
+            self._record('test', step, summary | more | {'evaluation_seconds': evaluation_seconds})
+        names = list(dict.fromkeys(('loss', self._plan.task.primary_metric)))
+        line = f'epoch {step / self._plan.epoch_steps:g}'
+        trained = [r for r in self.records if r['split'] == 'train' and 'loss' in r and r['step'] <= step]
         if trained:
-            line += f'  train loss {trained[-1]["loss"]:.4f}  {headline} {trained[-1][headline]:.4f}'
-        line += f'  test loss {summary["loss"]:.4f}  {headline} {summary[headline]:.4f}'
+            line += f'  train {_metrics(trained[-1], names)}'
+        line += f'  test {_metrics(summary, names)}'
         if trained:
             line += f'  {trained[-1]["examples_per_second"]:,.0f} images/s'
         self.start_clock()
         return line
 
     def _record(self, split: str, step: int, values: dict[str, float]) -> None:
-        place = {'split': split, 'step': step, 'epoch': step / self._epoch_steps}
+        place = {'split': split, 'step': step, 'epoch': step / self._plan.epoch_steps}
         record = {**place, **values, 'train_seconds': self.train_seconds}
         self.file.write(record)
         if self._board is not None:
             self._board.write({f'{split}/{name}': value for name, value in values.items()}, step)
         if split == 'train':
             self._display.training(record)
+        for sink in self._sinks:
+            sink(record | {'seed': self._plan.seeds.numbers[self._index]})
 
     def has_test(self, step: int) -> bool:
         """Whether the evaluation after a step is written."""
-        return any(record['split'] == 'test' and record['step'] == step for record in self.file.records)
+        return any(record['split'] == 'test' and record['step'] == step for record in self.records)
 
     def sync(self) -> None:
         """Has what is written on the disk."""
@@ -206,6 +221,22 @@ class Log:
             self._norms.close()
         if self._board is not None:
             self._board.close()
+
+
+def _metrics(values: dict[str, Any], names: Sequence[str]) -> str:
+    """Those of the metrics that there are, as the terminal shows them."""
+    return '  '.join(f'{name} {values[name]:.4f}' for name in names if name in values)
+
+
+def add_metrics(known: dict[str, float], more: dict[str, float]) -> dict[str, float]:
+    """Metrics, and those that a hook adds.
+
+    Raises:
+      InputError: a name is in both.
+    """
+    if taken := sorted(known.keys() & more.keys()):
+        raise InputError(f'a hook gives {taken[0]!r}, which every test record has already; give it another name')
+    return known | more
 
 
 def divergence(what: str) -> DivergenceError:

@@ -25,10 +25,10 @@ class Display(Protocol):
 
 
 class Bar:
-    """A progress bar with epoch, loss, the task's headline metric, images per second and the time left."""
+    """A progress bar with epoch, loss, the task's primary metric, images per second and the time left."""
 
-    def __init__(self, total_steps: int, done_steps: int, headline: str):
-        self._headline = headline
+    def __init__(self, total_steps: int, done_steps: int, primary_metric: str):
+        self._primary_metric = primary_metric
         columns = (
             TextColumn('{task.description}'),
             BarColumn(),
@@ -48,10 +48,9 @@ class Bar:
 
     def training(self, record: dict[str, Any]) -> None:
         speed = f'{record["examples_per_second"]:,.0f} images/s'
-        learnt = (
-            f'loss {record["loss"]:.3f}  {self._headline} {record[self._headline]:.3f}' if 'loss' in record else '-'
-        )
-        status = f'{learnt}  {speed}'
+        names = dict.fromkeys(('loss', self._primary_metric))
+        learnt = '  '.join(f'{name} {record[name]:.3f}' for name in names if name in record)
+        status = f'{learnt or "-"}  {speed}'
         self._progress.update(self._task, status=status, description=f'epoch {record["epoch"]:.1f}')
 
     def close(self) -> None:
@@ -99,6 +98,6 @@ class Silence:
         pass
 
 
-def open_display(total_steps: int, done_steps: int, headline: str) -> Display:
+def open_display(total_steps: int, done_steps: int, primary_metric: str) -> Display:
     """A bar on a terminal, lines elsewhere."""
-    return Bar(total_steps, done_steps, headline) if sys.stdout.isatty() else Lines()
+    return Bar(total_steps, done_steps, primary_metric) if sys.stdout.isatty() else Lines()

@@ -1,6 +1,7 @@
 """Augmentation of batches: what belongs to a key, and the order in which things happen."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +10,28 @@ import pytest
 
 from resnet_jax import InputError
 from resnet_jax.data import random_ops
-from resnet_jax.data.augment import Augmentation, augment, example_keys, normalize, pad
-from resnet_jax.data.policies import POLICIES
-from resnet_jax.training.config import AUGMENT_POLICIES, CROP_FILLS, TrainConfig
-from resnet_jax.training.sharding import data_mesh, replicated, split_batch
+from resnet_jax.data.augment import (
+    CROP_FILLS,
+    Augmentation,
+    Policy,
+    ResizedCrop,
+    augment,
+    augment_views,
+    example_keys,
+    normalize,
+    pad,
+)
+from resnet_jax.data.policies import OPERATIONS
+from resnet_jax.devices import data_mesh, replicated, split_batch
 
 KEYS = jax.random.split(jax.random.key(0), 64)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CIFAR = Augmentation(crop_padding=2, crop_fill='mean', horizontal_flip=True)
 EVERYTHING = Augmentation(
-    crop_area=(0.2, 1.0),
+    resized_crop=ResizedCrop((0.2, 1.0)),
     crop_size=10,
     horizontal_flip=True,
-    policy='rand_augment',
+    policy=Policy('rand_augment'),
     color_jitter=(0.4, 0.4, 0.4, 0.1),
     lighting=0.1,
     random_erasing=0.5,
@@ -29,8 +39,9 @@ EVERYTHING = Augmentation(
 )
 
 
-def jitted(augmentation):
-    return jax.jit(lambda keys, images: augment(keys, images, MEAN, STD, augmentation))
+@functools.cache  # compiled once for all tests
+def jitted(augmentation, mean=MEAN, std=STD):
+    return jax.jit(lambda keys, images: augment(keys, images, mean, std, augmentation))
 
 
 @pytest.fixture
@@ -44,18 +55,37 @@ def test_normalize():
     np.testing.assert_allclose(normalize(images, (0.5, 0.25), (0.5, 0.25)), [[[[-1, 3]]]], rtol=1e-6)
 
 
-def test_the_settings_are_those_of_training():
-    """In name and default, so that one can be made of the other."""
-    settings = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    ours = {field.name: field.default for field in dataclasses.fields(Augmentation)}
-    assert ours == {name: settings[name] for name in ours}
-    # The order of the examples has the one, evaluations the others.
-    of_data = {'augmentation_repeats', 'test_flip', 'crop_pct'}
-    about = ('crop', 'flip', 'policy', 'jitter', 'lighting', 'erasing', 'cutout', 'augment')
-    assert {name for name in settings if any(word in name for word in about)} == set(ours) | of_data
-    assert Augmentation.of(TrainConfig(cutout=5, crop_area=(0.5, 1))) == Augmentation(cutout=5, crop_area=(0.5, 1))
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: ResizedCrop((0.5, 0.1)), 'crop_area=(0.5, 0.1) must be two shares, 0 < smallest <= largest <= 1'),
+        (
+            lambda: ResizedCrop((0.1, 1), crop_ratio=(0, 1)),
+            'crop_ratio=(0, 1) must be two numbers, 0 < smallest <= largest',
+        ),
+        (lambda: Policy('auto'), "policy='auto' must be one of rand_augment, trivial_augment_wide, auto_augment"),
+        (lambda: Policy('rand_augment', 'cubic'), "policy_interpolation='cubic' must be one of nearest, bilinear"),
+        (lambda: Augmentation(crop_fill='white'), "crop_fill='white' must be one of black, mean, reflect"),
+        (
+            lambda: Augmentation(crop_padding=4, resized_crop=ResizedCrop((0.08, 1.0))),
+            'crop_padding=4 does not go with crop_area=(0.08, 1.0)',
+        ),
+        (lambda: Augmentation(color_jitter=(0.1,)), 'color_jitter=(0.1,) must be three or four numbers'),
+        (lambda: Augmentation(color_jitter=(0, 0, 0, 0.6)), 'the range of the hue must be at most 0.5'),
+        (lambda: Augmentation(random_erasing=1.5), 'random_erasing=1.5 must be in [0, 1]'),
+        (lambda: Augmentation(mixup=-1), 'mixup=-1 must be at least 0'),
+        (lambda: Augmentation(views=0), 'views=0 must be at least 1'),
+        (lambda: Augmentation(crop_size=0), 'crop_size=0 must be at least 1'),
+    ],
+)
+def test_values_out_of_range(make, message):
+    with pytest.raises(InputError) as error:
+        make()
+    assert message in str(error.value)
+
+
+def test_settings_can_be_closed_over():
     assert hash(EVERYTHING) == hash(dataclasses.replace(EVERYTHING))
-    assert set(AUGMENT_POLICIES) == set(POLICIES)
 
 
 def test_off_means_only_normalized(images):
@@ -64,7 +94,7 @@ def test_off_means_only_normalized(images):
 
 def test_crops_are_shifts_filled_with_zeros(rng):
     images = rng.integers(1, 255, (64, 5, 6, 2), np.uint8)
-    cropped = augment(KEYS, jnp.asarray(images), (0, 0), (1 / 255, 1 / 255), Augmentation(crop_padding=2))
+    cropped = jitted(Augmentation(crop_padding=2), (0, 0), (1 / 255, 1 / 255))(KEYS, jnp.asarray(images))
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     shifts = []
     for before, after in zip(padded, np.round(cropped), strict=True):
@@ -78,7 +108,7 @@ def test_crops_are_shifts_filled_with_zeros(rng):
 def test_what_a_crop_is_filled_with(fill, border):
     """White images, with mean 0.3 and deviation 0.2: black is -1.5, white 3.5, and the mean 0."""
     images = jnp.full((32, 4, 4, 1), 255, jnp.uint8)
-    cropped = augment(KEYS[:32], images, (0.3,), (0.2,), Augmentation(crop_padding=2, crop_fill=fill))
+    cropped = jitted(Augmentation(crop_padding=2, crop_fill=fill), (0.3,), (0.2,))(KEYS[:32], images)
     # The mean colour is rounded to one of 256 levels.
     atol = 0.5 / 255 / 0.2 if fill == 'mean' else 1e-4
     np.testing.assert_allclose(sorted({round(float(v), 4) for v in cropped.ravel()}), sorted({border, 3.5}), atol=atol)
@@ -168,12 +198,12 @@ class TestSizes:
     @pytest.mark.parametrize(
         ('augmentation', 'expected'),
         [
-            (Augmentation(crop_area=(0.1, 1)), (12, 14)),
-            (Augmentation(crop_area=(0.1, 1), crop_size=20), (20, 20)),
+            (Augmentation(resized_crop=ResizedCrop((0.1, 1))), (12, 14)),
+            (Augmentation(resized_crop=ResizedCrop((0.1, 1)), crop_size=20), (20, 20)),
             (Augmentation(crop_padding=3), (12, 14)),
             (Augmentation(crop_padding=3, crop_size=18), (18, 18)),
             (Augmentation(crop_size=12), (12, 12)),
-            (Augmentation(crop_size=9, horizontal_flip=True, policy='trivial_augment_wide'), (9, 9)),
+            (Augmentation(crop_size=9, horizontal_flip=True, policy=Policy('trivial_augment_wide')), (9, 9)),
             (Augmentation(color_jitter=(0.4, 0.4, 0.4), random_erasing=0.5), (12, 14)),
         ],
     )
@@ -195,3 +225,51 @@ class TestSizes:
     def test_lighting_needs_colours(self, images):
         with pytest.raises(InputError, match=r'lighting=0.1 is for images of 3 channels, not 1: 0 leaves it out'):
             augment(KEYS, images[..., :1], (0.5,), (0.2,), Augmentation(lighting=0.1))
+
+
+class TestFunction:
+    """One's own operation."""
+
+    def test_comes_after_the_others_and_before_normalization(self, images):
+        def noisy(key, image):
+            assert (image.dtype, image.shape) == (jnp.float32, (12, 14, 3))
+            assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+            return image + jax.random.uniform(key, image.shape, maxval=9.0)
+
+        found = jitted(dataclasses.replace(CIFAR, function=noisy))(KEYS, images)
+        before = jitted(CIFAR)(KEYS, images)
+        added = 255 * (np.asarray(found) - np.asarray(before)) * np.array(STD)
+        assert added.min() > -1e-3
+        assert added.max() < 9 + 1e-3
+        assert len(np.unique(added[:, 0, 0, 0].round(3))) > 50  # each example has its own key
+
+    def test_may_change_the_size(self, images):
+        halved = Augmentation(horizontal_flip=True, function=lambda key, image: image[::2, ::2])
+        assert halved.result_shape((12, 14, 3)) == (6, 7, 3)
+        assert augment(KEYS, images, MEAN, STD, halved).shape == (64, 6, 7, 3)
+
+    @pytest.mark.parametrize(
+        ('function', 'found'),
+        [
+            (lambda key, image: image[..., :1], r'float32 \[12, 14, 1\]'),
+            (lambda key, image: image.astype(jnp.uint8), r'uint8 \[12, 14, 3\]'),
+            (lambda key, image: None, r'NoneType \[\]'),
+        ],
+    )
+    def test_gives_an_image(self, function, found, images):
+        with pytest.raises(InputError, match=rf'must give a float image \[H, W, 3\], found {found}'):
+            augment(KEYS, images, MEAN, STD, Augmentation(function=function))
+
+    def test_a_policy_can_be_one_too(self, images):
+        def invert(key, height, width):
+            return jnp.array([OPERATIONS.index('invert')]), jnp.zeros(1)
+
+        found = augment(KEYS[:2], images[:2], (0.0,) * 3, (1 / 255,) * 3, Augmentation(policy=Policy(invert)))
+        np.testing.assert_allclose(found, 255.0 - np.asarray(images[:2]), atol=1e-3)
+
+
+def test_views_are_drawn_on_their_own(images):
+    two = dataclasses.replace(CIFAR, views=2)
+    first, second = jax.jit(lambda keys, images: augment_views(keys, images, MEAN, STD, two))(KEYS, images)
+    np.testing.assert_allclose(first, jitted(CIFAR)(KEYS, images), atol=1e-6)
+    assert np.mean(np.asarray(first) != np.asarray(second)) > 0.5

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax.data.augment import Augmentation
 from resnet_jax.data.mixing import cutmix, mix, mixup
-from resnet_jax.training.sharding import data_mesh, split_batch
+from resnet_jax.devices import data_mesh, split_batch
 
 KEYS = jax.random.split(jax.random.key(0), 300)
 
@@ -45,24 +46,24 @@ def test_cutmix_puts_in_a_box_and_counts_its_pixels(batch):
 
 
 def test_both_take_turns(batch):
-    images, _ = many(mix, batch, mixup_alpha=0.5, cutmix_alpha=0.5)
+    images, _ = many(mix, batch, augmentation=Augmentation(mixup=0.5, cutmix=0.5))
     cut = np.array([set(np.unique(image)) <= {0, 3} for image in np.asarray(images[:, 0])])
     assert 0.4 < cut.mean() < 0.6
 
 
-@pytest.mark.parametrize(('options', 'alone'), [((0.5, 0.0), mixup), ((0.0, 0.5), cutmix)])
+@pytest.mark.parametrize(('options', 'alone'), [({'mixup': 0.5}, mixup), ({'cutmix': 0.5}, cutmix)])
 def test_one_alone(batch, options, alone):
     key = jax.random.key(3)
     expected = alone(jax.random.split(key)[1], *batch, 0.5)
-    jax.tree.map(np.testing.assert_array_equal, mix(key, *batch, *options), expected)
+    jax.tree.map(np.testing.assert_array_equal, mix(key, *batch, Augmentation(**options)), expected)
 
 
-@pytest.mark.parametrize('alphas', [(0.5, 0.0), (0.0, 1.0)])
-def test_pairs_are_those_of_the_whole_batch_on_any_number_of_devices(batch, alphas):
+@pytest.mark.parametrize('augmentation', [Augmentation(mixup=0.5), Augmentation(cutmix=1.0)])
+def test_pairs_are_those_of_the_whole_batch_on_any_number_of_devices(batch, augmentation):
     """The first image meets the last one, though that lies on another device."""
     mesh = data_mesh()
     assert mesh.size == 2
-    function = jax.jit(lambda key, images, targets: mix(key, images, targets, *alphas))
+    function = jax.jit(lambda key, images, targets: mix(key, images, targets, augmentation))
     split = function(KEYS[1], *jax.device_put(batch, split_batch(mesh)))
     jax.tree.map(np.testing.assert_array_equal, split, function(KEYS[1], *batch))
     assert 0 < split[1][0, 3] < 1

@@ -1,14 +1,16 @@
 """Tests of what the sources of photographs share."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data.examples import numbered_as
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.examples import Split, numbered_as
 from resnet_jax.data.folder import list_folder
-from resnet_jax.data.photographs import DEFAULT_SIZE, describe_photographs, squares
+from resnet_jax.data.photographs import DEFAULT_SIZE, dataset_from_source, squares
 from resnet_jax.errors import InputError
 
 
@@ -30,7 +32,7 @@ def parts(tmp_path):
 
 
 def test_mean_and_deviation_are_those_of_the_pixels_that_are_looked_at(parts):
-    dataset = describe_photographs('some', parts, ('a', 'b'), 'multiclass', None)
+    dataset = dataset_from_source('some', parts['train'], parts['test'], ('a', 'b'))
     assert (dataset.image_size, dataset.image_shape) == (DEFAULT_SIZE, (224, 224, 3))
     reds, blues = 8 * 4, 150 * 100  # of a large image every second row and column
     pixels = np.repeat([[200, 0, 0], [0, 0, 100]], [reds, blues], axis=0) / 255
@@ -39,7 +41,7 @@ def test_mean_and_deviation_are_those_of_the_pixels_that_are_looked_at(parts):
 
 
 def test_a_network_knows_its_classes_by_name(parts):
-    dataset = describe_photographs('some', parts, ('a', 'b'), 'multiclass', None)
+    dataset = dataset_from_source('some', parts['train'], parts['test'], ('a', 'b'))
     again = numbered_as(dataset, ['b', 'x', 'a'])
     assert again.class_names == ('b', 'x', 'a')
     assert (again.train.labels.tolist(), again.test.labels.tolist()) == ([2, 2, 0], [0])
@@ -70,4 +72,43 @@ def test_a_dataset_of_which_nothing_can_be_decoded(tmp_path):
         (tmp_path / name).write_bytes(b'nothing')
     parts, classes = list_folder(f'folder:{tmp_path}')
     with pytest.raises(InputError, match="'some': none of 2 images can be decoded"):
-        describe_photographs('some', parts, classes, 'multiclass', None)
+        dataset_from_source('some', parts['train'], parts['test'], classes)
+
+
+class Shades:
+    """A source of one's own: each photograph has one grey level, which is its target."""
+
+    levels = (10, 30, 80)
+
+    def __len__(self):
+        return len(self.levels)
+
+    def name(self, index):
+        return f'shade {index}'
+
+    def read(self, index):
+        file = io.BytesIO()
+        Image.new('RGB', (5, 4), (self.levels[index],) * 3).save(file, 'png')
+        return file.getvalue(), np.array([self.levels[index]], np.float32)
+
+
+def test_a_source_of_ones_own():
+    dataset = dataset_from_source('shades', Shades(), Shades(), ('level',), 'regression', image_size=6)
+    assert (dataset.image_shape, dataset.class_names, len(dataset.train)) == ((6, 6, 3), ('level',), 3)
+    np.testing.assert_array_equal(dataset.train.labels, [[10], [30], [80]])  # read, for the units of the outputs
+    assert dataset.target_statistics()['mean'] == pytest.approx((40,))
+    unread = dataset_from_source('shades', Shades(), Shades(), ('a', 'b'))
+    assert unread.train.labels is None
+    with pytest.raises(InputError, match="'shades': class_names must name the classes, labels or values"):
+        dataset_from_source('shades', Shades(), Shades())
+    labelled = Split(Shades(), np.array([0, 1, 3]))
+    with pytest.raises(InputError, match="'shades', test: labels must be from 0 to 1, found 3"):
+        dataset_from_source('shades', Split(Shades(), np.array([0, 1, 1])), labelled, ('a', 'b'))
+
+
+def test_a_given_dataset_takes_another_size(parts):
+    dataset = dataset_from_source('some', parts['train'], parts['test'], ('a', 'b'))
+    assert load_dataset(dataset) is dataset
+    assert load_dataset(dataset, image_size=64).image_shape == (64, 64, 3)
+    with pytest.raises(InputError, match='dataset some was made for task=multiclass, not binary'):
+        load_dataset(dataset, task='binary')

@@ -15,7 +15,7 @@ from PIL import Image
 from resnet_jax.data.batches import train_indices
 from resnet_jax.data.decode import Box
 from resnet_jax.data.folder import FileImages
-from resnet_jax.data.stream import PlainImages, RandomCrop, TrainingImages, batches
+from resnet_jax.data.stream import EvalImages, RandomCrop, TrainingImages, batches
 from resnet_jax.errors import InputError
 
 NAMES = [f'{index:02}.png' for index in range(20)]
@@ -163,7 +163,7 @@ class TestTraining:
 class TestPlain:
     def made(self, images, examples, tries=1):
         blank = np.zeros((4, 4, 3), np.uint8), np.int32(0)
-        function = PlainImages(images, np.array(examples), lambda pixels: pixels[:4, :4], blank, tries)
+        function = EvalImages(images, np.array(examples), lambda pixels: pixels[:4, :4], blank, tries)
         return list(batches(function, 0, len(examples) // 3, 3, 0))
 
     def test_each_once_and_none_where_a_batch_is_filled(self, images):

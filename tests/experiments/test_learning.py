@@ -1,9 +1,8 @@
 """The scripts that show what residual networks are: NumPy, blocks, degradation, cardinality, the list of names."""
 
+import functools
 import json
 import pathlib
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
@@ -11,21 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import comparison, degradation
+from experiments import degradation, transfer
+from experiments.shared import comparison
 from resnet_jax import BottleneckBlock, InputError
 from resnet_jax.data.datasets import load_dataset
+from tests.experiments.commands import run
 
 
-def run(root, script, *flags, status=0):
-    """Output and errors of a script."""
-    command = [sys.executable, '-m', f'experiments.{script}', *flags]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    return done.stdout, done.stderr
-
-
-def test_the_vector_form_shows_every_stage(root):
-    out, _ = run(root, 'numpy_resnet18', '--form=vector')
+def test_the_vector_form_shows_every_stage():
+    out, _ = run('numpy_resnet18', '--form=vector')
     for name in (
         'input  [ 1.0000 -0.5000  2.0000]',
         'block1_h1',
@@ -41,8 +34,8 @@ def test_the_vector_form_shows_every_stage(root):
 
 
 @pytest.mark.slow
-def test_the_image_form_agrees_with_flax(root):
-    out, _ = run(root, 'numpy_resnet18', '--form=image', '--image_size=32')
+def test_the_image_form_agrees_with_flax():
+    out, _ = run('numpy_resnet18', '--form=image', '--image_size=32')
     differences = [
         float(line.split()[-1])
         for line in out.splitlines()
@@ -50,13 +43,13 @@ def test_the_image_form_agrees_with_flax(root):
     ]
     assert len(differences) == 7
     assert max(differences) < 1e-5
-    _, err = run(root, 'numpy_resnet18', '--form=image', '--digit=360', status=2)
+    _, err = run('numpy_resnet18', '--form=image', '--digit=360', status=2)
     assert err == 'error: digit=360 must be less than 360\n'
 
 
 @pytest.mark.slow
-def test_the_residual_block_in_experiments(root, tmp_path):
-    out, _ = run(root, 'residual_block', '--depth=20', f'--workdir={tmp_path}')
+def test_the_residual_block_in_experiments(tmp_path):
+    out, _ = run('residual_block', '--depth=20', f'--workdir={tmp_path}')
     assert '(56, 56, 64) to (28, 28, 128)   8,448 parameters' in out
     assert 'an identity shortcut cannot take 64 channels to 128 at stride 2' in out
     assert float(out.split('dF/dx - I is ')[1].split()[0]) < 1e-5
@@ -99,61 +92,87 @@ def test_degradation_on_a_part_of_the_examples():
 
 
 @pytest.mark.slow
-def test_degradation_and_cardinality_run(root, tmp_path):
+def test_degradation_and_cardinality_run(tmp_path):
     flags = ('--epochs=1', '--num_seeds=1')
-    out, _ = run(root, 'degradation', '--depths=20', '--warmup_epochs=0', *flags, f'--workdir={tmp_path}/d')
+    out, _ = run('degradation', '--depths=20', '--warmup_epochs=0', *flags, f'--workdir={tmp_path}/d')
     assert out.count('| plain20 |') == out.count('| resnet20 |') == 1
     assert (tmp_path / 'd' / 'degradation.png').stat().st_size > 10_000
-    again, _ = run(root, 'degradation', '--depths=20', '--warmup_epochs=0', *flags, f'--workdir={tmp_path}/d')
+    again, _ = run('degradation', '--depths=20', '--warmup_epochs=0', *flags, f'--workdir={tmp_path}/d')
     assert again.count('is finished: nothing to do') == 2
-    out, _ = run(root, 'cardinality', '--epochs=5', '--num_seeds=1', f'--workdir={tmp_path}/c')
+    out, _ = run('cardinality', '--epochs=5', '--num_seeds=1', f'--workdir={tmp_path}/c')
     assert '| 32x4d |' in out
 
 
 @pytest.mark.slow
-def test_every_task_and_transfer_learning_run(root, tmp_path):
-    out, _ = run(root, 'tasks', '--epochs=2', '--num_seeds=1', f'--workdir={tmp_path}/t')
+def test_every_task_and_transfer_learning_run(tmp_path):
+    out, _ = run('tasks', '--epochs=2', '--num_seeds=1', f'--workdir={tmp_path}/t')
     assert out.count('| `') == 8
     table = (tmp_path / 't' / 'table.md').read_text()
     assert table in out
     assert '| `regression` | r2 | -' in table  # of the mean value on other images: a little below zero
     flags = ('--epochs=2', '--pretraining_epochs=2', '--num_seeds=1', f'--workdir={tmp_path}/r')
-    out, _ = run(root, 'transfer', *flags)
+    out, _ = run('transfer', *flags)
     for way in ('from scratch', 'frozen features', 'frozen stem', 'fine-tuned'):
         assert f'| {way} |' in out
     assert (tmp_path / 'r' / 'transfer.png').stat().st_size > 10_000
 
 
-# What a script says of a wrong value, whole or its beginning; those with a mark are slow for their number alone.
+def test_transfer_configures_every_method_for_every_seed(tmp_path, monkeypatch):
+    """All but the training: what each run is given, and what becomes of its curves."""
+    given = {}
+
+    def pretend(spec, config, folder, *, arch, dataset):
+        given[folder.relative_to(tmp_path).as_posix()] = config
+        assert config.batch_size <= len(dataset.train)
+        write_run(folder, [0.2, 0.5])
+
+    monkeypatch.setattr(transfer, 'train_and_evaluate', pretend)
+    out, _ = run('transfer', '--num_seeds=2', '--epochs=7', '--pretraining_epochs=3', f'--workdir={tmp_path}')
+    ways = ('from_scratch', 'frozen_features', 'frozen_stem', 'fine-tuned')
+    assert given.keys() == {f'{way}/seed{seed}' for way in ('pretrained', *ways) for seed in (0, 1)}
+    for name, config in given.items():
+        assert config.seed == int(name[-1])
+        assert config.epochs == (3 if name.startswith('pretrained') else 7)
+        adapted = not name.startswith(('pretrained', 'from_scratch'))
+        assert config.start.new_head == adapted
+        assert config.start.init_from == (str(tmp_path / 'pretrained' / f'seed{config.seed}') if adapted else None)
+    assert given['frozen_features/seed1'].start.freeze == 'stem|stage'
+    assert given['fine-tuned/seed0'].start.freeze is None
+    assert given['from_scratch/seed0'].optimizer.learning_rate == 0.1
+    tuned = given['fine-tuned/seed0'].optimizer
+    assert (tuned.learning_rate, tuned.head_learning_rate) == (0.05, 0.1)
+    assert out.count('0.2500 ± 0.0000') == len(ways)
+
+
+# What a script says of a wrong value, whole or its beginning.
 WRONG = [
     ('tasks', '--tasks=binary,ranking', "tasks=binary,ranking: unknown task 'ranking'; known: multiclass, binary"),
+    ('tasks', '--tasks=', 'tasks= must name some of multiclass'),
     ('transfer', '--source_classes=9', 'source_classes=9 must be from 2 to 8: digits has 10'),
+    ('transfer', '--mean=0.5', "flag 'mean'"),
+    ('transfer', '--examples_per_class=1000', 'examples_per_class=1000 must be at most'),
     ('degradation', '--depths=20,21', 'no network plain21'),
-    *(
-        pytest.param(*case, marks=pytest.mark.slow)
-        for case in (
-            ('tasks', '--tasks=', 'tasks= must name some of multiclass'),
-            ('transfer', '--mean=0.5', "flag 'mean'"),
-            ('transfer', '--examples_per_class=1000', 'examples_per_class=1000 must be at most'),
-            ('cardinality', '--stage_sizes=1,x', 'stage_sizes=1,x must be numbers separated by commas'),
-            ('list_models', '--pattern=vgg*', 'pattern=vgg* matches none'),
-        )
-    ),
+    ('cardinality', '--stage_sizes=1,x', 'stage_sizes=1,x must be numbers separated by commas'),
+    ('list_models', '--pattern=vgg*', 'pattern=vgg* matches none'),
+    ('numpy_resnet18', '--seed=-1', '--seed=-1'),
+    ('residual_block', '--depth=57', '--depth=57'),
+    ('show_augment', '--policies=auto', 'policies=auto must be some of'),
+    ('speedrun', '--epochs=0', '--epochs=0'),
 ]
 
 
 @pytest.mark.parametrize(('script', 'flag', 'said'), WRONG)
-def test_a_wrong_value_is_one_line(script, flag, said, root, tmp_path):
-    place = [] if script == 'list_models' else [f'--workdir={tmp_path}/run']
-    _, err = run(root, script, flag, *place, status=2)
+def test_a_wrong_value_is_one_line(script, flag, said, tmp_path):
+    place = [] if script in ('list_models', 'numpy_resnet18') else [f'--workdir={tmp_path}/run']
+    _, err = run(script, flag, *place, status=2)
     assert err.startswith('error: ')
     assert said in err
     assert err.count('\n') == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models_are_listed_with_their_published_accuracy(root):
-    out, _ = run(root, 'list_models', '--pattern=resnet18')
+def test_models_are_listed_with_their_published_accuracy():
+    out, _ = run('list_models', '--pattern=resnet18')
     assert out.splitlines()[1].split() == [
         '`resnet18`',
         '11.69',
@@ -204,28 +223,27 @@ def test_three_forms_of_the_resnext_block_are_one(cardinality, rng):
 
     cotangent = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
 
-    def run(form):
+    @functools.partial(jax.jit, static_argnums=0)
+    def values_and_gradients(form):
         y, pullback = jax.vjp(form, variables['params'], x)
         return y, {name: each['kernel'] for name, each in pullback(cotangent)[0].items() if name.startswith('conv')}
 
     with jax.numpy_rank_promotion('allow'):
-        results = [run(form) for form in (grouped, summed, concatenated)]
+        results = [values_and_gradients(form) for form in (grouped, summed, concatenated)]
     for other in results[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), results[0], other)
 
 
-def test_show_augment_draws_what_is_asked_for(root, tmp_path):
-    out, _ = run(
-        root, 'show_augment', '--num_images=2', '--cutout=3', '--color_jitter=0.4,0.4,0', f'--workdir={tmp_path}'
-    )
+def test_show_augment_draws_what_is_asked_for(tmp_path):
+    out, _ = run('show_augment', '--num_images=2', '--cutout=3', '--color_jitter=0.4,0.4,0', f'--workdir={tmp_path}')
     assert out == f'see {tmp_path / "augment.png"}\n'
     assert (tmp_path / 'augment.png').stat().st_size > 1000
-    _, error = run(root, 'show_augment', '--num_images=2', '--crop_size=9', f'--workdir={tmp_path}', status=2)
+    _, error = run('show_augment', '--num_images=2', '--crop_size=9', f'--workdir={tmp_path}', status=2)
     assert error.startswith('error: crop_size=9 must be at most 8')
 
 
 @pytest.mark.slow
-def test_the_speed_run_reports_every_seed_and_their_mean(root, tmp_path):
+def test_the_speed_run_reports_every_seed_and_their_mean(tmp_path):
     rng = np.random.default_rng(0)
     for split, size in (('train', 16), ('test', 5)):
         np.savez(
@@ -234,14 +252,14 @@ def test_the_speed_run_reports_every_seed_and_their_mean(root, tmp_path):
             labels=np.arange(size) % 3,
         )
     flags = (f'--dataset=arrays:{tmp_path}', '--epochs=2', '--batch_size=8', '--num_seeds=2', f'--workdir={tmp_path}/s')
-    out, _ = run(root, 'speedrun', *flags)
+    out, _ = run('speedrun', *flags)
     scores = [
         json.loads((tmp_path / 's' / f'seed{seed}' / 'result.json').read_text())['test_accuracy'] for seed in (0, 1)
     ]
     assert f'| mean | {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} | 2 |' in out
     assert (tmp_path / 's' / 'speedrun.png').stat().st_size > 10_000
-    again, _ = run(root, 'speedrun', *flags)
+    again, _ = run('speedrun', *flags)
     assert again.count('is finished: nothing to do') == 2
     assert (tmp_path / 's' / 'table.md').read_text() in again
-    _, error = run(root, 'speedrun', *flags[:1], '--epochs=0', f'--workdir={tmp_path}/t', status=2)
-    assert error.startswith('error: epochs=0 must be')
+    _, error = run('speedrun', *flags[:1], '--epochs=0', f'--workdir={tmp_path}/t', status=2)
+    assert error.startswith('error: flag --epochs=0: ')

@@ -1,21 +1,19 @@
-"""Every script as a user starts it: help, a short run, mistakes."""
+"""Every script, within this process: help, a short run, mistakes."""
 
 import ast
 import collections
-import dataclasses
 import json
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import common
+from experiments.shared import scripts
 from resnet_jax import TrainConfig, create_model, init_variables, list_models, load_variables, save_weights
-from resnet_jax.models.weight_files import read_tensors
+from resnet_jax.settings import all_settings
+from resnet_jax.weights.files import read_tensors
+from tests.experiments.commands import call
 
 TRAINING = {
     'resnet': 'resnet20',
@@ -37,7 +35,8 @@ TRAINING = {
 SMALL_IMAGES = {name: ['--stem=cifar'] for name in list(TRAINING)[5:] if name != 'antialiased_resnet'}
 # Every field of a configuration, but for the recipe's name the same word, and what is no setting.
 SHARED = [
-    *(field.name for field in dataclasses.fields(TrainConfig)),
+    'recipe',
+    *(name for name in all_settings(TrainConfig) if name not in ('function', 'views')),  # which Python gives
     *('arch', 'data_dir', 'workdir', 'num_seeds', 'compilation_cache', 'profile_steps'),
     *('coordinator_address', 'num_processes', 'process_index'),
     *('drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last', 'num_workers', 'strict_data'),
@@ -54,7 +53,19 @@ EVALUATION = [
 ]
 CONVERSION = ['init_from', 'arch', 'out', 'layout', 'compilation_cache']
 PHOTOGRAPHS = ['init_from', 'arch', 'checkpoint', 'images', 'image_size', 'crop_pct', 'interpolation', 'batch_size']
-# What they do is in test_tools.py.
+# What they do is in test_learning.py.
+LEARNING = {
+    'numpy_resnet18': ['form', 'seed', 'digit', 'image_size'],
+    'residual_block': ['depth', 'seed', 'workdir'],
+    'degradation': ['dataset', 'depths', 'recipe', 'epochs', 'num_seeds', 'train_examples', 'workdir'],
+    'cardinality': ['dataset', 'stage_sizes', 'recipe', 'epochs', 'num_seeds', 'workdir'],
+    'list_models': ['pattern', 'markdown'],
+    'tasks': ['dataset', 'tasks', 'arch', 'recipe', 'epochs', 'num_seeds', 'workdir'],
+    'transfer': ['dataset', 'arch', 'source_classes', 'pretraining_epochs', 'examples_per_class', 'workdir'],
+    'show_augment': ['dataset', 'crop_area', 'cutout', 'show', 'policies', 'num_images', 'seed', 'workdir'],
+    'speedrun': ['dataset', 'epochs', 'batch_size', 'num_seeds', 'workdir'],
+}
+# In test_tools.py.
 TOOLS = {
     'predict': [*PHOTOGRAPHS, 'format', 'top', 'out', 'explain'],
     'features': [*PHOTOGRAPHS, 'out', 'neighbours', 'rows'],
@@ -65,10 +76,6 @@ TOOLS = {
         *('dataset', 'image_size', 'batch_size', 'num_workers', 'warmup', 'batches', 'rounds', 'against'),
     ],
 }
-
-
-def start(name, *args, cwd=pathlib.Path(__file__).parent.parent.parent):
-    return subprocess.run([sys.executable, '-m', f'experiments.{name}', *args], capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.fixture(scope='module')
@@ -86,64 +93,36 @@ def arrays(tmp_path_factory):
 def trained(arrays, tmp_path_factory):
     """A run of two steps, and what it printed."""
     workdir = tmp_path_factory.mktemp('runs') / 'run'
-    done = start('resnet', f'--dataset=arrays:{arrays}', f'--workdir={workdir}', '--epochs=2', '--batch_size=8')
+    done = call('resnet', f'--dataset=arrays:{arrays}', f'--workdir={workdir}', '--epochs=2', '--batch_size=8')
     assert done.returncode == 0, done.stderr
     return workdir, done
 
 
 def test_there_is_no_script_without_a_test(root):
-    scripts = {path.stem for path in (root / 'experiments').glob('*.py')} - {
-        '__init__',
-        'baselines',
-        'common',
-        'comparison',
-        'environment',
-        'peers',
-        'photographs',
-        'training_flags',
-    }
-    # In test_learning.py.
-    learning = {
-        'numpy_resnet18',
-        'residual_block',
-        'degradation',
-        'cardinality',
-        'list_models',
-        'tasks',
-        'transfer',
-        'show_augment',
-        'speedrun',
-    }
-    assert scripts == {*TRAINING, *learning, *TOOLS, 'evaluate', 'benchmark', 'convert'}
+    scripts = {path.stem for path in (root / 'experiments').glob('*.py')} - {'__init__', '__main__'}
+    assert scripts == {*TRAINING, *LEARNING, *TOOLS, 'evaluate', 'benchmark', 'convert'}
 
 
 def test_every_architecture_belongs_to_one_script(root):
     owners = collections.Counter()
     for name, default in TRAINING.items():
         text = (root / 'experiments' / f'{name}.py').read_text()
-        (patterns,) = re.findall(r'^ARCHS = common.family\((.*)\)$', text, re.MULTILINE)
-        archs = common.family(*ast.literal_eval(f'({patterns},)'))
+        (patterns,) = re.findall(r'^ARCHS = scripts.family\((.*)\)$', text, re.MULTILINE)
+        archs = scripts.family(*ast.literal_eval(f'({patterns},)'))
         assert default in archs
         assert f"arch='{default}'" in text
         owners.update(archs)
     assert owners == dict.fromkeys(list_models(), 1)
 
 
-# One script of each kind, and the flags that all training scripts share; the others are slow for their number alone.
-EXPLAINED = [
-    name
-    if name in ('resnet', 'bit', 'evaluate', 'benchmark', 'convert', 'predict')
-    else pytest.param(name, marks=pytest.mark.slow)
-    for name in (*TRAINING, 'evaluate', 'benchmark', 'convert', *TOOLS)
-]
-
-
-@pytest.mark.parametrize('name', EXPLAINED)
+@pytest.mark.parametrize('name', [*TRAINING, *LEARNING, 'evaluate', 'benchmark', 'convert', *TOOLS])
 def test_help_explains_every_flag(name):
-    done = start(name, '--help')
+    done = call(name, '--help')
     assert done.returncode == 0
     text = done.stdout
-    shared = {'evaluate': EVALUATION, 'benchmark': BENCHMARK, 'convert': CONVERSION, **TOOLS}.get(name, SHARED)
+    shared = {'evaluate': EVALUATION, 'benchmark': BENCHMARK, 'convert': CONVERSION, **TOOLS, **LEARNING}.get(
+        name, SHARED
+    )
     for flag in shared:
         assert f'--{flag}:' in text or f'--[no]{flag}:' in text, flag
     assert '(no help available)' not in text
@@ -157,17 +136,12 @@ def test_a_run_ends_with_its_accuracy_and_folder(trained):
     assert done.stderr == ''
 
 
-def test_compiled_programs_are_kept_for_the_user_alone(trained, cache_home):
-    folder = cache_home / 'resnet_jax' / 'compiled'
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert list(folder.glob('*-cache'))
-
-
 @pytest.mark.parametrize(('flag', 'said'), [('', 'compiled programs are not kept:'), ('--nocompilation_cache', '')])
 def test_scripts_run_without_a_folder_for_compiled_programs(trained, tmp_path, monkeypatch, flag, said):
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
     monkeypatch.setenv('XDG_CACHE_HOME', '/proc')
     monkeypatch.setenv('MPLCONFIGDIR', str(tmp_path))
-    done = start('evaluate', f'--init_from={trained[0]}', f'--workdir={tmp_path / "out"}', *filter(None, [flag]))
+    done = call('evaluate', f'--init_from={trained[0]}', f'--workdir={tmp_path / "out"}', *filter(None, [flag]))
     assert done.returncode == 0
     assert done.stderr[: len(said)] == said
     assert bool(done.stderr) == bool(said)
@@ -175,7 +149,7 @@ def test_scripts_run_without_a_folder_for_compiled_programs(trained, tmp_path, m
 
 def test_the_same_command_again_shows_the_result(trained, arrays):
     workdir, first = trained
-    again = start('resnet', f'--dataset=arrays:{arrays}', f'--workdir={workdir}', '--epochs=2', '--batch_size=8')
+    again = call('resnet', f'--dataset=arrays:{arrays}', f'--workdir={workdir}', '--epochs=2', '--batch_size=8')
     assert again.returncode == 0
     assert 'is finished' in again.stdout
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
@@ -185,14 +159,14 @@ def test_evaluate_finds_what_training_found(trained, tmp_path, arrays):
     workdir, _ = trained
     result = json.loads((workdir / 'result.json').read_text())
     out = tmp_path / 'out'
-    done = start('evaluate', f'--init_from={workdir}', f'--workdir={out}', f'--dataset=arrays:{arrays}')
+    done = call('evaluate', f'--init_from={workdir}', f'--workdir={out}', f'--dataset=arrays:{arrays}')
     assert done.returncode == 0, done.stderr
     found = json.loads((out / 'result.json').read_text())
     assert found['test_accuracy'] == result['test_accuracy']
     assert found['test_loss'] == pytest.approx(result['test_loss'], rel=1e-5)
     assert found['num_correct'] == round(5 * found['test_accuracy'])
     assert set(found['class_accuracy']) == {'0', '1', '2'}
-    again = start('evaluate', f'--init_from={workdir}/checkpoints/2', '--split=train')
+    again = call('evaluate', f'--init_from={workdir}/checkpoints/2', '--split=train')
     assert again.returncode == 0, again.stderr
     (written,) = workdir.glob('evaluation-arrays_*-train-2/result.json')
     assert json.loads(written.read_text())['num_train_examples'] == 8
@@ -211,7 +185,7 @@ def test_evaluate_finds_what_training_found(trained, tmp_path, arrays):
 def test_every_family_trains(name, arrays, tmp_path):
     args = [f'--dataset=arrays:{arrays}', f'--workdir={tmp_path / "run"}', '--epochs=1', '--batch_size=8']
     args += SMALL_IMAGES.get(name, ['--image_size=32'] if name == 'antialiased_resnet' else [])
-    done = start(name, *args)
+    done = call(name, *args)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / 'run' / 'result.json').read_text())['arch'] == TRAINING[name]
 
@@ -219,11 +193,11 @@ def test_every_family_trains(name, arrays, tmp_path):
 def test_conversion_there_and_back(trained, tmp_path):
     """A run's weights, under PyTorch's names, under ours, and back: the same arrays, of the run's channels."""
     torch, flax, again = (tmp_path / f'{name}.safetensors' for name in ('torch', 'flax', 'again'))
-    done = start('convert', f'--init_from={trained[0]}', f'--out={torch}')
+    done = call('convert', f'--init_from={trained[0]}', f'--out={torch}')
     assert done.returncode == 0, done.stderr
     assert done.stdout == f'resnet20, 3 classes, in the torch layout: {torch}\n'
-    assert start('convert', f'--init_from={torch}', '--arch=resnet20', f'--out={flax}', '--layout=flax').returncode == 0
-    assert start('convert', f'--init_from={flax}', '--arch=resnet20', f'--out={again}').returncode == 0
+    assert call('convert', f'--init_from={torch}', '--arch=resnet20', f'--out={flax}', '--layout=flax').returncode == 0
+    assert call('convert', f'--init_from={flax}', '--arch=resnet20', f'--out={again}').returncode == 0
     assert again.read_bytes() == torch.read_bytes()
     assert 'params/stage3_block3/conv2/kernel' in read_tensors(flax)
     expected = load_variables(trained[0])['params']
@@ -237,7 +211,7 @@ def test_evaluate_scores_a_file(trained, arrays, tmp_path):
     save_weights(tmp_path / 'weights', create_model('resnet20', 3), load_variables(workdir))
     args = [f'--init_from={tmp_path / "weights"}', '--arch=resnet20', f'--dataset=arrays:{arrays}']
     args += [f'--{name}={",".join(map(str, record["dataset"][name]))}' for name in ('mean', 'std')]
-    done = start('evaluate', *args, f'--workdir={tmp_path / "out"}')
+    done = call('evaluate', *args, f'--workdir={tmp_path / "out"}')
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / 'out' / 'result.json').read_text())
     assert found['test_loss'] == pytest.approx(result['test_loss'], rel=1e-5)
@@ -247,7 +221,7 @@ def test_evaluate_scores_a_file(trained, arrays, tmp_path):
 @pytest.mark.slow
 def test_benchmark_measures_both(tmp_path):
     args = ['--batch_size=4', '--image_size=8', '--against=flax', '--rounds=2', '--steps=1', '--mode=eval', '--json']
-    done = start('benchmark', *args)
+    done = call('benchmark', *args)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     result = json.loads(line)
@@ -295,12 +269,9 @@ MISTAKES = [
     ('benchmark', ['--arch=resnet18,seresnet18', '--against=flax'], "arch=seresnet18 has attention='se', which the"),
     ('evaluate', [], '--init_from or --workdir must name the weights'),
     ('evaluate', ['--workdir=/no/run'], '/no/run does not exist'),
-    ('evaluate', ['--init_from=WEIGHTS'], 'does not say which network its tensors belong to; arch must'),
+    ('evaluate', ['--init_from=WEIGHTS'], 'does not name the architecture of its tensors: give arch'),
     ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--std=0,1,1'], 'std=(0.0, 1.0, 1.0) must be above 0'),
     ('convert', ['--init_from=README.md', '--out=OUT.safetensors', '--arch=resnet20'], 'README.md'),
-]
-# More of the kinds above, slow for their number alone.
-RARER_MISTAKES = [
     ('resnet', ['--init_from=/no/file.pth'], '/no/file.pth does not exist'),
     ('resnet', ['--freeze=layer1'], "freeze='layer1' matches none of the parameters"),
     ('resnet', ['--freeze=stage['], 'is no regular expression'),
@@ -313,13 +284,13 @@ RARER_MISTAKES = [
     ('bit', ['--standardize=0'], 'standardize=0.0 must be above 0'),
     ('resnest', ['--radix=0'], '--radix=0'),
     ('evaluate', FILE, 'does not say what it was trained on: --dataset must'),
-    ('evaluate', [*FILE, '--dataset=digits'], '--workdir must name a folder for the result'),
+    ('evaluate', [*FILE, '--dataset=synthetic'], '--workdir must name a folder for the result'),
     ('evaluate', [*FILE, '--dataset=digits', '--workdir=OUT'], 'images must have 3 channels, found 1 in'),
     ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'], 'mean=(0.5,) must be 3 numbers'),
     ('convert', ['--out=OUT.safetensors'], '--init_from must be given'),
     ('convert', FILE, '--out must be given'),
     ('convert', [*FILE, '--out=OUT.pth'], 'must end in .safetensors'),
-    ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'arch must'),
+    ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'give arch'),
     ('convert', [*FILE, '--out=OUT/x.safetensors'], 'cannot write'),
 ]
 
@@ -339,10 +310,7 @@ def weights(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ('name', 'args', 'message'),
-    [
-        *MISTAKES,
-        *(pytest.param(*mistake, marks=pytest.mark.slow) for mistake in RARER_MISTAKES),
-    ],
+    MISTAKES,
     ids=described,
 )
 def test_a_mistake_is_one_line_and_status_2(name, args, message, weights, tmp_path):
@@ -351,7 +319,7 @@ def test_a_mistake_is_one_line_and_status_2(name, args, message, weights, tmp_pa
         args = ['--dataset=synthetic', *args]
     if name in TRAINING and not any(arg.startswith('--workdir') for arg in args):
         args = [f'--workdir={tmp_path / "run"}', *args]
-    done = start(name, *args)
+    done = call(name, *args)
     assert done.returncode == 2
     assert done.stdout == ''
     assert len(done.stderr.splitlines()) == 1

@@ -1,6 +1,5 @@
 """The scripts that use a trained network, or many runs: predict, features, export, results, sweep."""
 
-import dataclasses
 import json
 import shutil
 import signal
@@ -11,10 +10,12 @@ import time
 import numpy as np
 import pytest
 
-from resnet_jax import ResNetSpec, TrainConfig, load_dataset, load_predictor, train_and_evaluate
+from experiments import sweep
+from resnet_jax import TrainConfig, load_dataset, load_predictor, make_spec, train_and_evaluate, with_changes
 from tests.data import coloured
+from tests.experiments.commands import ROOT, run
 
-SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
+SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
 
 
 @pytest.fixture(scope='module')
@@ -29,25 +30,17 @@ def trained(folder, tmp_path_factory):
     runs = tmp_path_factory.mktemp('runs')
     dataset = load_dataset(f'folder:{folder}', image_size=16)
     for seed in (0, 1):
-        config = TrainConfig(
+        config = TrainConfig().replace(
             dataset='folder', epochs=8, batch_size=6, learning_rate=0.05, image_size=16, crop_area=(0.5, 1.0), seed=seed
         )
         train_and_evaluate(SPEC, config, runs / f'seed{seed}', arch='tiny', dataset=dataset)
     return runs
 
 
-def run(root, script, *flags, status=0, cwd=None):
-    """Output and errors of a script."""
-    command = [sys.executable, '-m', f'experiments.{script}', *flags]
-    done = subprocess.run(command, cwd=cwd or root, capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    return done.stdout, done.stderr
-
-
-def test_predict_in_every_form(root, folder, trained, tmp_path):
+def test_predict_in_every_form(folder, trained, tmp_path):
     (tmp_path / 'broken.jpg').write_bytes(b'nothing')
     given = (f'--init_from={trained / "seed0"}', f'--images={folder / "test"},{tmp_path / "broken.jpg"}')
-    out, err = run(root, 'predict', *given, '--format=json', '--top=2')
+    out, err = run('predict', *given, '--format=json', '--top=2')
     assert err.endswith('it is left out\n')
     assert 'broken.jpg: cannot be decoded' in err
     lines = [json.loads(line) for line in out.splitlines()]
@@ -59,26 +52,26 @@ def test_predict_in_every_form(root, folder, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_predict_draws_a_sheet_and_a_table(root, folder, trained, tmp_path):
+def test_predict_draws_a_sheet_and_a_table(folder, trained, tmp_path):
     given = (f'--init_from={trained / "seed0"}', f'--images={folder / "test"}')
-    out, _ = run(root, 'predict', *given)
+    out, _ = run('predict', *given)
     assert out.count('\n') == 8
-    out, _ = run(root, 'predict', *given, '--format=sheet', '--explain', f'--out={tmp_path / "sheet.png"}')
+    out, _ = run('predict', *given, '--format=sheet', '--explain', f'--out={tmp_path / "sheet.png"}')
     assert (tmp_path / 'sheet.png').stat().st_size > 10_000
     for flags, said in (
         (('--explain',), '--explain draws into a sheet'),
         (('--images=/nowhere',), '/nowhere does not exist'),
         (('--init_from=/nowhere',), '/nowhere'),
     ):
-        _, err = run(root, 'predict', *given, *flags, status=2)
+        _, err = run('predict', *given, *flags, status=2)
         assert said in err
 
 
 @pytest.mark.slow
-def test_features_and_neighbours(root, folder, trained, tmp_path):
+def test_features_and_neighbours(folder, trained, tmp_path):
     file = tmp_path / 'features.npz'
     given = (f'--init_from={trained / "seed0"}', f'--images={folder}', f'--out={file}', '--neighbours=3')
-    out, _ = run(root, 'features', *given)
+    out, _ = run('features', *given)
     assert '24 embeddings of 16 numbers' in out
     with np.load(file) as archive:
         names, features = archive['names'], archive['features']
@@ -86,14 +79,14 @@ def test_features_and_neighbours(root, folder, trained, tmp_path):
     predictor = load_predictor(trained / 'seed0')
     np.testing.assert_allclose(features[:1], predictor.embed(predictor.prepare(names[0])[None]), atol=1e-5)
     assert file.with_suffix('.png').stat().st_size > 10_000
-    _, err = run(root, 'features', *given[:2], '--out=x.txt', status=2)
+    _, err = run('features', *given[:2], '--out=x.txt', status=2)
     assert err == 'error: out=x.txt must end with .npz or .parquet\n'
 
 
 @pytest.mark.slow
-def test_an_exported_network_predicts_without_the_package(root, folder, trained, tmp_path):
+def test_an_exported_network_predicts_without_the_package(folder, trained, tmp_path):
     file = tmp_path / 'network.stablehlo'
-    out, _ = run(root, 'export', f'--init_from={trained / "seed0"}', f'--out={file}')
+    out, _ = run('export', f'--init_from={trained / "seed0"}', f'--out={file}')
     assert 'read back: largest difference' in out
     record = json.loads((tmp_path / 'network.stablehlo.json').read_text())
     assert record['class_names'] == ['blue', 'green', 'red']
@@ -110,43 +103,43 @@ def test_an_exported_network_predicts_without_the_package(root, folder, trained,
     np.testing.assert_allclose(np.load(tmp_path / 'found.npy'), expected, atol=1e-5)
 
 
-def test_results_are_gathered_by_seeds(root, trained, tmp_path):
-    out, _ = run(root, 'results', f'--runs={trained}')
+def test_results_are_gathered_by_seeds(trained, tmp_path):
+    out, _ = run('results', f'--runs={trained}')
     scores = [json.loads((trained / f'seed{seed}' / 'result.json').read_text())['test_accuracy'] for seed in (0, 1)]
     assert f'| tiny | {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} | 2 |' in out
-    assert run(root, 'results', f'--runs={trained},{trained}/seed0')[0] == out  # each run once
-    _, err = run(root, 'results', f'--runs={trained}', '--columns=colour', status=2)
+    assert run('results', f'--runs={trained},{trained}/seed0')[0] == out  # each run once
+    _, err = run('results', f'--runs={trained}', '--columns=colour', status=2)
     assert "column 'colour' is in no result" in err
-    _, err = run(root, 'results', f'--runs={tmp_path}', status=2)
+    _, err = run('results', f'--runs={tmp_path}', status=2)
     assert 'no finished run' in err
 
 
 @pytest.mark.slow
-def test_results_tell_networks_apart(root, tmp_path):
+def test_results_tell_networks_apart(tmp_path):
     for rate in (0.0, 0.3):
-        spec, folder = dataclasses.asdict(dataclasses.replace(SPEC, dropout_rate=rate)), tmp_path / str(rate)
+        spec, folder = with_changes(SPEC, dropout_rate=rate).to_json(), tmp_path / str(rate)
         folder.mkdir()
         record = {'arch': 'tiny', 'spec': spec, 'config': {'seed': 0, 'epochs': 2, 'dataset': 'some'}}
         (folder / 'config.json').write_text(json.dumps(record))
         (folder / 'result.json').write_text(json.dumps({'test_accuracy': rate, 'train_seconds': 1.0, 'arch': 'tiny'}))
-    out, _ = run(root, 'results', f'--runs={tmp_path}')
+    out, _ = run('results', f'--runs={tmp_path}')
     assert out.splitlines()[0] == '| dropout_rate | test_accuracy | seeds | minutes |'
 
 
-def test_results_count_a_seed_once_however_often_it_reports(root, tmp_path):
+def test_results_count_a_seed_once_however_often_it_reports(tmp_path):
     for name, seed, every, accuracy in (('a', 0, 10, 0.5), ('b', 1, 20, 0.7), ('c', 1, 20, 0.7)):
         (tmp_path / name).mkdir()
-        config = {'seed': seed, 'epochs': 2, 'dataset': 'some', 'checkpoint_every_steps': every}
-        record = {'arch': 'tiny', 'spec': dataclasses.asdict(SPEC), 'config': config}
+        config = TrainConfig().replace(seed=seed, epochs=2, dataset='some', checkpoint_every_steps=every)
+        record = {'arch': 'tiny', 'spec': SPEC.to_json(), 'config': config.to_json()}
         (tmp_path / name / 'config.json').write_text(json.dumps(record))
         result = {'test_accuracy': accuracy, 'train_seconds': 60.0, 'arch': 'tiny', 'seed': seed}
         (tmp_path / name / 'result.json').write_text(json.dumps(result))
-    out, err = run(root, 'results', f'--runs={tmp_path}')
+    out, err = run('results', f'--runs={tmp_path}')
     assert out.splitlines()[2:] == ['| tiny | 0.6000 ± 0.1414 | 2 | 1.0 |']
     assert err == f'{tmp_path}/c repeats {tmp_path}/b, its seed and all: left out\n'
 
 
-def test_evaluation_goes_by_the_names_of_classes(root, folder, trained, tmp_path):
+def test_evaluation_goes_by_the_names_of_classes(folder, trained, tmp_path):
     """Of folders for red and green, which are classes 0 and 1 there, and 2 and 1 of the network."""
     for label in ('red', 'green'):
         for split in ('train', 'test'):
@@ -156,7 +149,7 @@ def test_evaluation_goes_by_the_names_of_classes(root, folder, trained, tmp_path
         f'--dataset=folder:{tmp_path / "data"}',
         f'--workdir={tmp_path / "out"}',
     )
-    out, _ = run(root, 'evaluate', *given)
+    out, _ = run('evaluate', *given)
     predictor = load_predictor(trained / 'seed0')
     files = sorted((tmp_path / 'data' / 'test').rglob('*.jpg'))
     said = predictor.names(predictor(np.stack([predictor.prepare(file) for file in files])))
@@ -165,21 +158,21 @@ def test_evaluation_goes_by_the_names_of_classes(root, folder, trained, tmp_path
     assert 'no examples of 1 other classes' in out
     (tmp_path / 'data' / 'train' / 'red').rename(tmp_path / 'data' / 'train' / 'pink')
     (tmp_path / 'data' / 'test' / 'red').rename(tmp_path / 'data' / 'test' / 'pink')
-    _, err = run(root, 'evaluate', *given, status=2)
+    _, err = run('evaluate', *given, status=2)
     assert "the network does not know its class 'pink', it knows blue, green, red" in err
 
 
-def test_a_run_on_images_in_memory_scores_photographs_as_predict_sees_them(root, folder, tmp_path):
+def test_a_run_on_images_in_memory_scores_photographs_as_predict_sees_them(folder, tmp_path):
     random, labels = np.random.default_rng(0), np.arange(24) % 3
     images = random.integers(0, 60, (24, 16, 16, 3), np.uint8)
     images[np.arange(24), :, :, labels] += 150
     for split in ('train', 'test'):
         np.savez(tmp_path / f'{split}.npz', images=images, labels=labels)
     (tmp_path / 'classes.txt').write_text('\n'.join(coloured.COLOURS))
-    config = TrainConfig(dataset='arrays', epochs=2, batch_size=6, learning_rate=0.05)
+    config = TrainConfig().replace(dataset='arrays', epochs=2, batch_size=6, learning_rate=0.05)
     train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=load_dataset(f'arrays:{tmp_path}'))
     given = (f'--init_from={tmp_path / "run"}', f'--dataset=folder:{folder}', f'--workdir={tmp_path / "out"}')
-    out, _ = run(root, 'evaluate', *given)
+    out, _ = run('evaluate', *given)
     assert json.loads((tmp_path / 'out' / 'result.json').read_text())['preprocessing']['size'] == 16
     predictor = load_predictor(tmp_path / 'run')
     files = sorted((folder / 'test').rglob('*.jpg'))
@@ -188,47 +181,39 @@ def test_a_run_on_images_in_memory_scores_photographs_as_predict_sees_them(root,
     assert f'{right} of 6 correct' in out
 
 
-GRIDS = """
-from experiments import sweep
-assert sweep.parsed('a=1,2; b=0.1,1|0.5,1') == {'a': ['1', '2'], 'b': ['0.1,1', '0.5,1']}
-assert sweep.folder_name({'a': '1', 'b': '0.1'}) == 'a=1_b=0.1'
-assert sweep.folder_name({'a': '0.1,1'}).startswith('a=0.1_1_')
-long = [sweep.folder_name({'a': 300 * 'x' + end}) for end in 'yz']
-assert len({*long, *(sweep.folder_name({'a': value}) for value in ('x/y', 'x_y', 'x,y'))}) == 5
-assert max(map(len, long)) < 130
-"""
+def test_grids():
+    assert sweep.parsed('a=1,2; b=0.1,1|0.5,1') == {'a': ['1', '2'], 'b': ['0.1,1', '0.5,1']}
+    assert sweep.folder_name({'a': '1', 'b': '0.1'}) == 'a=1_b=0.1'
+    assert sweep.folder_name({'a': '0.1,1'}).startswith('a=0.1_1_')
+    long = [sweep.folder_name({'a': 300 * 'x' + end}) for end in 'yz']
+    assert len({*long, *(sweep.folder_name({'a': value}) for value in ('x/y', 'x_y', 'x,y'))}) == 5
+    assert max(map(len, long)) < 130
 
 
-@pytest.mark.slow
-def test_grids(root):
-    subprocess.run([sys.executable, '-c', GRIDS], cwd=root, check=True)  # alone: scripts define flags of one name
-
-
-@pytest.mark.slow
-def test_input_benchmark_refuses_what_it_cannot_time(root):
+def test_input_benchmark_refuses_what_it_cannot_time():
     for given, said in (
         (['--dataset=digits'], 'dataset=digits: expected folder:DIR'),
         (['--dataset=folder:/nowhere'], 'there is no such folder'),
         (['--dataset=folder:.', '--against=dali'], "against='dali' must be of torchvision, tf_antialias, tf"),
     ):
-        assert said in run(root, 'benchmark_input', *given, status=2)[1]
+        assert said in run('benchmark_input', *given, status=2)[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
-def test_input_benchmark(root, folder, workers):
+def test_input_benchmark(folder, workers):
     given = [f'--dataset=folder:{folder}', '--batch_size=6', '--batches=4', '--warmup=1', '--rounds=1']
-    out, _ = run(root, 'benchmark_input', *given, '--image_size=32', f'--num_workers={workers}')
+    out, _ = run('benchmark_input', *given, '--image_size=32', f'--num_workers={workers}')
     name, speed, of_a_core, ratio = out.splitlines()[-1].strip('| ').split(' | ')
     assert (name, ratio) == ('ours', '1.00')
     assert float(speed.replace(',', '')) >= float(of_a_core.replace(',', '')) > 0
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_struck_saves_its_run(root, tmp_path):
+def test_a_sweep_that_is_struck_saves_its_run(tmp_path):
     workdir = tmp_path / 's'
     command = [sys.executable, '-m', 'experiments.sweep', '--grid=epochs=10000', f'--workdir={workdir}']
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         run_folder, end = workdir / 'epochs=10000' / 'seed0', time.monotonic() + 200
         while not (run_folder / 'metrics.jsonl').exists() or not (run_folder / 'metrics.jsonl').stat().st_size:
@@ -244,34 +229,42 @@ def test_a_sweep_that_is_struck_saves_its_run(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_where_some_failed(root, tmp_path):
+def test_a_sweep_goes_on_where_some_failed(tmp_path):
     given = ('--grid=learning_rate=0.05,-1;epochs=1', '--keep_going', f'--workdir={tmp_path}')
-    out, err = run(root, 'sweep', *given)
+    out, err = run('sweep', *given)
     assert 'failed' in out
     assert 'learning_rate' in err
     assert json.loads((tmp_path / 'result.json').read_text())['means'][1] is None
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_where_it_was(root, tmp_path):
+def test_a_sweep_goes_on_where_it_was(tmp_path):
     given = ('--grid=learning_rate=0.01,0.1;epochs=1', '--flags=--batch_size=360', f'--workdir={tmp_path}/s')
-    out, _ = run(root, 'sweep', *given)
+    out, _ = run('sweep', *given)
     assert '[2/2] learning_rate=0.1 epochs=1 seed 0: test accuracy' in out
     table = (tmp_path / 's' / 'table.md').read_text()
     result = tmp_path / 's' / 'learning_rate=0.1_epochs=1' / 'seed0' / 'result.json'
     before = result.stat().st_mtime_ns
-    run(root, 'sweep', *given)
+    run('sweep', *given)
     assert (tmp_path / 's' / 'table.md').read_text() == table
     assert result.stat().st_mtime_ns == before
     assert (tmp_path / 's' / 'sweep.png').stat().st_size > 10_000
-    _, err = run(root, 'sweep', *given, '--flags=--batch_size=180', status=2)
+    _, err = run('sweep', *given, '--flags=--batch_size=180', status=2)
     assert f'workdir={tmp_path}/s holds a sweep of other runs (resnet --batch_size=360)' in err
-    for grid, said in (
-        ('x', "'x' must be FLAG=VALUE"),
-        ('seed=1', 'seed is set by the sweep'),
-        ('', '--grid must name'),
-    ):
-        _, err = run(root, 'sweep', f'--grid={grid}', status=2)
-        assert said in err
-    _, err = run(root, 'sweep', '--grid=epochs=1', '--flags=--num_seeds=3', f'--workdir={tmp_path}/t', status=2)
-    assert "flags='--num_seeds=3': num_seeds is set by the sweep" in err
+
+
+@pytest.mark.parametrize(
+    ('flags', 'said'),
+    [
+        (['--grid=x'], "'x' must be FLAG=VALUE"),
+        (['--grid=seed=1'], 'seed is set by the sweep'),
+        (['--grid='], '--grid must name'),
+        (['--grid=epochs=1', '--flags=--num_seeds=3'], "flags='--num_seeds=3': num_seeds is set by the sweep"),
+        (['--grid=epochs=1', '--script=degradation'], 'script=degradation must be one that trains a network: plain, '),
+        (['--grid=epochs=1', '--script=shared/scripts'], 'script=shared/scripts must be one that trains'),
+    ],
+)
+def test_a_sweep_refuses_what_it_cannot_run(flags, said, tmp_path):
+    _, err = run('sweep', *flags, f'--workdir={tmp_path}/s', status=2)
+    assert said in err
+    assert not (tmp_path / 's').exists()

@@ -126,7 +126,7 @@ def outputs_of(model: ResNet, variables: Any, batch: np.ndarray) -> tuple[np.nda
     @jax.jit
     def run(variables: Any, batch: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         maps = model.apply(variables, batch, train=False, method=model.features)
-        stages = [maps[f'stage{index}'] for index in range(1, len(model.spec.stage_sizes) + 1)]
+        stages = [maps[f'stage{index}'] for index in range(1, len(model.spec.stages) + 1)]
         return model.apply(variables, batch, train=False), stages
 
     logits, stages = run(variables, batch)

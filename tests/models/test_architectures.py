@@ -1,15 +1,29 @@
 """Every name against its published parameter count."""
 
-import dataclasses
 import functools
 import json
 import math
 
+import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 
-from resnet_jax import InputError, ResNet, create_model, get_spec, init_variables, list_models, unstack_blocks
+from resnet_jax import (
+    InputError,
+    ResidualBlock,
+    ResNetSpec,
+    as_computed,
+    create_model,
+    finish_block,
+    get_spec,
+    init_variables,
+    list_models,
+    make_spec,
+)
 from resnet_jax.models.architectures import ARCHITECTURES
+from resnet_jax.models.flat import flat_settings
+from resnet_jax.models.resnet import variable_shapes
 
 TORCHVISION = 'torchvision model documentation, num_params'
 TIMM = 'timm results table (results/results-imagenet.csv); exact: the parameters of the network that timm 1.0.31 builds'
@@ -198,9 +212,7 @@ COUNTS = {
 
 @functools.cache
 def variables_of(name: str):
-    spec = get_spec(name)
-    model = ResNet(spec, implementation='xla', scan_blocks=not spec.channels)  # traced in a fraction of the time
-    shapes = jax.eval_shape(lambda key: unstack_blocks(init_variables(model, key, (32, 32, 3))), jax.random.key(0))
+    shapes = variable_shapes(create_model(name))
     return jax.tree.map(lambda x: x.shape, shapes, is_leaf=lambda x: hasattr(x, 'shape'))
 
 
@@ -233,12 +245,13 @@ def test_plain10_count_in_closed_form():
 def test_projections_stand_only_where_the_shape_changes(name):
     spec, params = get_spec(name), variables_of(name)['params']
     projected = {block for block, layers in params.items() if 'shortcut' in layers}
-    if spec.shortcut == 'A':
+    if spec.blocks.shortcut == 'A':
         assert projected == set()
     else:
-        expands = spec.block == 'bottleneck' or spec.widths[0] != spec.stem_width
+        first_stage = spec.stages[0]
+        expands = first_stage.block == 'bottleneck' or first_stage.width != spec.stem.width
         first = 1 if expands else 2
-        assert projected == {f'stage{stage}_block1' for stage in range(first, len(spec.widths) + 1)}
+        assert projected == {f'stage{stage}_block1' for stage in range(first, len(spec.stages) + 1)}
 
 
 def test_parameter_paths_are_the_stored_ones(root):
@@ -251,7 +264,9 @@ def test_parameter_paths_are_the_stored_ones(root):
 
 def test_specs_survive_json():
     for spec in ARCHITECTURES.values():
-        assert type(spec)(**json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+        record = json.loads(json.dumps(spec.to_json()))
+        assert ResNetSpec.from_json(record) == spec
+        assert make_spec(**flat_settings(record)) == spec
     assert len({hash(spec) for spec in ARCHITECTURES.values()}) > 30
 
 
@@ -270,12 +285,70 @@ def test_list_models_takes_patterns():
         ({'strides': (1, 0, 2)}, 'positive'),
         ({'num_classes': 0}, 'num_classes=0'),
         ({'cardinality': 32}, "cardinality=32: block 'basic' has no such option"),
-        ({'depth': 3}, "depth=3: ResNetSpec has no field 'depth'"),
+        ({'widht': (16, 32, 64)}, "unknown setting 'widht' of an architecture; nearest known: widths, "),
+        ({'stride': 2}, "unknown setting 'stride' of an architecture; nearest known: strides, "),
+        ({'stem_pol': 'max'}, 'nearest known: stem_pool, '),
+        ({'radix': 2}, "radix=2: block 'basic' has no such option"),
+        ({'widths': 16}, 'widths=16 must be a sequence'),
+        ({'widths': (16, '32', 64)}, "widths=.*'32'.* must be 3 positive whole numbers"),
+        ({'num_classes': '10'}, "num_classes='10' must be a whole number"),
+        ({'stem_width': 8.5}, 'stem_width=8.5 must be a whole number'),
+        ({'zero_init_last': 1}, 'zero_init_last=1 must be True or False'),
+        ({'dropout_rate': '0.1'}, "dropout_rate='0.1' must be a number"),
+        ({'standardize': True}, 'standardize=True must be a number'),
+        ({'implementation': 'cuda'}, "implementation='cuda' must be one of auto, xla"),
+        ({'q': 3}, "unknown setting 'q' of an architecture; known: block, stage_sizes, "),
     ],
 )
 def test_a_wrong_field_is_named(overrides, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as raised:
         create_model('resnet20', **overrides)
+    assert '\n' not in str(raised.value)
+
+
+class Scaled(ResidualBlock):
+    """A basic block whose branch has a factor that is learned."""
+
+    start: float = 0.5
+
+    def forward(self, x, mode, drop_rate):
+        h = self.conv('conv1', self.features, 3, self.stride)(x)
+        h = self.normalization('norm1', mode, relu=True)(h)
+        alpha = self.param('alpha', nn.initializers.constant(self.start), ())
+        steps = (lambda h: alpha * h, *self.drop_steps(mode, drop_rate))
+        conv = self.conv('conv2', self.features, 3)
+        return finish_block(self, mode, h, self.shortcut_of(x, mode), conv=conv, norm='norm2', branch=steps)
+
+
+def test_a_block_from_outside_goes_wherever_a_name_does(rng):
+    """``create_model('resnet20', block=MyBlock)``; with a factor of 1 it computes what the basic block does."""
+    tiny = {'stage_sizes': (1, 3), 'widths': (4, 8), 'strides': (1, 2), 'stem_width': 4, 'implementation': 'xla'}
+    images = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+    plain, ours = (create_model('resnet20', block=block, **tiny) for block in ('basic', Scaled))
+    variables = init_variables(ours, jax.random.key(0), (8, 8, 3))
+    alphas = [block['alpha'] for block in variables['params'].values() if 'alpha' in block]
+    assert [float(alpha) for alpha in alphas] == [0.5] * 4
+
+    def logits(model, variables):
+        return jax.jit(lambda v: model.apply(v, images, train=False))(variables)
+
+    expected = logits(plain, init_variables(plain, jax.random.key(0), (8, 8, 3)))
+    half = logits(ours, variables)
+    whole = create_model('resnet20', block=Scaled, start=1.0, **tiny)
+    whole_variables = init_variables(whole, jax.random.key(0), (8, 8, 3))
+    np.testing.assert_allclose(logits(whole, whole_variables), expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(half, expected)
+    scanned = ours.clone(scan_blocks=True)
+    np.testing.assert_allclose(logits(scanned, as_computed(scanned, variables)), half, rtol=1e-4, atol=1e-5)
+    dropping = create_model('resnet20', block=('basic', Scaled), drop_path_rate=0.9, **tiny)
+    assert dropping.spec.stages[1].block_class is Scaled
+
+
+@pytest.mark.parametrize('block', [object, nn.Dense, Scaled(8), 3], ids=['object', 'Dense', 'instance', 'number'])
+def test_what_is_no_block_is_refused(block):
+    with pytest.raises(InputError, match='must be a subclass of Block, or one of: plain, basic, ') as raised:
+        create_model('resnet20', block=block)
+    assert '\n' not in str(raised.value)
 
 
 def test_an_unknown_name_gets_the_nearest_ones():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import InputError
+from resnet_jax import Compute, InputError
 from resnet_jax.models.attention import (
     EfficientChannelAttention,
     SelectiveKernel,
@@ -116,7 +116,7 @@ def split_attention(module, layers, x):
     ids=str,
 )
 def test_split_attention_equals_its_formula(options, train, rng, variables_of, by_hand):
-    module = SplitAttention(8, **options, implementation='xla')
+    module = SplitAttention(8, **options, compute=Compute(implementation='xla'))
     check_branches(module, lambda layers, x: split_attention(module, layers, x), train, rng, variables_of, by_hand)
 
 
@@ -151,7 +151,7 @@ def selective_kernel(module, layers, x):
     ids=str,
 )
 def test_selective_kernel_equals_its_formula(options, train, rng, variables_of, by_hand):
-    module = SelectiveKernel(6, **options, divisor=4, implementation='xla')
+    module = SelectiveKernel(6, **options, divisor=4, compute=Compute(implementation='xla'))
     check_branches(module, lambda layers, x: selective_kernel(module, layers, x), train, rng, variables_of, by_hand)
 
 
@@ -160,7 +160,7 @@ def test_mistakes_are_named():
         x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
         jax.eval_shape(lambda key, x: module.init(key, x, train=False), jax.random.key(0), x)
 
-    with pytest.raises(InputError, match='split_input=True: 7 channels have no two halves'):
+    with pytest.raises(InputError, match='split_input=True: 7 channels cannot be split in half'):
         init(SelectiveKernel(8), 7)
     with pytest.raises(InputError, match=r'groups=6 must divide the input channels \(8\)'):
         init(SplitAttention(6, groups=3), 8)

@@ -8,11 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import BasicBlock, BottleneckBlock, InputError, PlainBlock, PreActBasicBlock, PreActBottleneckBlock
+from resnet_jax import (
+    BasicBlock,
+    BottleneckBlock,
+    Compute,
+    InputError,
+    PlainBlock,
+    PreActBasicBlock,
+    PreActBottleneckBlock,
+)
 from resnet_jax import numpy_reference as reference
 from resnet_jax.models.blocks import Block, LegacySEBasicBlock
 
 IN = 8
+XLA = Compute(implementation='xla')
+FROZEN = Compute(implementation='xla', statistics='frozen')
 # block, its reference, options of both, input height and width
 CASES = [
     (PlainBlock, reference.plain_block, {'stride': 1}, (5, 6)),
@@ -50,12 +60,11 @@ def describe(case):
 
 @pytest.mark.parametrize('case', CASES, ids=describe)
 @pytest.mark.parametrize('train', [True, False], ids=['train', 'eval'])
-def test_block_equals_the_reference(case, train, rng):
+def test_block_equals_the_reference(case, train, rng, variables_of):
     block, reference_block, options, (height, width) = case
     module = block(**{'features': 16} | options)
     x = rng.normal(size=(3, height, width, IN)).astype(np.float32)
-    variables = module.init(jax.random.key(0), jnp.zeros(x.shape), train=False)
-    variables = jax.tree.map(lambda v: np.float32(v + rng.uniform(0.1, 0.5, v.shape)), variables)
+    variables = variables_of(module, x.shape, train=False)
     params, stats = variables['params'], variables['batch_stats']
 
     @jax.jit
@@ -87,15 +96,15 @@ def test_block_equals_the_reference(case, train, rng):
 def test_zero_init_last_starts_as_the_shortcut(rng):
     x = np.abs(rng.normal(size=(2, 4, 4, IN)).astype(np.float32))
     for block in (BasicBlock(IN, zero_init_last=True), BottleneckBlock(IN // 4, zero_init_last=True)):
-        y, _ = block.init_with_output(jax.random.key(0), x, train=False)
+        y, _ = jax.jit(lambda key, x, block=block: block.init_with_output(key, x, train=False))(jax.random.key(0), x)
         np.testing.assert_array_equal(y, x)
 
 
-def test_groups_see_only_their_own_channels(rng):
+def test_groups_see_only_their_own_channels(variables_of):
     """Xie et al. 2017, Figure 3: a change in one group's input reaches only that group of the 3x3's output."""
     module = BottleneckBlock(4, shortcut='identity', cardinality=2, base_width=32)
     assert module.inner_width == 4
-    kernel = module.init(jax.random.key(0), jnp.zeros((1, 3, 3, 16)), train=False)['params']['conv2']['kernel']
+    kernel = variables_of(module, (1, 3, 3, 16), train=False)['params']['conv2']['kernel']
     assert kernel.shape == (3, 3, 2, 4)
 
 
@@ -176,7 +185,7 @@ OPTIONS = [
     ],
 )
 def test_an_option_equals_its_layers_one_by_one(block, train, rng, variables_of, by_hand):
-    block = block.clone(implementation='xla')
+    block = block.clone(compute=XLA)
     x = rng.normal(size=(3, 6, 4, IN)).astype(np.float32)
     variables = variables_of(block, x.shape, train=False)
     y, updates = jax.jit(lambda v, x: block.apply(v, x, train=train, mutable=['batch_stats']))(variables, x)
@@ -232,13 +241,14 @@ DROPPING = [
 )
 def test_a_dropped_branch_leaves_the_shortcut(block, rng, variables_of):
     """Each example's branch is zero or doubled at rate 1/2; a rate of 0, or evaluation, asks for no random numbers."""
-    block = block.clone(implementation='xla', statistics='frozen')  # so that branches do not depend on other examples
+    block = block.clone(compute=FROZEN)  # so that branches do not depend on other examples
     x = np.abs(rng.normal(size=(16, 3, 3, IN))).astype(np.float32)
     variables = variables_of(block, x.shape, train=False)
     run = jax.jit(functools.partial(block.apply, variables, train=True))
     whole = np.asarray(run(x))
-    np.testing.assert_allclose(block.apply(variables, x, train=False, drop_rate=0.5), whole, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(block.apply(variables, x, train=True, drop_rate=0), whole, rtol=1e-4, atol=1e-5)
+    for options in ({'train': False, 'drop_rate': 0.5}, {'train': True, 'drop_rate': 0}):
+        same = jax.jit(functools.partial(block.apply, **options))(variables, x)
+        np.testing.assert_allclose(same, whole, rtol=1e-4, atol=1e-5)
     y = np.asarray(run(x, drop_rate=0.5, rngs={'dropout': jax.random.key(0)}))
     kept = [not np.allclose(each, alone, atol=1e-6) for each, alone in zip(y, x, strict=True)]
     assert 2 < sum(kept) < 14
@@ -251,18 +261,17 @@ def test_a_dropped_branch_leaves_the_shortcut(block, rng, variables_of):
 def test_drop_block_zeroes_squares_behind_the_strided_convolution(rng, variables_of):
     """With all of the map dropped but for luck, training differs from evaluation; evaluation ignores it."""
     x = rng.normal(size=(4, 6, 6, IN)).astype(np.float32)
-    plain = BasicBlock(IN, implementation='xla', statistics='frozen')
+    plain = BasicBlock(IN, compute=FROZEN)
     variables = variables_of(plain, x.shape, train=False)
-    expected = plain.apply(variables, x, train=False)
+    expected = jax.jit(functools.partial(plain.apply, train=False))(variables, x)
     dropping = plain.clone(drop_block=(0.5, 3, 1.0))
-    np.testing.assert_array_equal(dropping.apply(variables, x, train=False), expected)
-    first, again, other = (
-        dropping.apply(variables, x, train=True, rngs={'dropout': jax.random.key(seed)}) for seed in (0, 0, 1)
-    )
+    np.testing.assert_array_equal(jax.jit(functools.partial(dropping.apply, train=False))(variables, x), expected)
+    run = jax.jit(functools.partial(dropping.apply, train=True))
+    first, again, other = (run(variables, x, rngs={'dropout': jax.random.key(seed)}) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     assert not np.allclose(first, expected)
-    off = plain.clone(drop_block=(0.0, 3, 1.0)).apply(variables, x, train=True)
+    off = jax.jit(functools.partial(plain.clone(drop_block=(0.0, 3, 1.0)).apply, train=True))(variables, x)
     np.testing.assert_allclose(off, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(flax.errors.InvalidRngError, match='needs PRNG for "dropout"'):
         dropping.apply(variables, x, train=True)

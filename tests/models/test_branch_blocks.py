@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import InputError
+from resnet_jax import Compute, InputError
 from resnet_jax.models.branch_blocks import (
     BLOCKS,
-    ScaleBlock,
+    Res2NetBlock,
     SelectiveKernelBasicBlock,
     SelectiveKernelBottleneckBlock,
     SplitAttentionBlock,
@@ -118,9 +118,9 @@ CASES = [
         True,
     ),
     (SelectiveKernelBottleneckBlock(2), selective_kernel_bottleneck_block, False),
-    (ScaleBlock(4, 2, scale=3), scale_block, True),
-    (ScaleBlock(2, scale=4), scale_block, False),
-    (ScaleBlock(2, scale=2, cardinality=2, base_width=32, dilation=2), scale_block, False),
+    (Res2NetBlock(4, 2, scale=3), scale_block, True),
+    (Res2NetBlock(2, scale=4), scale_block, False),
+    (Res2NetBlock(2, scale=2, cardinality=2, base_width=32, dilation=2), scale_block, False),
 ]
 
 
@@ -134,7 +134,7 @@ def describe(case):
 @pytest.mark.parametrize('case', CASES, ids=describe)
 def test_block_equals_its_layers_one_by_one(case, rng, variables_of, by_hand):
     block, theirs, train = case
-    block = block.clone(implementation='xla')
+    block = block.clone(compute=Compute(implementation='xla'))
     x = rng.normal(size=SHAPE).astype(np.float32)
     variables = variables_of(block, SHAPE, train=False)
     run = jax.jit(lambda v, x: block.apply(v, x, train=train, mutable=['batch_stats']))
@@ -150,7 +150,7 @@ def test_block_equals_its_layers_one_by_one(case, rng, variables_of, by_hand):
             np.testing.assert_allclose(ours[key], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize('block', [SplitAttentionBlock(4, 2), ScaleBlock(2, scale=3)], ids=lambda b: type(b).__name__)
+@pytest.mark.parametrize('block', [SplitAttentionBlock(4, 2), Res2NetBlock(2, scale=3)], ids=lambda b: type(b).__name__)
 def test_gradients_are_those_of_plain_xla(block, rng, variables_of):
     """The fast forms of convolution and normalization with gradients by hand, against JAX's own through the block."""
     x = rng.normal(size=SHAPE).astype(np.float32)
@@ -158,7 +158,7 @@ def test_gradients_are_those_of_plain_xla(block, rng, variables_of):
 
     def gradients(implementation):
         def loss(params, x):
-            whole = block.clone(implementation=implementation)
+            whole = block.clone(compute=Compute(implementation=implementation))
             y, _ = whole.apply(variables | {'params': params}, x, train=True, mutable=['batch_stats'])
             return jnp.sum(jnp.sin(y))
 
@@ -178,21 +178,21 @@ def shapes_of(block, shape=(2, 6, 6, 8)):
 
 def test_attention_behind_the_branches():
     """Any of these blocks takes channel attention as well, with its own parameters."""
-    for block in (SplitAttentionBlock(4, attention='eca'), ScaleBlock(4, attention='se')):
+    for block in (SplitAttentionBlock(4, attention='eca'), Res2NetBlock(4, attention='se')):
         _, variables = shapes_of(block)
         assert 'attention' in variables['params']
 
 
 def test_mistakes_are_named():
     with pytest.raises(InputError, match='scale=1 must be at least 2'):
-        shapes_of(ScaleBlock(8, scale=1))
+        shapes_of(Res2NetBlock(8, scale=1))
     with pytest.raises(InputError, match='radix=0 must be at least 1'):
         shapes_of(SplitAttentionBlock(8, radix=0))
     with pytest.raises(InputError, match='base_width=1 leaves no channels at a stage width of 8'):
-        shapes_of(ScaleBlock(8, base_width=1))
+        shapes_of(Res2NetBlock(8, base_width=1))
     with pytest.raises(InputError, match=r'groups=4 must divide the input channels \(2\)'):
         shapes_of(SelectiveKernelBottleneckBlock(8, cardinality=4, base_width=8))
-    with pytest.raises(InputError, match='split_input=True: 7 channels have no two halves'):
+    with pytest.raises(InputError, match='split_input=True: 7 channels cannot be split in half'):
         shapes_of(SelectiveKernelBasicBlock(8), (2, 6, 6, 7))
 
 

@@ -10,8 +10,12 @@ from resnet_jax.models.conv_common import plain
 
 
 def run(form, x, kernel, dy, *options):
-    y, pullback = jax.vjp(lambda x, kernel: form(x, kernel, *options), x, kernel)
-    return y, *pullback(dy)
+    @jax.jit
+    def values_and_gradients(x, kernel, dy):
+        y, pullback = jax.vjp(lambda x, kernel: form(x, kernel, *options), x, kernel)
+        return y, *pullback(dy)
+
+    return values_and_gradients(x, kernel, dy)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet_jax import ResNet, ResNetSpec, create_model, get_spec
+from resnet_jax import ResNet, create_model, get_spec, make_spec
 from resnet_jax.models.cost import count_parameters, multiply_adds
 
 
@@ -17,7 +17,7 @@ def test_multiply_adds_are_the_published_ones(name, published):
 
 
 def test_a_loop_counts_every_turn():
-    spec = ResNetSpec('basic', (4, 3), (8, 16), (1, 2), 'cifar', 8, num_classes=5)
+    spec = make_spec('basic', (4, 3), (8, 16), (1, 2), 'cifar', 8, num_classes=5)
     counts = {scan: multiply_adds(ResNet(spec, scan_blocks=scan), (8, 8, 3)) for scan in (False, True)}
     stem, first = 64 * 27 * 8, 4 * 2 * 64 * 72 * 8
     second = 16 * (72 * 16 + 5 * 144 * 16 + 8 * 16)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from resnet_jax import ResNet
+from resnet_jax.models.flat import flat_settings
 from resnet_jax.models.imagenet import IMAGENET
 
 THREE_CONVOLUTIONS = {'bottleneck', 'preact_bottleneck', 'split_attention', 'selective_kernel_bottleneck', 'scale'}
@@ -20,8 +21,7 @@ OTHER_DEPTHS = {'test_resnet', 'ecaresnetlight', 'seresnextaa201d_32x8d', 'resne
 def test_the_depth_in_a_name_is_that_of_the_network(name):
     """The convolutions of the blocks on the longest path, one for the stem and one for the head."""
     spec = IMAGENET[name]
-    blocks = zip(spec.stage_sizes, spec.blocks, strict=True)
-    depth = 2 + sum(size * (3 if block in THREE_CONVOLUTIONS else 2) for size, block in blocks)
+    depth = 2 + sum(stage.size * (3 if stage.block in THREE_CONVOLUTIONS else 2) for stage in spec.stages)
     depth += 2 if 'senet154' in name else 0  # the only name that counts all of a deep stem
     assert int(DEPTH.search(name)[1]) == depth
 
@@ -43,8 +43,8 @@ def test_the_depth_in_a_name_is_that_of_the_network(name):
     ],
 )
 def test_letters_and_numbers_are_the_fields(name, fields):
-    spec = IMAGENET[name]
-    assert {field: getattr(spec, field) for field in fields} == fields
+    settings = flat_settings(IMAGENET[name].to_json())
+    assert {field: settings[field] for field in fields} == fields
 
 
 @pytest.mark.parametrize(
@@ -60,25 +60,25 @@ def test_letters_and_numbers_are_the_fields(name, fields):
     ],
 )
 def test_options_of_the_blocks(name, options):
-    assert dict(IMAGENET[name].options) == options
+    assert dict(IMAGENET[name].blocks.options) == options
 
 
 def test_all_names_are_lower_case_networks_for_a_thousand_classes():
     assert all(re.fullmatch('[a-z0-9_]+', name) for name in IMAGENET)
-    assert {spec.num_classes for spec in IMAGENET.values()} == {1000}
-    assert {spec.stem for spec in IMAGENET.values()} == {'imagenet', 'deep', 'tiered'}
+    assert {spec.head.num_classes for spec in IMAGENET.values()} == {1000}
+    assert {spec.stem.kind for spec in IMAGENET.values()} == {'imagenet', 'deep', 'tiered'}
 
 
 @pytest.mark.parametrize('name', ['ecaresnet50d_pruned', 'ecaresnet101d_pruned'])
 def test_pruned_networks_only_shrink_what_they_are_made_from(name):
     """Within a stage all blocks give the same number of channels, and no convolution is wider than before."""
     spec, start = IMAGENET[name], 0
-    for width, size in zip(spec.widths, spec.stage_sizes, strict=True):
-        blocks = spec.channels[start : start + size]
-        start += size
+    for stage in spec.stages:
+        width, blocks = stage.width, spec.blocks.channels[start : start + stage.size]
+        start += stage.size
         assert len({last for *_, last in blocks}) == 1
         assert all(first <= width and second <= width and last <= 4 * width for first, second, last in blocks)
-    assert start == len(spec.channels)
+    assert start == len(spec.blocks.channels)
 
 
 @pytest.mark.parametrize('name', ['resnest14d', 'skresnet18', 'resnetblur18', 'legacy_seresnet18', 'test_resnet'])

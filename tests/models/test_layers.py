@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import InputError, Shortcut
+from resnet_jax import Compute, InputError, Shortcut
 from resnet_jax import numpy_reference as reference
 from resnet_jax.models.layers import Stem, drop_block, drop_path
 
@@ -62,9 +62,9 @@ def stem_by_hand(stem, layers, x):
         return layers.binomial_3x3(reference.max_pool(h, stride=1)[0], 2)
     if stem.antialias == 'average':
         return reference.avg_pool(h)[0][:, : h.shape[1] // 2, : h.shape[2] // 2]  # without a window over the edge
-    if stem.pool == 'max_of_zeros':
+    if stem.pool == 'max_zero_padded':
         return reference.max_pool(np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)[0]
-    if stem.pool == 'max_to_the_right':
+    if stem.pool == 'max_ceil_mode':
         below, right = (1 - size % 2 for size in h.shape[1:3])  # where the last window of three lacks a pixel
         padded = np.pad(h, ((0, 0), (0, below), (0, right), (0, 0)), constant_values=-np.inf)
         return reference.max_pool(padded, padding=0)[0]
@@ -76,8 +76,8 @@ STEMS_TO_TEST = [
     (Stem('deep', 8), True),
     (Stem('deep', 8, pool='conv'), True),
     (Stem('tiered', 16, activate=False), False),
-    (Stem('imagenet', 4, activate=False, pool='max_of_zeros'), False),
-    (Stem('imagenet', 4, pool='max_to_the_right'), False),
+    (Stem('imagenet', 4, activate=False, pool='max_zero_padded'), False),
+    (Stem('imagenet', 4, pool='max_ceil_mode'), False),
     (Stem('imagenet', 4, antialias='blur'), False),
     (Stem('imagenet', 4, antialias='average'), False),
     (Stem('imagenet', 4, pool='conv', antialias='blur'), False),
@@ -92,7 +92,7 @@ STEMS_TO_TEST = [
 )
 def test_a_stem_equals_its_layers_one_by_one(stem, train, rng, variables_of, by_hand):
     """Maps of 8x7 pixels behind the convolution: an even side and an odd one."""
-    stem = stem.clone(implementation='xla')
+    stem = stem.clone(compute=Compute(implementation='xla'))
     x = rng.normal(size=(2, 16, 13, 3)).astype(np.float32)
     variables = variables_of(stem, x.shape, train=False)
     y, updates = jax.jit(lambda v, x: stem.apply(v, x, train=train, mutable=['batch_stats']))(variables, x)
@@ -109,7 +109,7 @@ def test_a_stem_equals_its_layers_one_by_one(stem, train, rng, variables_of, by_
     ('options', 'message'),
     [
         ({'kind': 'wide'}, "unknown stem 'wide'; known: imagenet, deep, tiered, cifar"),
-        ({'pool': 'mean'}, "unknown stem_pool 'mean'; known: max, max_of_zeros, max_to_the_right, conv"),
+        ({'pool': 'mean'}, "unknown stem_pool 'mean'; known: max, max_zero_padded, max_ceil_mode, conv"),
         ({'antialias': 'sinc'}, "unknown antialias 'sinc'; known: none, blur, average"),
     ],
 )
@@ -159,7 +159,7 @@ PROJECTIONS = {
 @pytest.mark.parametrize('train', [False, True])
 def test_a_projection_equals_its_layers_one_by_one(name, train, rng, variables_of, by_hand):
     options, before = PROJECTIONS[name]
-    module = Shortcut(6, **options, implementation='xla')
+    module = Shortcut(6, **options, compute=Compute(implementation='xla'))
     x = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
     variables = variables_of(module, x.shape, train=False)
     layers = by_hand(variables, train=train)

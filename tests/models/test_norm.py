@@ -32,7 +32,7 @@ def test_values_gradients_and_running_statistics(problem, train, rng):
     def run(x, params):
         return BatchNorm().apply({'params': params, 'batch_stats': stats}, x, train=train, mutable=['batch_stats'])
 
-    y, pullback, updates = jax.vjp(run, x, params, has_aux=True)
+    y, pullback, updates = jax.vjp(jax.jit(run), x, params, has_aux=True)
     expected, (mean, var), backward = reference_norm(x, params, stats, train)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(updates['batch_stats']['mean'], mean, rtol=1e-5)
@@ -92,10 +92,11 @@ def test_ghost_batches_are_normalized_alone(problem, implementation, rng):
         variables = {'params': params, 'batch_stats': stats}
         return norm.apply(variables, x, shortcut, train=True, mutable=['batch_stats'])
 
-    y, pullback, updates = jax.vjp(functools.partial(run, statistics=2), x, params, shortcut, has_aux=True)
+    y, pullback, updates = jax.vjp(jax.jit(functools.partial(run, statistics=2)), x, params, shortcut, has_aux=True)
     dx, dparams, dshortcut = pullback(jnp.asarray(dy))
     parts = [slice(0, 2), slice(2, 4)]
-    expected = [jax.vjp(run, x[part], params, shortcut[part], has_aux=True) for part in parts]
+    whole = jax.jit(run)
+    expected = [jax.vjp(whole, x[part], params, shortcut[part], has_aux=True) for part in parts]
     np.testing.assert_allclose(y, jnp.concatenate([part[0] for part in expected]), rtol=1e-5, atol=1e-5)
     gradients = [pull(jnp.asarray(dy[part])) for part, (_, pull, _) in zip(parts, expected, strict=True)]
     np.testing.assert_allclose(dx, jnp.concatenate([g[0] for g in gradients]), rtol=1e-4, atol=1e-5)
@@ -196,9 +197,10 @@ def test_norms_of_each_example_equal_their_formulas(name, relu, has_shortcut, rn
     def by_loops(x):
         return theirs(x, params, options.get('groups'), relu, np.float64(shortcut) if has_shortcut else 0.0)
 
-    y, pullback = jax.vjp(lambda x: layer.apply(variables, x, shortcut, train=True), x)
+    y, pullback = jax.vjp(jax.jit(lambda x: layer.apply(variables, x, shortcut, train=True)), x)
     np.testing.assert_allclose(y, by_loops(np.float64(x)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(y, layer.apply(variables, x, shortcut, train=False), rtol=1e-5, atol=1e-6)
+    evaluation = jax.jit(functools.partial(layer.apply, train=False))(variables, x, shortcut)
+    np.testing.assert_allclose(y, evaluation, rtol=1e-5, atol=1e-6)
     dy = rng.normal(size=x.shape).astype(np.float32)
     slope = numeric_gradient(by_loops, np.float64(x), dy)
     np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], slope, rtol=1e-3, atol=1e-4)
@@ -231,7 +233,7 @@ def test_norms_of_each_example_are_finite_on_a_constant_map(kind):
     for value in (0.0, 5.0):
         x = jnp.full((2, 1, 1, 32), value)
         variables = layer.init(jax.random.key(0), x, train=True)
-        y, gradient = jax.value_and_grad(lambda x, v=variables: layer.apply(v, x, train=True).sum())(x)
+        y, gradient = jax.jit(jax.value_and_grad(lambda x, v=variables: layer.apply(v, x, train=True).sum()))(x)
         assert np.isfinite(y)
         assert np.isfinite(gradient).all()
 

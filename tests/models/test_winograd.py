@@ -1,5 +1,6 @@
 """Winograd's convolution against the NumPy reference."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,16 @@ def test_values_and_gradients(height, width, channels, features, rng):
     y, backward = reference.convolution(x, kernel)
     dx, dkernel = backward(dy)
     narrow = [value.astype(np.float32) for value in (x, kernel, dy)]
-    np.testing.assert_allclose(winograd.convolution(narrow[0], narrow[1]), y, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(winograd.convolution(narrow[2], narrow[1], transposed=True), dx, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(winograd.kernel_gradient(narrow[0], narrow[2]), dkernel, rtol=1e-4, atol=1e-4)
+
+    @jax.jit
+    def ours(x, kernel, dy):
+        return (
+            winograd.convolution(x, kernel),
+            winograd.convolution(dy, kernel, transposed=True),
+            winograd.kernel_gradient(x, dy),
+        )
+
+    our_y, our_dx, our_dkernel = ours(*narrow)
+    np.testing.assert_allclose(our_y, y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(our_dx, dx, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(our_dkernel, dkernel, rtol=1e-4, atol=1e-4)

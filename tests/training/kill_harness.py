@@ -30,9 +30,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from resnet_jax.checkpoints.checkpoint import checkpoint_steps
+from resnet_jax.checkpoints.files import check_files, read_manifest
 from resnet_jax.errors import InputError
-from resnet_jax.training.checkpoint import checkpoint_steps
-from resnet_jax.training.checkpoint_files import check_files, read_manifest
 from tests.training.ports import free_address
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -1,8 +1,11 @@
 """The checks of a configuration."""
 
+import functools
+
+import optax
 import pytest
 
-from resnet_jax import InputError, TrainConfig
+from resnet_jax import Binary, InputError, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -18,12 +21,12 @@ from resnet_jax import InputError, TrainConfig
         ({'schedule': 'step'}, 'needs decay_epochs'),
         ({'compute_dtype': 'float16'}, "compute_dtype='float16' must be one of float32, bfloat16"),
         ({'seed': -1}, 'seed=-1'),
-        ({'seed': 2**32}, 'seed=4294967296 must be less'),
+        ({'seed': 2**32}, r'seed=4294967296 must be in \[0, 4294967296\)'),
         ({'epochs': 3, 'warmup_epochs': 3}, 'must lie before the end of epochs=3'),
         ({'crop_fill': 'white'}, "crop_fill='white' must be one of black, mean, reflect"),
         ({'task': 'segmentation'}, "task='segmentation' must be one of multiclass, binary, multilabel, regression"),
         ({'task': 'binary', 'loss': 'squared_error'}, "loss='squared_error' must be one of sigmoid_cross_entropy"),
-        ({'loss': 'hinge'}, "loss='hinge' must be one of None, softmax"),
+        ({'loss': 'hinge'}, "loss='hinge' must be one of softmax"),
         ({'optimizer': 'lbfgs'}, "optimizer='lbfgs' must be one of sgd, adam, adamw"),
         ({'task': 'regression', 'label_smoothing': 0.1}, 'label_smoothing=0.1 is for classes'),
         ({'learning_rate': 0.0, 'head_learning_rate': 0.1}, 'head_learning_rate=0.1 needs a learning_rate above 0'),
@@ -42,15 +45,47 @@ from resnet_jax import InputError, TrainConfig
         ({'learning_rate_factors': (('stem', -1.0),)}, "the factor -1.0 of 'stem' must be at least 0"),
         ({'learning_rate_factors': ('stem', 1.0)}, "'stem' must be a pattern and a factor"),
         ({'learning_rate_factors': (('stem[', 1.0),)}, r"learning_rate_factors='stem\[' is no regular expression"),
-        ({'reestimate_examples': 100}, 'reestimate_examples=100 needs ema_decay'),
+        ({'reestimate_examples': 100}, 'reestimate_examples=100 has no effect without ema_decay'),
         ({'freeze': 'stage['}, r"freeze='stage\[' is no regular expression: unterminated character set"),
     ],
 )
 def test_a_value_out_of_range_is_named(fields, message):
     with pytest.raises(InputError, match=message):
-        TrainConfig(**fields)
+        TrainConfig().replace(**fields)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        (
+            {'schedule': optax.constant_schedule(0.1), 'learning_rate': 0.2},
+            'learning_rate=0.2 has no effect: schedule=',
+        ),
+        ({'schedule': optax.constant_schedule(0.1), 'head_learning_rate': 0.2}, 'head_learning_rate=0.2 has no effect'),
+        ({'optimizer': optax.sgd(0.1), 'schedule': 'linear'}, "schedule='linear' has no effect: optimizer="),
+        ({'optimizer': lambda rate, scale: optax.sgd(rate)}, "a learning rate alone .*'scale'"),
+        ({'optimizer': functools.partial(optax.sgd, learning_rate=0.1)}, 'callable with a learning rate alone'),
+        ({'views': 2}, 'views=2 needs a loss of your own'),
+    ],
+)
+def test_what_does_not_go_with_a_value_is_named(fields, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig().replace(**fields)
+
+
+def test_an_instance_is_a_value():
+    assert TrainConfig().replace(task=Binary(label_smoothing=0.1)).to_json()['objective']['task'] == (
+        'resnet_jax.tasks.binary:Binary'
+    )
+    assert (
+        TrainConfig().replace(task=Binary)
+        == TrainConfig().replace(task=Binary())
+        == TrainConfig().replace(task='binary')
+    )
 
 
 def test_the_learning_rate_is_scaled_to_the_batch_on_request():
-    assert TrainConfig(learning_rate=0.1, batch_size=512).peak_learning_rate == 0.1
-    assert TrainConfig(learning_rate=0.1, batch_size=512, learning_rate_batch_size=256).peak_learning_rate == 0.2
+    assert TrainConfig().replace(learning_rate=0.1, batch_size=512).peak_learning_rate == 0.1
+    assert (
+        TrainConfig().replace(learning_rate=0.1, batch_size=512, learning_rate_batch_size=256).peak_learning_rate == 0.2
+    )

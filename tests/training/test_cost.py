@@ -1,8 +1,9 @@
 """What a run costs."""
 
+import jax
 import pytest
 
-from resnet_jax.training.cost import Cost
+from resnet_jax.training.cost import Cost, Profile
 
 COST = Cost(25_557_032, 4_089_184_256, 2**30, 12.34, 'TPU v5 lite', 8)
 
@@ -22,3 +23,17 @@ def test_the_share_of_the_peak():
     assert unknown.peak_share(100) is None
     assert unknown.speed(100) == 'speed: 100 images/s, 0.6 GFLOP/s'
     assert unknown.record(100.0)['peak_share'] is None
+
+
+@pytest.mark.parametrize(
+    ('steps_per_call', 'expected'),
+    [(1, ['start 3', 'stop 5']), (2, ['start 4', 'stop 6']), (5, ['start 5', 'stop 10'])],
+)
+def test_a_trace_begins_and_ends_once_however_many_steps_a_call_takes(steps_per_call, expected, tmp_path, monkeypatch):
+    told, now = [], [0]
+    monkeypatch.setattr(jax.profiler, 'start_trace', lambda folder: told.append(f'start {now[0]}'))
+    monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: told.append(f'stop {now[0]}'))
+    with Profile(tmp_path, 2) as profile:
+        for now[0] in range(0, 20, steps_per_call):
+            profile.at(now[0])
+    assert told == expected

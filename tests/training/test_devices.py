@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from resnet_jax import InputError, load_variables
-from resnet_jax.training import sharding
-from resnet_jax.training.sharding import data_mesh, in_main_process, join_processes, split_evenly
+from resnet_jax import devices as sharding
+from resnet_jax.devices import data_mesh, in_main_process, join_processes, split_evenly
 from tests.training.ports import free_address
 
 

@@ -74,6 +74,8 @@ def test_waiting_ends_with_the_result_the_error_or_a_signal():
         with pytest.raises(Interrupted):
             stop.wait_for(lambda: release.wait(30))
         assert time.monotonic() - start < 5
+        with pytest.raises(Interrupted):  # it was noted before
+            stop.wait_for(lambda: pytest.fail('was called'))
     release.set()
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from resnet_jax.training.checkpoint import checkpoint_steps
+from resnet_jax.checkpoints.checkpoint import checkpoint_steps
 
 
 @pytest.mark.slow

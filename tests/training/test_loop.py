@@ -9,6 +9,7 @@ import signal
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -18,24 +19,28 @@ from resnet_jax import (
     InputError,
     Interrupted,
     ResNet,
-    ResNetSpec,
     TrainConfig,
     load_variables,
+    make_spec,
     train_and_evaluate,
-    train_seeds,
+    with_changes,
 )
-from resnet_jax.data.examples import Dataset, Split
-from resnet_jax.models.weight_files import write_safetensors
-from resnet_jax.training import checkpoint, evaluation, loop
-from resnet_jax.training.checkpoint_writer import CheckpointWriter
-from resnet_jax.training.feed import PlainArrays
+from resnet_jax.checkpoints import checkpoint
+from resnet_jax.checkpoints.writer import CheckpointWriter
+from resnet_jax.data.examples import Dataset, Split, dataset_from_arrays
+from resnet_jax.data.feeds import EvalArrays
+from resnet_jax.tasks.base import Task
+from resnet_jax.training import evaluation, loop, program, report
 from resnet_jax.training.log import Log
 from resnet_jax.training.loop import is_due
-from resnet_jax.training.program import Program, make_model, normalized_as
-from resnet_jax.weights import Source, open_source
+from resnet_jax.training.plan import make_model, normalize_for_run
+from resnet_jax.weights.files import write_safetensors
+from resnet_jax.weights.sources import Source, open_source
 
-SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
-CONFIG = TrainConfig(dataset='shades', epochs=4, batch_size=8, learning_rate=0.05, crop_padding=1, log_every_steps=2)
+SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
+CONFIG = TrainConfig().replace(
+    dataset='shades', epochs=4, batch_size=8, learning_rate=0.05, crop_padding=1, log_every_steps=2
+)
 
 
 @pytest.fixture(scope='module')
@@ -93,14 +98,14 @@ def test_a_run_leaves_its_files(finished):
         'examples_per_second',
     } <= set(result)
     config = json.loads((workdir / 'config.json').read_text())
-    assert config['config'] == json.loads(json.dumps(dataclasses.asdict(CONFIG)))
-    assert config['spec']['stage_sizes'] == [1, 1]
+    assert config['config'] == json.loads(json.dumps(CONFIG.to_json()))
+    assert [stage['size'] for stage in config['spec']['stages']] == [1, 1]
     assert config['versions']['jax'] == jax.__version__
 
 
 def test_norms_and_a_trace_on_request(shades, tmp_path):
     """And checkpoints between the epochs, which do not begin the trace anew."""
-    config = dataclasses.replace(CONFIG, epochs=3, log_norms=True, checkpoint_every_steps=3)
+    config = CONFIG.replace(epochs=3, log_norms=True, checkpoint_every_steps=3)
     train_and_evaluate(SPEC, config, tmp_path, dataset=shades, profile_steps=2)
     (trace,) = (tmp_path / 'profile').rglob('*.xplane.pb')
     assert trace.stat().st_size > 1000
@@ -137,20 +142,25 @@ def test_another_configuration_is_refused_and_the_difference_shown(finished, sha
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
     with pytest.raises(InputError, match=r'learning_rate=0.05 there, 0.1 now'):
-        train_and_evaluate(SPEC, dataclasses.replace(CONFIG, learning_rate=0.1), workdir, dataset=shades)
+        train_and_evaluate(SPEC, CONFIG.replace(learning_rate=0.1), workdir, dataset=shades)
     with pytest.raises(InputError, match=r"shortcut='A' there, 'B' now"):
-        train_and_evaluate(dataclasses.replace(SPEC, shortcut='B'), CONFIG, workdir, dataset=shades)
+        train_and_evaluate(with_changes(SPEC, shortcut='B'), CONFIG, workdir, dataset=shades)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
 
 
-def test_a_run_of_an_earlier_version_goes_on(shades, tmp_path):
-    """Its record lacks the settings that came later, which had what are now their defaults."""
-    train_and_evaluate(SPEC, dataclasses.replace(CONFIG, epochs=1), tmp_path, dataset=shades)
-    record = json.loads((tmp_path / 'config.json').read_text())
-    del record['config']['implementation'], record['dataset']['photographs']
+@pytest.mark.parametrize('is_finished', [True, False])
+def test_a_run_of_an_earlier_version_is_refused(finished, shades, tmp_path, is_finished):
+    record = json.loads((finished[0] / 'config.json').read_text())
+    del record['format']
     (tmp_path / 'config.json').write_text(json.dumps(record))
-    (tmp_path / 'result.json').unlink()
-    assert train_and_evaluate(SPEC, dataclasses.replace(CONFIG, epochs=1), tmp_path, dataset=shades)['steps'] == 4
+    if is_finished:
+        (tmp_path / 'result.json').write_text('{"test_accuracy": 0.5}')
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        InputError, match=r'holds a run of another version of resnet_jax \(format 1, this one reads 2\)'
+    ):
+        train_and_evaluate(SPEC, CONFIG, tmp_path, dataset=shades)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_of_something_else_is_refused(shades, tmp_path):
@@ -165,10 +175,10 @@ def test_a_folder_of_something_else_is_refused(shades, tmp_path):
 def test_bad_values_write_nothing(shades, tmp_path):
     workdir = tmp_path / 'run'
     with pytest.raises(InputError, match='batch_size=38 must be from 1 to the 37'):
-        train_and_evaluate(SPEC, dataclasses.replace(CONFIG, batch_size=38), workdir, dataset=shades)
+        train_and_evaluate(SPEC, CONFIG.replace(batch_size=38), workdir, dataset=shades)
     with pytest.raises(InputError, match='batch_size=7 must be divisible by the 2 devices'):
-        train_and_evaluate(SPEC, dataclasses.replace(CONFIG, batch_size=7), workdir, dataset=shades)
-    identity = dataclasses.replace(SPEC, shortcut='identity')
+        train_and_evaluate(SPEC, CONFIG.replace(batch_size=7), workdir, dataset=shades)
+    identity = with_changes(SPEC, shortcut='identity')
     with pytest.raises(InputError, match='an identity shortcut cannot take 8 channels to 16'):
         train_and_evaluate(identity, CONFIG, workdir, dataset=shades)
     for path, message in (
@@ -176,7 +186,7 @@ def test_bad_values_write_nothing(shades, tmp_path):
         (tmp_path / 'none', 'none does not exist'),
     ):
         with pytest.raises(InputError, match=message):
-            train_and_evaluate(SPEC, dataclasses.replace(CONFIG, init_from=str(path)), workdir, dataset=shades)
+            train_and_evaluate(SPEC, CONFIG.replace(init_from=str(path)), workdir, dataset=shades)
     for fields, message in (
         ({'freeze': 'layer1'}, "freeze='layer1' matches none of the parameters; their paths begin with: head, stage1"),
         ({'freeze': ''}, "freeze='' matches all parameters"),
@@ -185,12 +195,19 @@ def test_bad_values_write_nothing(shades, tmp_path):
         ({'std': ()}, r'std=\(\) must be 1 numbers, one a channel'),
     ):
         with pytest.raises(InputError, match=message):
-            train_and_evaluate(SPEC, dataclasses.replace(CONFIG, **fields), workdir, dataset=shades)
+            train_and_evaluate(SPEC, CONFIG.replace(**fields), workdir, dataset=shades)
     weights = tmp_path / 'weights.safetensors'
     write_safetensors(weights, {'conv1.weight': np.zeros((8, 1, 3, 3), np.float32)})
     with pytest.raises(InputError, match=r'weights.safetensors: the tensors do not fit the network; \d+ missing'):
-        train_and_evaluate(SPEC, dataclasses.replace(CONFIG, init_from=str(weights)), workdir, dataset=shades)
+        train_and_evaluate(SPEC, CONFIG.replace(init_from=str(weights)), workdir, dataset=shades)
     assert not workdir.exists()
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_the_dataset_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, 'load_dataset', lambda *_, **__: pytest.fail('loaded'))
+    with pytest.raises(InputError, match='batch_size=7 must be divisible by the 2 devices'):
+        train_and_evaluate(SPEC, CONFIG.replace(batch_size=7), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def after_step(monkeypatch, step, do):
@@ -260,16 +277,26 @@ def test_a_signal_saves_within_a_step_and_the_run_resumes_bit_for_bit(
     ]
 
 
+def test_a_signal_saves_before_anything_else_is_closed(shades, tmp_path, monkeypatch):
+    """What is closed then may fail: here the end of a trace."""
+    monkeypatch.setattr(jax.profiler, 'start_trace', lambda _: None)
+    monkeypatch.setattr(jax.profiler, 'stop_trace', kill)
+    after_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemError, match='killed'):
+        train_and_evaluate(SPEC, CONFIG, tmp_path, dataset=shades, profile_steps=9)
+    assert checkpoint.checkpoint_steps(tmp_path / 'checkpoints')[-1] == 5
+
+
 @pytest.mark.parametrize('where', ['compilation', 'evaluation'])
 def test_a_signal_is_obeyed_where_there_are_no_steps(where, finished, shades, tmp_path, monkeypatch):
-    owner, name = (Program, 'compile_step') if where == 'compilation' else (PlainArrays, 'batches')
+    owner, name = (program, 'make_feed') if where == 'compilation' else (EvalArrays, 'batches')
     plain, calls = getattr(owner, name), []
 
-    def with_signal(self, *args):
+    def with_signal(*args):
         calls.append(args)
         if len(calls) == (1 if where == 'compilation' else 3):  # it compiles, evaluates the first epoch, the second
             os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, *args)
+        return plain(*args)
 
     monkeypatch.setattr(owner, name, with_signal)
     step = 0 if where == 'compilation' else 8
@@ -303,8 +330,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on(finished, shades,
 @pytest.mark.slow
 def test_checkpoints_do_not_tell_whether_blocks_were_scanned(shades, tmp_path, monkeypatch):
     """A scanned run resumes bit for bit, its weights load one by one, and start a run that is not scanned."""
-    spec = dataclasses.replace(SPEC, stage_sizes=(3, 1))
-    config = dataclasses.replace(CONFIG, epochs=2, scan_blocks=True)
+    spec = with_changes(SPEC, stage_sizes=(3, 1))
+    config = CONFIG.replace(epochs=2, scan_blocks=True)
     train_and_evaluate(spec, config, tmp_path / 'whole', dataset=shades)
     after_step(monkeypatch, 6, kill)
     with pytest.raises(SystemError, match='killed'):
@@ -316,17 +343,17 @@ def test_checkpoints_do_not_tell_whether_blocks_were_scanned(shades, tmp_path, m
     variables = load_variables(tmp_path / 'run')
     assert {'stage1_block1', 'stage1_block2', 'stage1_block3'} <= set(variables['params'])
     for scan in (False, True):
-        model = make_model(spec, dataclasses.replace(config, scan_blocks=scan))
+        model = make_model(spec, config.replace(scan_blocks=scan))
         total = evaluation.Evaluator(model, shades.test, shades.mean, shades.std)(variables).total
         assert total['correct'] / total['count'] == pytest.approx(result['test_accuracy'])
-    again = dataclasses.replace(CONFIG, epochs=1, learning_rate=0, scan_blocks=False, init_from=str(tmp_path / 'run'))
+    again = CONFIG.replace(epochs=1, learning_rate=0, scan_blocks=False, init_from=str(tmp_path / 'run'))
     train_and_evaluate(spec, again, tmp_path / 'again', dataset=shades)
     unchanged = load_variables(tmp_path / 'again')['params']
     jax.tree.map(np.testing.assert_array_equal, unchanged, variables['params'])
 
 
 def test_another_seed_gives_another_network(finished, shades, tmp_path):
-    train_and_evaluate(SPEC, dataclasses.replace(CONFIG, seed=1), tmp_path / 'run', dataset=shades)
+    train_and_evaluate(SPEC, CONFIG.replace(seed=1), tmp_path / 'run', dataset=shades)
     assert last_state(tmp_path / 'run') != last_state(finished[0])
 
 
@@ -342,7 +369,7 @@ def test_one_device_equals_two(finished, shades, tmp_path):
 
 
 def test_weights_of_a_run_can_start_another(finished, shades, tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=0.0, init_from=str(finished[0]))
+    config = CONFIG.replace(epochs=1, learning_rate=0.0, init_from=str(finished[0]))
     train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
     for first, second in zip(
         *(jax.tree.leaves(load_variables(folder)['params']) for folder in (tmp_path / 'run', finished[0])), strict=True
@@ -357,7 +384,7 @@ def test_weights_start_a_run_on_other_classes_and_channels(finished, shades, tmp
         return Split(np.repeat(split.images, 3, -1), split.labels % 2)
 
     colours = Dataset('colours', in_colour(shades.train), in_colour(shades.test), ('a', 'b'), (0.3,) * 3, (0.3,) * 3)
-    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=0.0, init_from=str(finished[0]))
+    config = CONFIG.replace(epochs=1, learning_rate=0.0, init_from=str(finished[0]))
     with (
         pytest.warns(UserWarning, match='a new head for 2 classes in the place of one for 3'),
         pytest.warns(UserWarning, match='a first kernel for 3 channels from one for 1'),
@@ -373,8 +400,8 @@ def test_weights_start_a_run_on_other_classes_and_channels(finished, shades, tmp
 
 
 def test_a_network_without_running_statistics_trains_resumes_and_loads(shades, tmp_path):
-    spec, config = dataclasses.replace(SPEC, stem_width=32, widths=(32, 32), norm='group'), CONFIG
-    config = dataclasses.replace(config, epochs=1)
+    spec, config = with_changes(SPEC, stem_width=32, widths=(32, 32), norm='group'), CONFIG
+    config = config.replace(epochs=1)
     train_and_evaluate(spec, config, tmp_path, dataset=shades)
     (tmp_path / 'result.json').unlink()
     result = train_and_evaluate(spec, config, tmp_path, dataset=shades)  # reads the checkpoint and evaluates
@@ -403,18 +430,18 @@ def test_whose_mean_and_deviation_count(fields, source, mean, std):
     """What is asked for, else what the weights bring, else the dataset's own."""
     nothing = Split(np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int32))
     dataset = Dataset('none', nothing, nothing, ('a',), (0.7, 0.8, 0.9), (0.2, 0.2, 0.2))
-    found = normalized_as(dataset, TrainConfig(**fields), source)
+    found = normalize_for_run(dataset, TrainConfig().replace(**fields), source, None)
     assert (found.mean, found.std) == (mean, std)
 
 
 def test_grey_images_keep_their_mean_under_weights_for_colour(shades):
-    found = normalized_as(shades, CONFIG, BROUGHT)
+    found = normalize_for_run(shades, CONFIG, BROUGHT, None)
     assert (found.mean, found.std) == (shades.mean, shades.std)
 
 
 def test_a_run_brings_its_mean_and_deviation(finished, shades):
     other = dataclasses.replace(shades, mean=(0.5,), std=(0.5,))
-    found = normalized_as(other, CONFIG, open_source(finished[0]))
+    found = normalize_for_run(other, CONFIG, open_source(finished[0]), None)
     assert (found.mean, found.std) == (shades.mean, shades.std)
 
 
@@ -424,12 +451,12 @@ STILL = {'epochs': 1, 'learning_rate': 0.0, 'weight_decay': 0.0, 'head_learning_
 @pytest.mark.parametrize('case', ['kept', 'other names', 'new_head', 'other task'])
 def test_whose_head_a_run_starts_with(case, finished, shades, tmp_path):
     """At learning rate zero the weights stay those of the start."""
-    config = dataclasses.replace(CONFIG, init_from=str(finished[0]), new_head=case == 'new_head', **STILL)
+    config = CONFIG.replace(init_from=str(finished[0]), new_head=case == 'new_head', **STILL)
     dataset = shades
     if case == 'other names':
         dataset = dataclasses.replace(shades, class_names=('x', 'y', 'z'))
     elif case == 'other task':
-        config = dataclasses.replace(config, task='multilabel')
+        config = config.replace(task='multilabel')
         columns = [Split(part.images, np.eye(3, dtype=np.int32)[part.labels]) for part in (shades.train, shades.test)]
         dataset = dataclasses.replace(shades, train=columns[0], test=columns[1], task='multilabel')
     notes = {
@@ -445,14 +472,14 @@ def test_whose_head_a_run_starts_with(case, finished, shades, tmp_path):
     assert after['head']['kernel'].shape == before['head']['kernel'].shape
 
 
-DROPPING = dataclasses.replace(SPEC, drop_path_rate=0.5, dropout_rate=0.3)
+DROPPING = with_changes(SPEC, drop_path_rate=0.5, dropout_rate=0.3)
 PREFIX = 'stem|stage1'
 
 
 @pytest.fixture(scope='module')
 def tuning(finished):
     """Settings of a fine-tuning of four steps an epoch in which a part is frozen and the rest drops at random."""
-    return dataclasses.replace(CONFIG, epochs=2, weight_decay=0.1, init_from=str(finished[0]), freeze=PREFIX)
+    return CONFIG.replace(epochs=2, weight_decay=0.1, init_from=str(finished[0]), freeze=PREFIX)
 
 
 @pytest.fixture(scope='module')
@@ -479,7 +506,7 @@ def test_a_run_that_freezes_and_drops_resumes_bit_for_bit(tuning, tuned, shades,
         train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades)
     monkeypatch.undo()
     # The weights it began with may be gone: the checkpoints hold everything.
-    monkeypatch.setattr(loop, 'open_source', lambda _: pytest.fail('opened the initial weights again'))
+    monkeypatch.setattr(loop, 'open_weights', lambda *_: pytest.fail('opened the initial weights again'))
     result = train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades)
     assert last_state(tmp_path) == last_state(tuned[0])
     assert result['test_loss'] == tuned[1]['test_loss']
@@ -493,7 +520,7 @@ def test_one_device_drops_what_two_do(tuning, tuned, shades, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(shades, tmp_path):
-    config = dataclasses.replace(CONFIG, learning_rate=1e20, max_skipped_steps=3, eval_every_epochs=4)
+    config = CONFIG.replace(learning_rate=1e20, max_skipped_steps=3, eval_every_epochs=4)
     message = r'was not finite in 3 steps in a row, to step \d+ \(learning rate [\d.]+e\+19, gradient norm (nan|inf)\)'
     with pytest.raises(DivergenceError, match=message):
         train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
@@ -503,7 +530,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(shades, tmp_path):
 
 def test_weights_that_are_not_finite_are_not_saved(shades, tmp_path):
     """The one step of this run has a finite loss; what it leaves behind has not."""
-    config = dataclasses.replace(CONFIG, epochs=1, batch_size=36, learning_rate=1e38)
+    config = CONFIG.replace(epochs=1, batch_size=36, learning_rate=1e38)
     with pytest.raises(DivergenceError, match=r'the test loss is (nan|inf) after step 1'):
         train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
     assert checkpoint.checkpoint_steps(tmp_path / 'run' / 'checkpoints') == []
@@ -511,7 +538,7 @@ def test_weights_that_are_not_finite_are_not_saved(shades, tmp_path):
 
 def test_a_kill_while_the_folder_is_claimed_leaves_it_usable(finished, shades, tmp_path):
     (tmp_path / 'config.json.partial').write_text('{')
-    config = dataclasses.replace(CONFIG, epochs=1)
+    config = CONFIG.replace(epochs=1)
     assert train_and_evaluate(SPEC, config, tmp_path, dataset=shades)['steps'] == 4
 
 
@@ -523,11 +550,11 @@ def test_training_time_survives_an_interruption(finished):
 
 
 def test_label_smoothing_reaches_the_loss(finished, shades, tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=0.0, label_smoothing=0.9, crop_padding=0)
+    config = CONFIG.replace(epochs=1, learning_rate=0.0, label_smoothing=0.9, crop_padding=0)
     smooth = train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
     records = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
     # Without learning, train and test differ by the batch statistics and the smoothing, which draws the loss to log 3.
-    plain = dataclasses.replace(config, label_smoothing=0.0)
+    plain = config.replace(label_smoothing=0.0)
     train_and_evaluate(SPEC, plain, tmp_path / 'plain', dataset=shades)
     first = json.loads((tmp_path / 'plain' / 'metrics.jsonl').read_text().splitlines()[0])
     assert records[0]['loss'] != first['loss']
@@ -539,7 +566,7 @@ def test_a_run_with_policy_and_mixing_resumes_bit_for_bit(shades, tmp_path, monk
     """What is drawn is a function of seed, epoch, example and copy, or of the step."""
     fields = {'epochs': 2, 'policy': 'rand_augment', 'mixup': 0.2, 'cutmix': 1.0, 'loss': 'sigmoid_cross_entropy'}
     fields |= {'augmentation_repeats': 2, 'random_erasing': 0.5}
-    config = dataclasses.replace(CONFIG, **fields, target_threshold=0.2)
+    config = CONFIG.replace(**fields, target_threshold=0.2)
     whole, halved = tmp_path / 'whole', tmp_path / 'halved'
     train_and_evaluate(SPEC, config, whole, dataset=shades)
     after_step(monkeypatch, 6, kill)
@@ -548,32 +575,32 @@ def test_a_run_with_policy_and_mixing_resumes_bit_for_bit(shades, tmp_path, monk
     monkeypatch.undo()
     train_and_evaluate(SPEC, config, halved, dataset=shades)
     assert last_state(halved) == last_state(whole)
-    plain = dataclasses.replace(config, policy=None)
+    plain = config.replace(policy=None)
     train_and_evaluate(SPEC, plain, tmp_path / 'plain', dataset=shades)
     assert last_state(tmp_path / 'plain') != last_state(whole)
 
 
 def test_seeds_are_summed_up(shades, tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=1)
-    result = train_seeds(SPEC, config, tmp_path, 2, dataset=shades)
+    config = CONFIG.replace(epochs=1)
+    result = train_and_evaluate(SPEC, config, tmp_path, num_seeds=2, dataset=shades)
     accuracies = [run['test_accuracy'] for run in result['runs']]
     assert [run['seed'] for run in result['runs']] == result['seeds'] == [0, 1]
     assert result['test_accuracy_mean'] == pytest.approx(sum(accuracies) / 2)
     assert result['test_accuracy_std'] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
     with pytest.raises(InputError, match='num_seeds=0'):
-        train_seeds(SPEC, config, tmp_path, 0, dataset=shades)
+        train_and_evaluate(SPEC, config, tmp_path, num_seeds=0, dataset=shades)
 
 
 def test_seeds_that_damage_has_parted_go_on_apart(finished, shades, tmp_path, monkeypatch, capsys):
     """The one without an intact checkpoint starts anew, and the other one keeps and uses its own."""
     after_step(monkeypatch, 10, kill)
     with pytest.raises(SystemError, match='killed'):
-        train_seeds(SPEC, CONFIG, tmp_path, 2, dataset=shades)
+        train_and_evaluate(SPEC, CONFIG, tmp_path, num_seeds=2, dataset=shades)
     monkeypatch.undo()
     for manifest in (tmp_path / 'seed1' / 'checkpoints').glob('*/manifest.json'):
         manifest.write_bytes(b'')
     capsys.readouterr()
-    result = train_seeds(SPEC, CONFIG, tmp_path, 2, dataset=shades)
+    result = train_and_evaluate(SPEC, CONFIG, tmp_path, num_seeds=2, dataset=shades)
     said = capsys.readouterr()
     assert f'resuming {tmp_path / "seed0"} after step 8' in said.out
     assert said.err.count('is damaged') == len(list((tmp_path / 'seed1' / 'checkpoints' / 'damaged').iterdir())) > 0
@@ -583,7 +610,7 @@ def test_seeds_that_damage_has_parted_go_on_apart(finished, shades, tmp_path, mo
 
 def test_a_checkpoint_that_was_left_without_its_score_gets_it(finished, shades, tmp_path, monkeypatch):
     """Stopped in the last evaluation, and killed when that was made up for and the step was to be written anew."""
-    plain, calls = PlainArrays.batches, []
+    plain, calls = EvalArrays.batches, []
 
     def with_signal(self, *args):
         calls.append(args)
@@ -591,7 +618,7 @@ def test_a_checkpoint_that_was_left_without_its_score_gets_it(finished, shades, 
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, *args)
 
-    monkeypatch.setattr(PlainArrays, 'batches', with_signal)
+    monkeypatch.setattr(EvalArrays, 'batches', with_signal)
     with pytest.raises(Interrupted, match='after step 16'):
         train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
     monkeypatch.undo()
@@ -610,3 +637,85 @@ def test_a_checkpoint_that_was_left_without_its_score_gets_it(finished, shades, 
 @pytest.mark.parametrize(('epoch', 'due'), [(1, False), (3, True), (6, True), (7, True)])
 def test_is_due(epoch, due):
     assert is_due(epoch, every=3, last=7) == due
+
+
+def test_a_picture_that_cannot_be_drawn_loses_no_result(shades, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError('no such\ncolour')
+
+    monkeypatch.setattr(report, 'draw_report', fail)
+    result = train_and_evaluate(SPEC, CONFIG.replace(epochs=1), tmp_path, dataset=shades)
+    assert json.loads((tmp_path / 'result.json').read_text()) == result
+    assert capsys.readouterr().err == f'{tmp_path / "report.png"} cannot be drawn: no such colour\n'
+
+
+def test_sinks_get_every_record_and_hooks_add_to_tests(shades, tmp_path):
+    told, seen = [], []
+
+    def hook(state):
+        seen.append(int(state.step))
+        return {'weight_norm': float(np.linalg.norm(state.params['head']['kernel'])), 'useless': float('nan')}
+
+    config = CONFIG.replace(epochs=2, ema_decay=0.5)
+    train_and_evaluate(SPEC, config, tmp_path, num_seeds=2, dataset=shades, sinks=[told.append], hooks=[hook])
+    assert seen == [4, 4, 8, 8]
+    for seed in (0, 1):
+        lines = (tmp_path / f'seed{seed}' / 'metrics.jsonl').read_text().splitlines()
+        records = [json.loads(line) | {'seed': seed} for line in lines]
+        assert [record for record in told if record['seed'] == seed] == records
+        tests = [record for record in records if record['split'] == 'test']
+        assert all(record['weight_norm'] > 0 and 'useless' not in record for record in tests)
+        assert all(record['unaveraged_loss'] != record['loss'] for record in tests)
+
+
+def test_a_hook_that_names_its_metric_like_another_is_refused(shades, tmp_path):
+    hooks = [lambda _: {'norm': 1.0}, lambda _: {'norm': 2.0}]
+    with pytest.raises(InputError, match="a hook gives 'norm', which every test record has already"):
+        train_and_evaluate(SPEC, CONFIG.replace(epochs=1), tmp_path, dataset=shades, hooks=hooks)
+
+
+def test_a_given_dataset_is_resized_as_the_record_says(shades, tmp_path):
+    train_and_evaluate(SPEC, CONFIG.replace(epochs=1, image_size=5), tmp_path, dataset=shades)
+    record = json.loads((tmp_path / 'config.json').read_text())
+    assert record['config']['data']['image_size'] == 5
+    assert record['dataset']['image_shape'] == [5, 5, 1]
+
+
+class Small(Task):
+    """Outputs are to be small: of no use but that it needs no targets."""
+
+    name = 'small'
+    needs_targets = False
+
+    def training_loss(self):
+        return lambda outputs, targets: jnp.square(outputs).mean(-1)
+
+
+def distance_from_one(outputs, batch):
+    """Of the outputs, an own loss that looks at no label."""
+    assert 'label' not in batch
+    return jnp.square(outputs - 1).mean(-1)
+
+
+@pytest.mark.parametrize('loss', ['own', "task's"])
+def test_a_run_without_labels_trains_evaluates_and_resumes(loss, shades, tmp_path, monkeypatch):
+    """With as many outputs as the architecture says."""
+    dataset = dataset_from_arrays('bare', (shades.train.pixels, None), (shades.test.pixels, None), task=Small)
+    config = CONFIG.replace(epochs=2, task=Small, loss=distance_from_one if loss == 'own' else None)
+    whole = train_and_evaluate(SPEC, config, tmp_path / 'whole', dataset=dataset)
+    assert np.isfinite(whole['test_loss'])
+    after_step(monkeypatch, 6, kill)
+    with pytest.raises(SystemError, match='killed'):
+        train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=dataset)
+    monkeypatch.undo()
+    result = train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=dataset)
+    assert result['test_loss'] == whole['test_loss']
+    assert last_state(tmp_path / 'run') == last_state(tmp_path / 'whole')
+    assert load_variables(tmp_path / 'run')['params']['head']['bias'].shape == (3,)
+
+
+def test_mixing_without_targets_is_refused(shades, tmp_path):
+    dataset = dataset_from_arrays('bare', (shades.train.pixels, None), (shades.test.pixels, None), task=Small)
+    with pytest.raises(InputError, match=r'mixup=0.2 mixes targets, and dataset bare has none; leave it out'):
+        train_and_evaluate(SPEC, CONFIG.replace(task=Small, mixup=0.2), tmp_path / 'run', dataset=dataset)
+    assert not (tmp_path / 'run').exists()

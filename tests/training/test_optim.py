@@ -1,6 +1,5 @@
 """Schedules and optimizer steps by hand."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,38 +9,21 @@ import optax
 import pytest
 
 from resnet_jax import InputError, TrainConfig
-from resnet_jax.models.resnet import stack_blocks
-from resnet_jax.training.config import OPTIMIZERS
-from resnet_jax.training.optim import make_optimizer, orthogonalized, parameter_rules
-
-PARAMS = {'conv1': {'kernel': jnp.array([2.0])}, 'norm1': {'scale': jnp.array([1.0]), 'bias': jnp.array([0.5])}}
-
-
-def in_order(rules):
-    """The kernel's, the scale's and the bias's of PARAMS."""
-    return [rules['conv1']['kernel'], rules['norm1']['scale'], rules['norm1']['bias']]
-
-
-@pytest.mark.parametrize(('decayed', 'expected'), [('all', [True, True, True]), ('kernels', [True, False, False])])
-def test_which_parameters_decay(decayed, expected):
-    rules = parameter_rules(PARAMS, TrainConfig(decayed=decayed))
-    assert [rule.decays for rule in in_order(rules)] == expected
-
-
-def test_a_parameter_without_a_rule_is_an_error():
-    with pytest.raises(ValueError, match='mystery'):
-        parameter_rules({'conv1': {'mystery': jnp.zeros(1)}}, TrainConfig())
+from resnet_jax.models.scanned import stack_blocks
+from resnet_jax.training.config import optimizer_of
+from resnet_jax.training.optimizers import OPTIMIZERS
+from tests.training.arrays import PARAMS, STACK, flat_of, newton_schulz, random_arrays, tree_of
 
 
 @pytest.mark.parametrize('freeze', [None, 'conv1'])
 @pytest.mark.parametrize('name', ['sgd', 'adamw'])
 def test_the_head_has_its_own_learning_rate(name, freeze):
     params = PARAMS | {'head': {'kernel': jnp.array([2.0]), 'bias': jnp.array([1.0])}}
-    config = TrainConfig(optimizer=name, learning_rate=0.1, weight_decay=0.5, freeze=freeze)
+    config = TrainConfig().replace(optimizer=name, learning_rate=0.1, weight_decay=0.5, freeze=freeze)
     grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.7), params)
 
     def updates(**fields):
-        optimizer = make_optimizer(dataclasses.replace(config, **fields), 10)
+        optimizer = optimizer_of(config.replace(**fields), 10)
         state = optimizer.init(params)
         for _ in range(2):
             updates, state = optimizer.update(grads, state, params)
@@ -54,24 +36,15 @@ def test_the_head_has_its_own_learning_rate(name, freeze):
     assert bool(np.any(same['conv1']['kernel'])) == (freeze is None)
 
 
-@pytest.mark.parametrize(
-    ('pattern', 'expected'),
-    [('conv1', [True, False, False]), ('norm1/(scale|bias)', [False, True, True]), ('.*bias', [False, False, True])],
-)
-def test_patterns_match_paths_from_their_beginning(pattern, expected):
-    rules = parameter_rules(PARAMS, TrainConfig(freeze=pattern))
-    assert [not rule.trained for rule in in_order(rules)] == expected
-
-
 @pytest.mark.parametrize(('pattern', 'which'), [('kernel', 'none of the parameters'), ('', 'all parameters')])
 def test_freezing_nothing_or_everything_is_an_error(pattern, which):
     with pytest.raises(InputError, match=f'matches {which}; their paths begin with: conv1, norm1') as error:
-        make_optimizer(TrainConfig(freeze=pattern), 10).init(PARAMS)
+        optimizer_of(TrainConfig().replace(freeze=pattern), 10).init(PARAMS)
     assert '\n' not in str(error.value)
 
 
 def test_frozen_parameters_have_neither_decay_nor_slots():
-    optimizer = make_optimizer(TrainConfig(weight_decay=0.5, momentum=0.9, freeze='conv1'), 10)
+    optimizer = optimizer_of(TrainConfig().replace(weight_decay=0.5, momentum=0.9, freeze='conv1'), 10)
     state = optimizer.init(PARAMS)
     slots = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
     assert any('norm1' in slot for slot in slots)
@@ -81,44 +54,9 @@ def test_frozen_parameters_have_neither_decay_nor_slots():
     np.testing.assert_allclose(updates['norm1']['scale'], -0.1 * 1.5)
 
 
-# A tree with the project's names: a stem, two blocks that could be stacked, an attention of one unit, and a head.
-SHAPES = {
-    'stem/conv/kernel': (3, 3, 1, 4),
-    'stem/norm/scale': (4,),
-    'stem/norm/bias': (4,),
-    'stage1_block1/conv1/kernel': (1, 1, 4, 4),
-    'stage1_block1/attention/kernel': (3, 1, 1),
-    'stage1_block1/se/bias': (4,),
-    'head/kernel': (4, 3),
-    'head/bias': (3,),
-}
-
-
-def tree_of(flat):
-    """Nested dicts of a dict by path."""
-    tree = {}
-    for path, value in flat.items():
-        *parents, name = path.split('/')
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
-
-
-def flat_of(tree):
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in flat}
-
-
-def random_arrays(seed, shapes=SHAPES, scale=1.0):
-    rng = np.random.default_rng(seed)
-    return {path: scale * rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
-
-
 def after_steps(config, params, gradients, steps_per_epoch=2):
     """Parameters by path after a step with each of the gradients."""
-    optimizer = make_optimizer(config, steps_per_epoch)
+    optimizer = optimizer_of(config, steps_per_epoch)
     params = tree_of({path: jnp.asarray(value) for path, value in params.items()})
     state = optimizer.init(params)
     step = jax.jit(lambda g, s, p: (lambda u, s: (optax.apply_updates(p, u), s))(*optimizer.update(g, s, p)))
@@ -134,7 +72,8 @@ class ByHand:
     """The optimizers once more, in float64, of one parameter at a time."""
 
     def __init__(self, config, params, decays, matrix):
-        self.c, self.decays, self.matrix = config, decays, matrix
+        self.c, self.decays, self.matrix = config.optimizer, decays, matrix
+        self.name = type(config.optimizer).__name__.lower()
         self.w = params.astype(np.float64)
         self.m, self.v = np.zeros_like(self.w), np.zeros_like(self.w)
         self.square, self.steps = np.ones_like(self.w), 0
@@ -150,7 +89,7 @@ class ByHand:
     def step(self, g, rate):
         self.steps += 1
         decay = self.c.weight_decay * self.w * self.decays
-        self.w = self.w - getattr(self, '_' + self.c.optimizer)(g.astype(np.float64), decay, rate)
+        self.w = self.w - getattr(self, f'_{self.name}')(g.astype(np.float64), decay, rate)
 
     def _sgd(self, g, decay, rate):
         return rate * self.momentum(g + decay, self.c.nesterov)
@@ -170,7 +109,7 @@ class ByHand:
         u = u * (1e-3 * NORM(self.w) / NORM(u) if self.decays else 1)
         return self.momentum(rate * u, self.c.nesterov)
 
-    def _rmsprop_tf(self, g, decay, rate):
+    def _rmsproptf(self, g, decay, rate):
         u = g + decay
         self.square = 0.9 * self.square + 0.1 * u * u
         return self.momentum(rate * u / np.sqrt(self.square + 1e-10), False)
@@ -184,25 +123,17 @@ class ByHand:
         return rate * (u.reshape(self.w.shape) + decay)
 
 
-def newton_schulz(x):
-    """By singular values: each s becomes a s + b s^3 + c s^5, five times."""
-    left, s, right = np.linalg.svd(x, full_matrices=False)
-    s = s / NORM(s)
-    for _ in range(5):
-        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-    return left * s @ right
-
-
 MATRICES = ('stem/conv/kernel', 'stage1_block1/conv1/kernel')
 
 
 @pytest.mark.parametrize(('decayed', 'nesterov'), [('all', False), ('not_norms', True), ('kernels', False)])
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_every_optimizer_by_hand(name, decayed, nesterov):
-    config = TrainConfig(
-        optimizer=name, learning_rate=0.05, epochs=3, schedule='linear', momentum=0.8, nesterov=nesterov,
-        weight_decay=0.3, decayed=decayed,
-    )  # fmt: skip
+    kind = OPTIMIZERS[name]
+    own = {'momentum': 0.8, 'nesterov': nesterov}
+    own = {field: value for field, value in own.items() if field in kind.__dataclass_fields__}
+    optimizer = kind(learning_rate=0.05, weight_decay=0.3, decayed=decayed, **own)
+    config = TrainConfig().replace(optimizer=optimizer, epochs=3, schedule='linear')
     params, gradients = random_arrays(0), [random_arrays(seed) for seed in range(1, 5)]
     found = after_steps(config, params, gradients)
     for path, value in params.items():
@@ -214,22 +145,13 @@ def test_every_optimizer_by_hand(name, decayed, nesterov):
         np.testing.assert_allclose(found[path], hand.w, rtol=2e-4, atol=2e-6, err_msg=path)
 
 
-@pytest.mark.parametrize('shape', [(5, 3), (3, 5), (4, 4), (9, 1)])
-def test_orthogonalized_matrices(shape):
-    matrix = random_arrays(1, {'x': shape})['x']
-    found = np.asarray(orthogonalized(jnp.asarray(matrix)))
-    np.testing.assert_allclose(found, newton_schulz(matrix), atol=2e-5)
-    assert np.all(np.abs(np.linalg.svd(found, compute_uv=False) - 0.95) < 0.3)
-    assert np.all(np.asarray(orthogonalized(jnp.zeros(shape))) == 0)
-
-
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_factors_of_the_learning_rate(name):
     """The first step of each parameter is its factor times what it would be, also where trust ratios adapt."""
-    config = TrainConfig(optimizer=name, weight_decay=0.1)
+    config = TrainConfig().replace(optimizer=name, learning_rate=0.1, weight_decay=0.1)
     params, gradients = random_arrays(0), [random_arrays(1)]
     factors = (('stem', 0.25), ('stage1_block1/(conv1|se)', 3.0), ('.*attention', 0.0))
-    changed = dataclasses.replace(config, learning_rate_factors=factors, head_learning_rate=0.2)
+    changed = config.replace(learning_rate_factors=factors, head_learning_rate=0.2)
     plain, found = (after_steps(config, params, gradients) for config in (config, changed))
     for path, value in params.items():
         factor = {'stem': 0.25, 'head': 2.0}.get(path.partition('/')[0], 0.0 if 'attention' in path else 3.0)
@@ -252,30 +174,23 @@ def test_factors_of_the_learning_rate(name):
 def test_every_parameter_has_one_rule(factors, fields, message):
     params = PARAMS | {'head': {'kernel': jnp.ones((1, 1)), 'bias': jnp.ones(1)}}
     with pytest.raises(InputError, match=message) as error:
-        make_optimizer(TrainConfig(learning_rate_factors=factors, **fields), 10).init(params)
+        optimizer_of(TrainConfig().replace(learning_rate_factors=factors, **fields), 10).init(params)
     assert '\n' not in str(error.value)
-
-
-def test_norms_are_told_from_convolutions_with_a_bias():
-    rules = flat_of(parameter_rules(tree_of(random_arrays(0)), TrainConfig(decayed='not_norms')))
-    assert [path for path, rule in rules.items() if not rule.decays] == ['stem/norm/bias', 'stem/norm/scale']
-    extra = {'norm': {'scale': jnp.ones(1), 'bias': jnp.ones(1), 'tau': jnp.ones(1), 'v': jnp.ones(1)}}
-    assert not any(rule.decays for rule in flat_of(parameter_rules(extra, TrainConfig(decayed='not_norms'))).values())
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_frozen_parameters_stay_whatever_the_optimizer(name):
     params, gradients = random_arrays(0), [random_arrays(1), random_arrays(2)]
     fields = {'optimizer': name, 'weight_decay': 0.1, 'adaptive_clip': 0.1, 'learning_rate_factors': (('stage1', 0.5),)}
-    found = after_steps(TrainConfig(**fields, freeze='stem'), params, gradients)
-    free = after_steps(TrainConfig(**fields), params, gradients)
+    found = after_steps(TrainConfig().replace(**fields, freeze='stem'), params, gradients)
+    free = after_steps(TrainConfig().replace(**fields), params, gradients)
     for path, value in params.items():
         np.testing.assert_array_equal(found[path], value if path.startswith('stem') else free[path])
 
 
 def test_the_norm_is_clipped_of_what_is_trained_alone():
     params, grads = random_arrays(0), random_arrays(1)
-    config = TrainConfig(learning_rate=1.0, weight_decay=0.0, momentum=0.0, clip_norm=0.5, freeze='stem')
+    config = TrainConfig().replace(learning_rate=1.0, weight_decay=0.0, momentum=0.0, clip_norm=0.5, freeze='stem')
     found = after_steps(config, params, [grads])
     trained = {path: grad for path, grad in grads.items() if not path.startswith('stem')}
     norm = NORM([NORM(grad) for grad in trained.values()])
@@ -293,7 +208,7 @@ def test_adaptive_clipping_looks_at_units(shape):
     shapes = {'stem/conv/kernel': shape, 'head/kernel': (4, 3)}
     params, grads = random_arrays(0, shapes), random_arrays(1, shapes)
     params['stem/conv/kernel'][..., 0] *= 1e-5  # the smallest norm is 1e-3
-    config = TrainConfig(learning_rate=1.0, weight_decay=0.0, momentum=0.0, adaptive_clip=0.3)
+    config = TrainConfig().replace(learning_rate=1.0, weight_decay=0.0, momentum=0.0, adaptive_clip=0.3)
     found = after_steps(config, params, [grads])
     weight, grad = params['stem/conv/kernel'], grads['stem/conv/kernel']
     axes = tuple(range(len(shape) - 1)) or None
@@ -305,15 +220,10 @@ def test_adaptive_clipping_looks_at_units(shape):
     np.testing.assert_allclose(found['head/kernel'], params['head/kernel'] - grads['head/kernel'], rtol=1e-6)
 
 
-STACK = {f'stage1_block{index}/conv1/kernel': (3, 3, 2, 3) for index in (1, 2, 3)} | {
-    f'stage1_block{index}/norm1/{name}': (3,) for index in (1, 2, 3) for name in ('scale', 'bias')
-}
-
-
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_stacked_blocks_are_treated_one_by_one(name):
     """What ``scan_blocks`` computes in a loop has the rules, norms and matrices of single blocks."""
-    config = TrainConfig(
+    config = TrainConfig().replace(
         optimizer=name, weight_decay=0.1, clip_norm=1.0, adaptive_clip=0.2, learning_rate_factors=(('stage1', 0.5),)
     )
     params, gradients = random_arrays(0, STACK), [random_arrays(seed, STACK) for seed in (1, 2)]
@@ -326,17 +236,11 @@ def test_stacked_blocks_are_treated_one_by_one(name):
         np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-def test_a_pattern_must_not_tear_a_stack():
-    stacked = stack_blocks(tree_of(random_arrays(0, STACK)))
-    with pytest.raises(InputError, match=r'stage1_block2/conv1/kernel and not stage1_block3/.*scan_blocks=False'):
-        parameter_rules(stacked, TrainConfig(learning_rate_factors=(('stage1_block[12]', 0.1),)))
-
-
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_several_networks_at_once(name):
     """``jax.vmap`` over an axis in front of parameters, gradients and state."""
-    fields = {'clip_norm': 0.5, 'adaptive_clip': 0.1, 'head_learning_rate': 0.3, 'freeze': 'stem/norm'}
-    optimizer = make_optimizer(TrainConfig(optimizer=name, decayed='kernels', **fields), 10)
+    fields = {'clip_norm': 0.5, 'adaptive_clip': 0.1, 'learning_rate': 0.1, 'head_learning_rate': 0.3}
+    optimizer = optimizer_of(TrainConfig().replace(optimizer=name, decayed='kernels', freeze='stem/norm', **fields), 10)
     params, grads = ([tree_of(random_arrays(seed)) for seed in seeds] for seeds in ((0, 1), (2, 3)))
     stack = functools.partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
     many = stack(*params)
@@ -351,7 +255,7 @@ def test_several_networks_at_once(name):
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_the_state_holds_one_count_of_the_schedule(name):
-    state = make_optimizer(TrainConfig(optimizer=name, clip_norm=1.0, freeze='stem'), 10).init(
+    state = optimizer_of(TrainConfig().replace(optimizer=name, clip_norm=1.0, freeze='stem'), 10).init(
         tree_of(random_arrays(0))
     )
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
@@ -378,5 +282,46 @@ def test_the_nesting_of_the_state_is_that_of_old_checkpoints(name, fields):
         )
         old = optax.partition({'frozen': optax.set_to_zero(), 'trained': old}, labels)
     params = tree_of(random_arrays(0))
-    found = make_optimizer(TrainConfig(optimizer=name, **fields), 10).init(params)
+    found = optimizer_of(TrainConfig().replace(optimizer=name, learning_rate=0.1, **fields), 10).init(params)
     assert jax.tree.structure(found) == jax.tree.structure(old.init(params))
+
+
+class TestOptax:
+    """Optimizers that are not ours: by optax's name, as a function, or as a transformation."""
+
+    @staticmethod
+    def direct(optimizer, params, gradients):
+        params = tree_of({path: jnp.asarray(value) for path, value in params.items()})
+        state = optimizer.init(params)
+        for grads in gradients:
+            updates, state = optimizer.update(tree_of(grads), state, params)
+            params = optax.apply_updates(params, updates)
+        return {path: np.asarray(value) for path, value in flat_of(params).items()}
+
+    @pytest.mark.parametrize('form', ['name', 'function', 'transformation'])
+    def test_steps_are_optaxs(self, form):
+        """With the schedule of the configuration, which halves the rate in the second of two epochs."""
+        params, gradients = random_arrays(0), [random_arrays(seed) for seed in (1, 2)]
+        rate = optax.piecewise_constant_schedule(0.01, {1: 0.5})
+        fields = {'schedule': 'step', 'decay_epochs': (1,), 'decay_factor': 0.5, 'epochs': 2}
+        asked = {'name': 'optax.lion', 'function': optax.lion, 'transformation': optax.lion(rate)}[form]
+        if form == 'transformation':  # it has its own rate
+            fields = {'epochs': 2}
+        else:
+            fields['learning_rate'] = 0.01
+        config = TrainConfig().replace(optimizer=asked, **fields)
+        found = after_steps(config, params, gradients, steps_per_epoch=1)
+        for path, value in self.direct(optax.lion(rate), params, gradients).items():
+            np.testing.assert_allclose(found[path], value, rtol=1e-6, err_msg=path)
+
+    def test_what_is_frozen_stays(self):
+        config = TrainConfig().replace(optimizer=optax.adam(0.1), freeze='stem')
+        params = random_arrays(0)
+        found = after_steps(config, params, [random_arrays(1)])
+        for path, value in params.items():
+            assert np.array_equal(found[path], value) == path.startswith('stem')
+
+    def test_a_function_that_gives_none_is_named(self):
+        config = TrainConfig().replace(optimizer=lambda learning_rate: learning_rate)
+        with pytest.raises(InputError, match=r'must give an optax.GradientTransformation, not a function'):
+            optimizer_of(config, 1).init(PARAMS)

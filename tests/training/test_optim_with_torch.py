@@ -10,8 +10,8 @@ import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
 
 from resnet_jax import RECIPES, TrainConfig  # noqa: E402
-from resnet_jax.training.optim import make_optimizer, orthogonalized  # noqa: E402
-from resnet_jax.training.schedules import learning_rate_schedule  # noqa: E402
+from resnet_jax.training.config import optimizer_of, rate_of  # noqa: E402
+from resnet_jax.training.muon import orthogonalized  # noqa: E402
 
 # Kernels as PyTorch has them, [out, in, kh, kw] and [out, in]; ours are [kh, kw, in, out] and [in, out].
 SHAPES = {'stem/conv/kernel': (4, 2, 3, 3), 'stem/norm/scale': (4,), 'stem/norm/bias': (4,)}
@@ -41,7 +41,7 @@ def random_arrays(seed):
 
 def our_steps(config, steps_per_epoch=1):
     """Parameters by path after each step, in PyTorch's layout."""
-    optimizer = make_optimizer(config, steps_per_epoch)
+    optimizer = optimizer_of(config, steps_per_epoch)
     params = tree_of({path: jnp.asarray(ours(value)) for path, value in random_arrays(0).items()})
     state, update, records = optimizer.init(params), jax.jit(optimizer.update), []
     for step in range(STEPS):
@@ -112,7 +112,7 @@ FIELDS = {'learning_rate': 0.05, 'epochs': STEPS, 'schedule': 'linear', 'weight_
 )
 def test_torch_optimizers(name, nesterov, make):
     expected = their_steps(lambda params: make(groups(params, 0.1, KERNELS)))
-    found = our_steps(TrainConfig(optimizer=name, nesterov=nesterov, **FIELDS))
+    found = our_steps(TrainConfig().replace(optimizer=name, nesterov=nesterov, **FIELDS))
     assert_same(found, expected, 5e-6)
 
 
@@ -146,19 +146,19 @@ def test_torch_muon_on_matrices_and_adamw_on_the_rest(monkeypatch):
             self.kernel.data.copy_(self.matrix.detach().reshape(self.kernel.shape))
 
     expected = their_steps(Both, lambda both: falling(both.muon, both.adamw))
-    assert_same(our_steps(TrainConfig(optimizer='muon', **FIELDS)), expected, 2e-5)
+    assert_same(our_steps(TrainConfig().replace(optimizer='muon', momentum=0.9, **FIELDS)), expected, 2e-5)
 
 
 def test_timm_lamb():
     optim = pytest.importorskip('timm.optim')
     expected = their_steps(lambda params: optim.Lamb(groups(params, 0.1, KERNELS), 0.05))
-    assert_same(our_steps(TrainConfig(optimizer='lamb', clip_norm=1.0, **FIELDS)), expected, 3e-6)
+    assert_same(our_steps(TrainConfig().replace(optimizer='lamb', clip_norm=1.0, **FIELDS)), expected, 3e-6)
 
 
 def test_timm_rmsprop_tf():
     optim = pytest.importorskip('timm.optim')
     expected = their_steps(lambda params: optim.RMSpropTF(groups(params, 0.1, KERNELS), 0.05, momentum=0.9))
-    assert_same(our_steps(TrainConfig(optimizer='rmsprop_tf', **FIELDS)), expected, 3e-6)
+    assert_same(our_steps(TrainConfig().replace(optimizer='rmsprop_tf', **FIELDS)), expected, 3e-6)
 
 
 def test_timm_adaptive_clipping():
@@ -175,7 +175,7 @@ def test_timm_adaptive_clipping():
             return super().step(closure)
 
     fields = FIELDS | {'momentum': 0.0, 'weight_decay': 0.0}
-    assert_same(our_steps(TrainConfig(adaptive_clip=0.3, **fields)), their_steps(Clipped), 3e-6)
+    assert_same(our_steps(TrainConfig().replace(adaptive_clip=0.3, **fields)), their_steps(Clipped), 3e-6)
 
 
 def test_ten_steps_of_torchvision_v2():
@@ -184,7 +184,7 @@ def test_ten_steps_of_torchvision_v2():
 
     def make(params):
         decayed = [path for path in SHAPES if 'norm' not in path]
-        return torch.optim.SGD(groups(params, config.weight_decay, decayed), 0.5, momentum=0.9)
+        return torch.optim.SGD(groups(params, config.optimizer.weight_decay, decayed), 0.5, momentum=0.9)
 
     def schedule(optimizer):
         warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=5)
@@ -207,7 +207,7 @@ def test_all_rates_of_torchvision_v2():
         expected.append(optimizer.param_groups[0]['lr'])
         optimizer.step()
         both.step()
-    found = jax.vmap(learning_rate_schedule(config, 1251))(1251 * np.arange(epochs) + 700)
+    found = jax.vmap(rate_of(config, 1251))(1251 * np.arange(epochs) + 700)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -221,8 +221,8 @@ def test_one_cycle_of_torch(warmup_epochs, share):
         optimizer.step()
         if step < 99:
             cycle.step()
-    config = TrainConfig(schedule='one_cycle', learning_rate=0.5, epochs=20, warmup_epochs=warmup_epochs)
-    found = jax.vmap(learning_rate_schedule(config, 5))(np.arange(100))
+    config = TrainConfig().replace(schedule='one_cycle', learning_rate=0.5, epochs=20, warmup_epochs=warmup_epochs)
+    found = jax.vmap(rate_of(config, 5))(np.arange(100))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -239,7 +239,7 @@ def test_ten_steps_of_resnet_strikes_back(recipe):
     optim, config = pytest.importorskip('timm.optim'), RECIPES[recipe]
 
     def make(params):
-        return optim.Lamb(groups(params, config.weight_decay, KERNELS), config.learning_rate)
+        return optim.Lamb(groups(params, config.optimizer.weight_decay, KERNELS), config.optimizer.learning_rate)
 
     for steps_per_epoch in (1, 3):
         expected = their_steps(make, lambda optimizer: timm_cosine(optimizer, config.epochs), steps_per_epoch)
@@ -250,10 +250,10 @@ def test_ten_steps_of_resnet_strikes_back(recipe):
 def test_all_rates_of_resnet_strikes_back(recipe):
     pytest.importorskip('timm')
     config = RECIPES[recipe]
-    optimizer, expected = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], config.learning_rate), []
+    optimizer, expected = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], config.optimizer.learning_rate), []
     step = timm_cosine(optimizer, config.epochs)
     for epoch in range(config.epochs):
         expected.append(optimizer.param_groups[0]['lr'])
         step(epoch + 1)
-    found = jax.vmap(learning_rate_schedule(config, 625))(625 * np.arange(config.epochs) + 300)
+    found = jax.vmap(rate_of(config, 625))(625 * np.arange(config.epochs) + 300)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)

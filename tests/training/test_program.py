@@ -1,6 +1,8 @@
-"""Programs: several seeds at once, teachers, averages with statistics of their own, what the flags of the step do."""
+"""Programs: several seeds at once, averages with statistics of their own, recomputed blocks."""
 
 import dataclasses
+import functools
+import json
 import os
 import signal
 
@@ -8,15 +10,27 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import InputError, Interrupted, ResNetSpec, TrainConfig, load_variables, train_and_evaluate, train_seeds
+from resnet_jax import (
+    Interrupted,
+    TrainConfig,
+    load_variables,
+    make_spec,
+    train_and_evaluate,
+    with_changes,
+)
 from resnet_jax.data.examples import Split
+from resnet_jax.data.feeds import THREAD_READER, ArrayFeed
+from resnet_jax.devices import data_mesh
+from resnet_jax.training import loop, program
 from resnet_jax.training.evaluation import Evaluator, StatisticsEstimator
 from resnet_jax.training.log import Log
-from resnet_jax.training.program import Program, make_model, step_options, together
-from resnet_jax.training.sharding import data_mesh
+from resnet_jax.training.plan import make_model, make_plan
+from resnet_jax.training.program import Phase, compile_program
+from resnet_jax.training.seeds import Seeds
+from resnet_jax.training.states import initial_state
 
-SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', drop_path_rate=0.1, num_classes=3)
-CONFIG = TrainConfig(dataset='shades', epochs=16, batch_size=16, learning_rate=0.1, crop_padding=1, mixup=0.2)
+SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', drop_path_rate=0.1, num_classes=3)
+CONFIG = TrainConfig().replace(dataset='shades', epochs=16, batch_size=16, learning_rate=0.1, crop_padding=1, mixup=0.2)
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +42,7 @@ def shades(make_shades):
 def alone(shades, tmp_path_factory):
     """A run of seed 4 alone."""
     workdir = tmp_path_factory.mktemp('runs') / 'alone'
-    return workdir, train_and_evaluate(SPEC, dataclasses.replace(CONFIG, seed=4), workdir, dataset=shades)
+    return workdir, train_and_evaluate(SPEC, CONFIG.replace(seed=4), workdir, dataset=shades)
 
 
 def assert_close(first, second):
@@ -38,7 +52,7 @@ def assert_close(first, second):
 
 
 def test_a_seed_among_others_is_the_seed_alone(alone, shades, tmp_path):
-    result = train_seeds(SPEC, dataclasses.replace(CONFIG, seed=3), tmp_path, 2, dataset=shades)
+    result = train_and_evaluate(SPEC, CONFIG.replace(seed=3), tmp_path, num_seeds=2, dataset=shades)
     assert_close(tmp_path / 'seed4', alone[0])
     assert result['runs'][1]['seed'] == 4
     assert result['runs'][1]['test_loss'] == pytest.approx(alone[1]['test_loss'], rel=1e-3)
@@ -46,61 +60,13 @@ def test_a_seed_among_others_is_the_seed_alone(alone, shades, tmp_path):
     accuracies = [run['test_accuracy'] for run in result['runs']]
     assert result['test_accuracy_mean'] == pytest.approx(np.mean(accuracies))
     assert result['test_accuracy_std'] == pytest.approx(np.std(accuracies, ddof=1))
-    again = train_seeds(SPEC, dataclasses.replace(CONFIG, seed=3), tmp_path, 2, dataset=shades)
+    again = train_and_evaluate(SPEC, CONFIG.replace(seed=3), tmp_path, num_seeds=2, dataset=shades)
     assert again == result
-
-
-@pytest.mark.parametrize('form', ['map', 'vmap'])
-def test_many_at_once_are_as_one_by_one(form, rng):
-    """What a CPU does, in a loop, and what the others do, side by side."""
-    x, shared = rng.normal(size=(3, 4)).astype(np.float32), np.float32(2)
-
-    def function(x, shared):
-        return {'sum': (x * shared).sum(), 'sorted': jax.numpy.sort(x)}
-
-    if form == 'map':
-        found = jax.jit(together(function))(x, shared)
-    else:  # the branch of other platforms, which this one can compute as well
-        found = jax.jit(lambda x: jax.vmap(lambda x: function(x, shared))(x))(x)
-    for index in range(3):
-        expected = function(x[index], shared)
-        np.testing.assert_allclose(found['sum'][index], expected['sum'], rtol=1e-6)
-        np.testing.assert_array_equal(found['sorted'][index], expected['sorted'])
-
-
-def test_other_platforms_take_the_seeds_side_by_side(shades):
-    """As lowered for a TPU, a program of two seeds has no loop; for a CPU it has one."""
-    function = jax.jit(together(lambda x, _: x @ x))
-    x = jax.ShapeDtypeStruct((3, 4, 4), np.float32)
-    texts = {name: jax.export.export(function, platforms=[name])(x).mlir_module() for name in ('cpu', 'tpu')}
-    assert 'while' in texts['cpu']
-    assert 'while' not in texts['tpu']
-
-
-def test_a_teacher_of_other_classes_is_refused(alone, shades, tmp_path):
-    def in_two(split):
-        return Split(split.images, split.labels % 2)
-
-    two = dataclasses.replace(shades, train=in_two(shades.train), test=in_two(shades.test), class_names=('a', 'b'))
-    config = dataclasses.replace(CONFIG, distill_from=str(alone[0]))
-    with pytest.raises(InputError, match='has 3 outputs, not 2'):
-        train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=two)
-    assert not (tmp_path / 'run').exists()
-
-
-def test_a_student_learns_from_its_teacher_alone(alone, shades, tmp_path):
-    """With labels that say nothing and the teacher's share of 1 it finds the classes all the same."""
-    wrong = dataclasses.replace(shades, train=Split(shades.train.images, np.zeros_like(shades.train.labels)))
-    fields = {'distill_from': str(alone[0]), 'distill_weight': 1.0, 'distill_temperature': 2.0, 'mixup': 0.0}
-    config = dataclasses.replace(CONFIG, epochs=24, **fields)
-    result = train_and_evaluate(SPEC, config, tmp_path, dataset=wrong)
-    assert alone[1]['test_accuracy'] > 0.9
-    assert result['test_accuracy'] > 0.9
 
 
 def test_statistics_are_found_anew_as_means_over_batches(alone, shades):
     model = make_model(SPEC, CONFIG)
-    model = dataclasses.replace(model, spec=dataclasses.replace(SPEC, num_classes=3, drop_path_rate=0.0))
+    model = dataclasses.replace(model, spec=with_changes(SPEC, num_classes=3, drop_path_rate=0.0))
     variables = load_variables(alone[0])
     spoilt = variables | {'batch_stats': jax.tree.map(lambda leaf: leaf + 5, variables['batch_stats'])}
     estimate = StatisticsEstimator(model, shades.train, shades.mean, shades.std, 50)
@@ -121,10 +87,10 @@ def test_statistics_are_found_anew_as_means_over_batches(alone, shades):
 
 
 def test_an_averaged_run_is_scored_and_loaded_by_its_average(shades, tmp_path):
-    config = dataclasses.replace(CONFIG, ema_decay=0.8, ema_warmup=True, reestimate_examples=50, shard_optimizer=True)
+    config = CONFIG.replace(ema_decay=0.8, ema_warmup=True, reestimate_examples=50, shard_optimizer=True)
     result = train_and_evaluate(SPEC, config, tmp_path, dataset=shades)
     variables = load_variables(tmp_path)
-    model = make_model(dataclasses.replace(SPEC, num_classes=3), config)
+    model = make_model(with_changes(SPEC, num_classes=3), config)
     total = Evaluator(model, shades.test, shades.mean, shades.std)(variables).summary
     assert total['loss'] == pytest.approx(result['test_loss'], rel=1e-5)
 
@@ -133,7 +99,7 @@ def test_an_averaged_run_is_scored_and_loaded_by_its_average(shades, tmp_path):
 def test_found_statistics_depend_on_no_earlier_ones(shades, tmp_path, monkeypatch):
     """A run that was stopped in between, and found them at another moment, ends with the same bytes."""
     fields = {'ema_decay': 0.8, 'reestimate_examples': 50, 'epochs': 3, 'checkpoint_every_steps': 2}
-    config = dataclasses.replace(CONFIG, **fields)
+    config = CONFIG.replace(**fields)
     train_and_evaluate(SPEC, config, tmp_path / 'whole', dataset=shades)
     plain = Log.step
 
@@ -150,35 +116,87 @@ def test_found_statistics_depend_on_no_earlier_ones(shades, tmp_path, monkeypatc
     jax.tree.map(np.testing.assert_array_equal, load_variables(tmp_path / 'halved'), load_variables(tmp_path / 'whole'))
 
 
-def test_the_optimizer_can_be_split_over_the_devices(shades):
-    mesh = data_mesh()
-    for shard in (False, True):
-        program = Program(SPEC, dataclasses.replace(CONFIG, shard_optimizer=shard), [0], shades, mesh)
-        state = program.initial_state(None)
-        trace = max(jax.tree.leaves(state.opt_state), key=lambda leaf: leaf.size)
-        assert trace.is_fully_replicated == (not shard)
-        assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
-        state, _ = program.compile_step(state)(state, 0)
-        trace = max(jax.tree.leaves(state.opt_state), key=lambda leaf: leaf.size)
-        assert trace.is_fully_replicated == (not shard)
-
-
-def test_settings_reach_the_network_and_the_step():
-    config = dataclasses.replace(
-        CONFIG, statistics=4, remat=True, accumulation_steps=2, sam_rho=0.1, ema_decay=0.9, reestimate_examples=9
-    )
-    model, options = make_model(SPEC, config), step_options(config)
-    assert (model.statistics, model.remat) == (4, True)
-    assert (options.accumulation_steps, options.sam_rho, options.ema_decay) == (2, 0.1, 0.9)
-    assert not options.average_statistics
-
-
 def test_recomputed_blocks_give_the_same_gradients(shades):
     mesh, states = data_mesh(jax.devices()[:1]), []
     for remat in (False, True):
-        program = Program(SPEC, dataclasses.replace(CONFIG, remat=remat), [0], shades, mesh)
-        state = program.initial_state(None)
-        state, sums = program.compile_step(state)(state, 0)
+        plan = make_plan(SPEC, CONFIG.replace(remat=remat), Seeds((0,)), shades, mesh, THREAD_READER)
+        state, _ = initial_state(plan)
+        state, (sums,) = compile_program(plan, state).step(state, 0)
         states.append((state.params, state.batch_stats, sums))
     for one, other in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('fails', ['peek', 'lower', 'Evaluator'])
+def test_what_reads_ahead_is_closed_where_a_compilation_fails(fails, shades, monkeypatch):
+    plan = make_plan(SPEC, CONFIG, Seeds((0,)), shades, data_mesh(), THREAD_READER)
+    state, closed = initial_state(plan)[0], []
+
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ArrayFeed, 'close', lambda self: closed.append(self))
+    if fails == 'peek':
+        monkeypatch.setattr(ArrayFeed, 'peek', fail)
+    else:
+        monkeypatch.setattr(program, 'take_step' if fails == 'lower' else 'Evaluator', fail)
+    with pytest.raises(ZeroDivisionError):
+        compile_program(plan, state)
+    assert len(closed) == 1
+
+
+class TestPhases:
+    """Parts of a training that are programs of their own."""
+
+    @staticmethod
+    def plan_of(shades, **changes):
+        config = CONFIG.replace(epochs=2, mixup=0.0, **changes)
+        return make_plan(SPEC, config, Seeds((0,)), shades, data_mesh(jax.devices()[:1]), THREAD_READER)
+
+    def test_several_steps_a_call_are_those_steps(self, shades):
+        """Three of an epoch of three steps, and of two the two and the one that are left."""
+        plan = self.plan_of(shades)
+        assert plan.epoch_steps == 3
+        single, looped = (
+            compile_program(plan, initial_state(plan)[0], phases=[Phase(steps_per_call=steps)]) for steps in (1, 2)
+        )
+        (one, _), (other, _) = initial_state(plan), initial_state(plan)
+        expected = []
+        for step in range(3):
+            one, sums = single.step(one, step)
+            expected += sums
+        other, first = looped.step(other, 0)
+        other, rest = looped.step(other, 2)
+        assert (len(first), len(rest)) == (2, 1)
+        for found, sums in zip((*first, *rest), expected, strict=True):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, sums)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), other.params, one.params)
+
+    def test_a_phase_has_its_own_image_size(self, shades):
+        """The same as with images that were resized before, as far as interpolations of constants agree."""
+        plan = self.plan_of(shades, crop_padding=0)
+        flat = np.repeat(np.arange(len(shades.train), dtype=np.uint8), 36).reshape(-1, 6, 6, 1)
+        sizes = {}
+        for size in (None, 4):
+            constant = dataclasses.replace(
+                shades, train=Split(flat[:, :size, :size] if size else flat, shades.train.labels)
+            )
+            plan = dataclasses.replace(plan, dataset=constant)
+            phases = [Phase(image_size=4 if size is None else None)]
+            _, (sums,) = compile_program(plan, initial_state(plan)[0], phases=phases).step(initial_state(plan)[0], 0)
+            sizes[size] = sums
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), sizes[None], sizes[4])
+
+    def test_fit_goes_from_phase_to_phase(self, shades, tmp_path, monkeypatch):
+        """With the records, saves and result of single steps."""
+        config = CONFIG.replace(epochs=2, log_every_steps=1)
+        train_and_evaluate(SPEC, config, tmp_path / 'single', dataset=shades)
+        phases = functools.partial(compile_program, phases=(Phase(), Phase(1, steps_per_call=2)))
+        monkeypatch.setattr(loop, 'compile_program', phases)
+        train_and_evaluate(SPEC, config, tmp_path / 'phases', dataset=shades)
+        single, phased = (
+            [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+            for name in ('single', 'phases')
+        )
+        assert [record['step'] for record in phased] == [record['step'] for record in single]
+        assert [r['loss'] for r in phased] == pytest.approx([r['loss'] for r in single], rel=1e-3)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +15,33 @@ import pytest
 from resnet_jax import RECIPES, InputError, TrainConfig, get_config
 from resnet_jax.data.batches import steps_per_epoch, train_indices
 from resnet_jax.data.examples import check_memory
-from resnet_jax.training.optim import make_optimizer
-from resnet_jax.training.recipes import bit_hyperrule
-from resnet_jax.training.tasks import TASKS
+from resnet_jax.settings import values_of
+from resnet_jax.tasks.kinds import make_task
+from resnet_jax.training.config import optimizer_of
+
+
+def flat(config):
+    """The settings of a configuration by their names, and its peak learning rate."""
+    return types.SimpleNamespace(**values_of(config), peak_learning_rate=config.peak_learning_rate)
+
+
+FLAT = {name: flat(config) for name, config in RECIPES.items()}
+
+
+def chosen(recipe, **overrides):
+    """A recipe's settings after some were replaced."""
+    return flat(get_config(recipe, **overrides))
 
 
 def test_recipes_carry_their_own_names_and_survive_json():
     for name, config in RECIPES.items():
         assert config.recipe == name
-        assert TrainConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+        assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 def test_published_settings():
     """As printed: He et al. 2015 section 4.2, Zagoruyko 2016 section 3, Xie et al. 2017 section 5.3."""
-    he, wrn, resnext = (RECIPES[name] for name in ('he2015_cifar', 'wrn_cifar', 'resnext_cifar'))
+    he, wrn, resnext = (FLAT[name] for name in ('he2015_cifar', 'wrn_cifar', 'resnext_cifar'))
     for config in (he, wrn, resnext):
         assert (config.batch_size, config.learning_rate, config.momentum) == (128, 0.1, 0.9)
         assert (config.crop_padding, config.horizontal_flip, config.decayed) == (4, True, 'all')
@@ -42,40 +56,41 @@ def test_published_settings():
 
 
 def test_another_length_stretches_the_schedule():
-    assert get_config('he2015_cifar', epochs=82).decay_epochs == (41, 61.5)
-    assert get_config('digits_quick', epochs=10).warmup_epochs == pytest.approx(1)
-    assert get_config('digits_quick', epochs=10, warmup_epochs=5).warmup_epochs == 5
-    with pytest.raises(InputError, match="no field 'nope'"):
+    assert chosen('he2015_cifar', epochs=82).decay_epochs == (41, 61.5)
+    assert chosen('digits_quick', epochs=10).warmup_epochs == pytest.approx(1)
+    assert chosen('digits_quick', epochs=10, warmup_epochs=5).warmup_epochs == 5
+    with pytest.raises(InputError, match="unknown setting 'nope'; known: "):
         get_config('digits_quick', nope=1)
 
 
 def test_what_follows_from_another_task_or_optimizer():
-    sgd = get_config('digits_quick')
-    assert get_config('digits_quick', optimizer='sgd') == sgd
-    adam = get_config('digits_quick', optimizer='adamw')
+    sgd = chosen('digits_quick')
+    assert get_config('digits_quick', optimizer='sgd') == get_config('digits_quick')
+    adam = chosen('digits_quick', optimizer='adamw')
     assert (adam.learning_rate, adam.label_smoothing) == (1e-3, sgd.label_smoothing)
-    values = get_config('digits_quick', task='regression')
+    values = chosen('digits_quick', task='regression')
     assert (values.learning_rate, values.label_smoothing, values.crop_padding) == (pytest.approx(0.02), 0.0, 0)
-    assert not get_config('cifar_fast', task='regression').horizontal_flip
-    chosen = get_config('digits_quick', task='regression', optimizer='adam', learning_rate=0.5)
-    assert chosen.learning_rate == 0.5
-    muon = get_config('bag_of_tricks', optimizer='muon')
+    assert not chosen('cifar_fast', task='regression').horizontal_flip
+    asked = chosen('digits_quick', task='regression', optimizer='adam', learning_rate=0.5)
+    assert asked.learning_rate == 0.5
+    muon = chosen('bag_of_tricks', optimizer='muon')
     assert (muon.peak_learning_rate, muon.momentum) == (1e-3, 0.95)
-    plain = get_config('cifar_fast', optimizer='sgd')
+    plain = chosen('cifar_fast', optimizer='sgd')
     assert (plain.peak_learning_rate, plain.momentum, plain.weight_decay) == (0.1, 0.9, 1e-4)
-    adamw = get_config('cifar_fast', optimizer='adamw')
-    assert (adamw.momentum, adamw.weight_decay) == (0.9, 0.02)
-    assert get_config('cifar_fast', optimizer='lars', weight_decay=0.5).weight_decay == 0.5
-    lamb = get_config('digits_quick', optimizer='lamb')
+    adamw = chosen('cifar_fast', optimizer='adamw')
+    assert (adamw.b1, adamw.weight_decay) == (0.9, 0.02)
+    assert not hasattr(adamw, 'momentum')  # which it would not use
+    assert chosen('cifar_fast', optimizer='lars', weight_decay=0.5).weight_decay == 0.5
+    lamb = chosen('digits_quick', optimizer='lamb')
     assert (lamb.peak_learning_rate, lamb.weight_decay) == (1e-3, 0.02)
-    assert get_config('bit_cifar10', optimizer='adamw').weight_decay == 0.0
-    assert get_config('rsb_a2', optimizer='sgd').peak_learning_rate == 0.1
+    assert chosen('bit_cifar10', optimizer='adamw').weight_decay == 0.0
+    assert chosen('rsb_a2', optimizer='sgd').peak_learning_rate == 0.1
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_every_recipe_fits_its_data(recipe):
     """Whole batches, and in memory what is not read while training."""
-    config = RECIPES[recipe]
+    config = FLAT[recipe]
     num = {'digits': 1_437, 'cifar10': 50_000, 'imagenet2012': 1_281_167}[config.dataset]
     assert steps_per_epoch(num, config.batch_size) >= 1
     assert len(train_indices(0, 0, num, config.batch_size, config.augmentation_repeats)) == config.batch_size
@@ -86,89 +101,83 @@ def test_every_recipe_fits_its_data(recipe):
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_regression_has_no_augmentation(recipe):
-    config, plain = get_config(recipe, task='regression'), TrainConfig()
-    for field in dataclasses.fields(config):
-        if field.name not in TRAINING | {'image_size', 'crop_fill', 'crop_ratio', 'crop_pct', 'interpolation'}:
-            assert getattr(config, field.name) == getattr(plain, field.name), field.name
-    assert config.learning_rate == pytest.approx(RECIPES[recipe].learning_rate / 5)
+    config = get_config(recipe, task='regression')
+    assert config.augmentation == TrainConfig().augmentation
+    assert config.objective == dataclasses.replace(TrainConfig().objective, task='regression')
+    optimizer = RECIPES[recipe].optimizer
+    assert config.optimizer == dataclasses.replace(optimizer, learning_rate=optimizer.learning_rate / 5)
 
 
 def test_another_schedule_has_no_epochs_to_fall_at():
-    assert get_config('torchvision_v1', schedule='cosine').decay_epochs == ()
-    assert get_config('torchvision_v1', epochs=180).decay_epochs == (60, 120)
+    assert not hasattr(chosen('torchvision_v1', schedule='cosine'), 'decay_epochs')
+    assert chosen('torchvision_v1', epochs=180).decay_epochs == (60, 120)
 
 
 def test_an_average_keeps_its_share_of_the_training():
-    whole, part = get_config('torchvision_v2'), get_config('torchvision_v2', epochs=60)
+    whole, part = chosen('torchvision_v2'), chosen('torchvision_v2', epochs=60)
     assert 1 / (1 - part.ema_decay) == pytest.approx(0.1 / (1 - whole.ema_decay))
-    assert get_config('torchvision_v2', epochs=1).ema_decay >= 0
-    assert get_config('torchvision_v2', epochs=60, ema_decay=0.5).ema_decay == 0.5
+    assert chosen('torchvision_v2', epochs=1).ema_decay >= 0
+    assert chosen('torchvision_v2', epochs=60, ema_decay=0.5).ema_decay == 0.5
 
 
 def test_another_loss_has_no_threshold():
-    assert get_config('rsb_a2').target_threshold == 0.2
-    assert get_config('rsb_a2', loss='softmax_cross_entropy').target_threshold is None
+    assert chosen('rsb_a2').target_threshold == 0.2
+    assert chosen('rsb_a2', loss='softmax_cross_entropy').target_threshold is None
 
 
 @pytest.mark.parametrize(
     ('fields', 'needs'),
     [
-        ({'momentum': 0.8, 'optimizer': 'adam'}, 'sgd, lars, rmsprop_tf or muon'),
-        ({'nesterov': True, 'optimizer': 'lamb'}, 'optimizer sgd or lars'),
+        ({'momentum': 0.8, 'optimizer': 'adam'}, 'optimizer=sgd, lars, rmsprop_tf or muon'),
+        ({'nesterov': True, 'optimizer': 'lamb'}, 'optimizer=sgd or lars'),
         ({'decay_factor': 0.5}, 'schedule=step'),
         ({'schedule_power': 2.0}, 'schedule=polynomial'),
-        ({'final_learning_rate': 0.01, 'schedule': 'constant'}, 'schedule cosine, linear or polynomial'),
-        ({'warmup_start': 0.1, 'warmup_epochs': 0}, 'warmup_epochs'),
+        ({'final_learning_rate': 0.01, 'schedule': 'constant'}, 'schedule=cosine, linear or polynomial'),
+        ({'warmup_start': 0.1, 'warmup_epochs': 0}, 'warmup_epochs or one_cycle'),
         ({'ema_warmup': True}, 'ema_decay'),
         ({'distill_temperature': 2.0}, 'distill_from'),
         ({'crop_ratio': (0.5, 2.0)}, 'crop_area'),
     ],
 )
 def test_what_would_do_nothing_is_refused(fields, needs):
-    with pytest.raises(InputError, match=f'would do nothing: it needs {needs}$'):
+    with pytest.raises(InputError, match=f'has no effect without {needs}$'):
         get_config('digits_quick', **fields)
 
 
+@pytest.mark.parametrize(
+    ('recipe', 'fields'),
+    [
+        ('he2015_cifar', {'crop_padding': 0}),
+        ('wrn_cifar', {'crop_padding': 0}),
+        ('rsb_a2', {'policy': None}),
+        ('rsb_a2', {'warmup_epochs': 0}),
+        ('rsb_a2', {'epochs': 30, 'optimizer': optax.sgd(0.1)}),
+    ],
+)
+def test_a_part_of_a_recipe_goes_with_all_that_needs_it(recipe, fields):
+    found = get_config(recipe, **fields)
+    assert found.augmentation.crop_fill == ('black' if fields.keys() & {'crop_padding', 'policy'} else 'mean')
+
+
+def test_an_optimizer_of_optax_keeps_the_clipping_of_the_recipe():
+    assert get_config('rsb_a2', optimizer='optax.lion').optimizer.clip_norm == 1
+    assert get_config('rsb_a2', optimizer=optax.lion).optimizer.clip_norm == 1
+
+
 def test_an_unknown_recipe_gets_the_known_ones():
-    with pytest.raises(InputError, match=r"unknown recipe 'he2015'; known: he2015_cifar"):
+    with pytest.raises(InputError, match=r"unknown recipe 'he2015'; nearest known: he2015_cifar"):
         get_config('he2015')
-
-
-# Fields that are no augmentation of images or targets.
-TRAINING = {
-    *(
-        'dataset',
-        'task',
-        'recipe',
-        'seed',
-        'epochs',
-        'batch_size',
-        'optimizer',
-        'learning_rate',
-        'momentum',
-        'nesterov',
-    ),
-    *('learning_rate_batch_size', 'schedule', 'schedule_unit', 'decay_epochs', 'decay_factor', 'final_learning_rate'),
-    *(
-        'warmup_epochs',
-        'warmup_start',
-        'warmup_prefix',
-        'weight_decay',
-        'decayed',
-        'clip_norm',
-        'checkpoint_every_epochs',
-    ),
-    *('ema_decay', 'ema_every_steps'),
-}
 
 
 def test_published_settings_on_imagenet():
     """As printed in the papers' tables, or set in their authors' code."""
-    for name, config in RECIPES.items():
-        assert config.momentum == (0.6 if name == 'cifar_fast' else 0.9), name
-    assert {RECIPES[name].dataset for name in IMAGENET} == {'imagenet2012'}
-    he, fb, resnext = (RECIPES[name] for name in ('he2015_imagenet', 'fb_resnet_torch', 'resnext_imagenet'))
-    for config in (he, fb, resnext, RECIPES['torchvision_v1']):
+    for name, config in FLAT.items():
+        assert getattr(config, 'momentum', None) == {'cifar_fast': 0.6, 'lamb': None}.get(
+            name if name == 'cifar_fast' else config.optimizer, 0.9
+        )
+    assert {FLAT[name].dataset for name in IMAGENET} == {'imagenet2012'}
+    he, fb, resnext = (FLAT[name] for name in ('he2015_imagenet', 'fb_resnet_torch', 'resnext_imagenet'))
+    for config in (he, fb, resnext, FLAT['torchvision_v1']):
         assert (config.batch_size, config.peak_learning_rate, config.weight_decay) == (256, 0.1, 1e-4)
         assert (config.schedule, config.decay_factor, config.decayed, config.crop_size) == ('step', 0.1, 'all', 224)
     assert he.epochs == round(60e4 * 256 / 1_281_167)
@@ -176,10 +185,10 @@ def test_published_settings_on_imagenet():
     np.testing.assert_allclose(he.crop_area, [(224 / 480) ** 2, (224 / 256) ** 2], atol=0.005)
     assert (fb.epochs, fb.nesterov, fb.color_jitter, fb.lighting) == (90, True, (0.4, 0.4, 0.4), 0.1)
     assert resnext.decay_epochs == (30, 60, 90)
-    tricks = RECIPES['bag_of_tricks']
+    tricks = FLAT['bag_of_tricks']
     assert (tricks.batch_size, tricks.peak_learning_rate, tricks.epochs) == (1024, 0.4, 200)
     assert (tricks.label_smoothing, tricks.mixup, tricks.decayed, tricks.warmup_epochs) == (0.1, 0.2, 'kernels', 5)
-    rs = RECIPES['resnet_rs']
+    rs = FLAT['resnet_rs']
     assert (rs.batch_size, rs.peak_learning_rate, rs.epochs, rs.weight_decay) == (4096, 1.6, 350, 4e-5)
     assert (rs.ema_decay, rs.label_smoothing, rs.warmup_epochs) == (0.9999, 0.1, 5)
     assert rs.epochs * (1_281_167 // 4096) == pytest.approx(109_475, abs=350)
@@ -187,7 +196,7 @@ def test_published_settings_on_imagenet():
 
 def test_resnet_strikes_back():
     """Wightman et al. 2021, Table 2."""
-    columns = zip(*(dataclasses.asdict(RECIPES[f'rsb_a{index}']).items() for index in (1, 2, 3)), strict=True)
+    columns = zip(*(values_of(RECIPES[f'rsb_a{index}']).items() for index in (1, 2, 3)), strict=True)
     table = {row[0][0]: tuple(value for _, value in row) for row in columns}
     assert {values for name in ('batch_size', 'warmup_epochs', 'cutmix') for values in [table[name]]} == {
         (2048,) * 3, (5,) * 3, (1.0,) * 3
@@ -236,11 +245,11 @@ LADDER = [
 
 def test_the_ladder_from_torchvision_v1_to_v2(root):
     text = (root / 'docs' / 'recipes.md').read_text()
-    chosen, gone = {}, []
+    settings, gone = {}, []
     for rung, accuracy, overrides in LADDER:
-        assert not overrides.keys() & chosen.keys()
-        chosen |= overrides
-        config = get_config('torchvision_v1', **chosen)
+        assert not overrides.keys() & settings.keys()
+        settings |= overrides
+        config = get_config('torchvision_v1', **settings)
         assert (config not in gone) or not overrides
         gone.append(config)
         [line] = [line for line in text.splitlines() if line.startswith(f'| {rung} ')]
@@ -251,7 +260,7 @@ def test_the_ladder_from_torchvision_v1_to_v2(root):
             )
     assert dataclasses.replace(gone[-1], recipe='torchvision_v2') == RECIPES['torchvision_v2']
     decay = 1 - (1 - 0.99998) * 1024 * 32 / 600
-    assert RECIPES['torchvision_v2'].ema_decay == pytest.approx(decay, abs=1e-10)
+    assert FLAT['torchvision_v2'].ema_decay == pytest.approx(decay, abs=1e-10)
 
 
 def test_every_recipe_is_in_the_table(root):
@@ -259,43 +268,7 @@ def test_every_recipe_is_in_the_table(root):
     assert all(f'| `{name}` |' in text for name in RECIPES)
 
 
-@pytest.mark.parametrize(
-    ('examples', 'steps', 'falls'),
-    [
-        (1_000, 500, (0.4, 0.6, 0.8)),
-        (19_999, 500, (0.4, 0.6, 0.8)),
-        (50_000, 10_000, (0.3, 0.6, 0.9)),
-        (1_281_167, 20_000, (0.3, 0.6, 0.9)),
-    ],
-)
-def test_the_hyperrule_counts_in_steps(examples, steps, falls):
-    config = bit_hyperrule(examples, image_pixels=224)
-    epoch = examples // config.batch_size
-    assert config.epochs * epoch == pytest.approx(steps, abs=epoch / 2)
-    np.testing.assert_allclose(np.array(config.decay_epochs) * epoch, np.array(falls) * steps + 1)
-    assert config.warmup_epochs * epoch == pytest.approx(100 if steps == 500 else 500)
-    assert config.mixup == (0.0 if steps == 500 else 0.1)
-    assert (config.image_size, config.crop_size, config.weight_decay) == (512, 480, 0.0)
-
-
-@pytest.mark.parametrize(('examples', 'batch'), [(12_000, 32), (450_000, 64), (2_930_000, 512), (1, 512), (499_999, 3)])
-def test_the_hyperrules_last_fall_lies_within_the_training(examples, batch):
-    config = bit_hyperrule(examples, batch_size=batch)
-    assert max(*config.decay_epochs, config.warmup_epochs) < config.epochs
-
-
-def test_the_hyperrule_of_small_images_and_small_data():
-    config = RECIPES['bit_cifar10']
-    assert config == bit_hyperrule(50_000, dataset='cifar10', image_pixels=32, recipe='bit_cifar10')
-    assert (config.image_size, config.crop_size, config.learning_rate, config.batch_size) == (160, 128, 0.003, 512)
-    few = bit_hyperrule(100)
-    assert (few.batch_size, few.epochs, few.peak_learning_rate) == (100, 500, pytest.approx(0.003 * 100 / 512))
-    assert bit_hyperrule(10_000, horizontal_flip=False).horizontal_flip is False
-    with pytest.raises(InputError, match='num_train_examples=0 must be at least 1'):
-        bit_hyperrule(0)
-
-
-IMAGENET = [name for name, config in RECIPES.items() if config.dataset == 'imagenet2012']
+IMAGENET = [name for name, config in FLAT.items() if config.dataset == 'imagenet2012']
 
 CLASSES, FEATURES = 3, 4
 EPOCH_STEPS = 2  # so that ten steps see warmups that go by the epoch
@@ -381,7 +354,7 @@ def muon_direction(m):
 
 def steps_by_hand(recipe, w, x, labels):
     """Losses of ten steps, and the parameters after them, in float64."""
-    config = RECIPES[recipe]
+    config = FLAT[recipe]
     w, losses = {name: value.astype(np.float64) for name, value in w.items()}, []
     m, v = ({name: np.zeros_like(value) for name, value in w.items()} for _ in range(2))
     for step in range(10):
@@ -420,8 +393,8 @@ def network(flat):
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_what_decays_in_every_recipe(recipe):
     """Without gradients, decay alone moves parameters, by amounts that ten steps of learning would hide."""
-    config, params = RECIPES[recipe], network(problem()[0])
-    optimizer = make_optimizer(config, EPOCH_STEPS)
+    config, params = FLAT[recipe], network(problem()[0])
+    optimizer = optimizer_of(RECIPES[recipe], EPOCH_STEPS)
     state = optimizer.init(params)
     for step in range(2):
         updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
@@ -437,18 +410,19 @@ def test_what_decays_in_every_recipe(recipe):
 
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_ten_steps_of_every_recipe_by_hand(recipe):
-    config = RECIPES[recipe]
+    config = FLAT[recipe]
     flat, x, labels = problem()
     expected, by_hand = steps_by_hand(recipe, flat, x, labels)
     params = network(flat)
-    task = TASKS[config.task](config.loss or '', config.label_smoothing, config.target_threshold)
+    task = make_task(config.task, config.loss, config.label_smoothing, config.target_threshold)
 
     def loss_fn(params):
         stem, head = params['stem'], params['head']
         hidden = x @ stem['conv']['kernel'][0, 0] * stem['norm']['scale'][None] + stem['norm']['bias'][None]
-        return task.losses(hidden @ head['kernel'] + head['bias'][None], jnp.asarray(labels), smooth=True).mean()
+        outputs = hidden @ head['kernel'] + head['bias'][None]
+        return task.training_loss()(outputs, task.dense_targets(outputs, jnp.asarray(labels))).mean()
 
-    optimizer = make_optimizer(config, EPOCH_STEPS)
+    optimizer = optimizer_of(RECIPES[recipe], EPOCH_STEPS)
     state = optimizer.init(params)
 
     @jax.jit

@@ -3,22 +3,34 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from resnet_jax import ResNet, ResNetSpec, TrainConfig, create_train_state, eval_step, init_variables, train_step
+from resnet_jax import (
+    InputError,
+    ResNet,
+    TrainConfig,
+    create_train_state,
+    eval_step,
+    init_variables,
+    make_spec,
+    train_step,
+    with_changes,
+)
 from resnet_jax import numpy_reference as reference
-from resnet_jax.training.optim import make_optimizer
+from resnet_jax.tasks.kinds import MultiClass
+from resnet_jax.training.config import Averaging, Distillation, optimizer_of
 from resnet_jax.training.step import PLAIN, StepOptions, loss_fn
-from resnet_jax.training.tasks import MultiClass
 
-SPEC = ResNetSpec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=4)
+SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=4)
 MODEL = ResNet(SPEC)
-CONFIG = TrainConfig(epochs=4, learning_rate=0.1, weight_decay=1e-3, schedule='step', decay_epochs=(3,))
-OPTIMIZER = make_optimizer(CONFIG, 10)
+CONFIG = TrainConfig().replace(epochs=4, learning_rate=0.1, weight_decay=1e-3, schedule='step', decay_epochs=(3,))
+OPTIMIZER = optimizer_of(CONFIG, 10)
+QUARTER = StepOptions(distillation=Distillation('teacher', distill_weight=0.25))
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +140,7 @@ def test_moved_images_have_their_third_of_an_evaluation(state, batch):
 
 
 def test_what_is_dropped_at_random_changes_with_the_key_and_compiles_once(batch):
-    model = ResNet(dataclasses.replace(SPEC, drop_path_rate=0.5, dropout_rate=0.3))
+    model = ResNet(with_changes(SPEC, drop_path_rate=0.5, dropout_rate=0.3))
     step = jax.jit(lambda state, batch, key: train_step(state, batch, model=model, optimizer=OPTIMIZER, key=key))
     state = create_train_state(init_variables(model, jax.random.key(1), (6, 6, 3)), OPTIMIZER)
     losses = []
@@ -144,8 +156,8 @@ def test_what_is_dropped_at_random_changes_with_the_key_and_compiles_once(batch)
 def test_everything_but_the_head_can_be_frozen(batch):
     """Also the normalization behind a pre-activation network's last block: its statistics stay, too."""
     pattern = '(?!head)'
-    model = ResNet(dataclasses.replace(SPEC, block='preact_basic'), frozen=pattern)
-    optimizer = make_optimizer(dataclasses.replace(CONFIG, freeze=pattern), 10)
+    model = ResNet(with_changes(SPEC, block='preact_basic'), frozen=pattern)
+    optimizer = optimizer_of(CONFIG.replace(freeze=pattern), 10)
     state = create_train_state(init_variables(model, jax.random.key(1), (6, 6, 3)), optimizer)
     after, _ = jax.jit(lambda state: train_step(state, batch, model=model, optimizer=optimizer))(state)
     jax.tree.map(np.testing.assert_array_equal, after.batch_stats, state.batch_stats)
@@ -169,7 +181,7 @@ def same(first, second):
 @pytest.mark.parametrize('poison', ['image', 'gradient'])
 def test_what_is_not_finite_changes_nothing_but_the_step(state, batch, poison):
     """Neither parameters, statistics, momentum nor average; the schedule goes on."""
-    options = StepOptions(ema_decay=0.5)
+    options = StepOptions(averaging=Averaging(0.5))
     state = dataclasses.replace(state, average=jax.tree.map(lambda leaf: leaf + 1, state.variables))
     if poison == 'image':
         batch = batch | {'image': batch['image'].at[0, 0, 0, 0].set(jnp.inf)}
@@ -195,8 +207,8 @@ def test_what_is_not_finite_changes_nothing_but_the_step(state, batch, poison):
 def test_the_average_follows_as_it_is_defined(state, batch, jitted):
     """``a <- d a + (1 - d) new`` at every second step, d = min(0.9, (1 + n) / (10 + n)) with the warmup."""
     for options, decays in (
-        (StepOptions(ema_decay=0.9, ema_warmup=True), [2 / 11, 3 / 12, 4 / 13, 5 / 14]),
-        (StepOptions(ema_decay=0.9, ema_every_steps=2), [1, 0.9, 1, 0.9]),
+        (StepOptions(averaging=Averaging(0.9, ema_warmup=True)), [2 / 11, 3 / 12, 4 / 13, 5 / 14]),
+        (StepOptions(averaging=Averaging(0.9, ema_every_steps=2)), [1, 0.9, 1, 0.9]),
     ):
         plain, average = state, jax.device_get(state.variables)
         run = create_train_state(state.variables, OPTIMIZER, average=True)
@@ -207,7 +219,7 @@ def test_the_average_follows_as_it_is_defined(state, batch, jitted):
             average = jax.tree.map(lambda a, n, d=decay: d * a + (1 - d) * n, average, plain.variables)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run.average, average)
         assert run.eval_variables is run.average
-    options = StepOptions(ema_decay=0.9, average_statistics=False)
+    options = StepOptions(averaging=Averaging(0.9, reestimate_examples=8))
     after, _ = stepped(MODEL, OPTIMIZER, create_train_state(state.variables, OPTIMIZER, average=True), batch, options)
     same(after.average['batch_stats'], state.batch_stats)
 
@@ -275,7 +287,73 @@ def test_a_teacher_has_its_share_of_the_loss(state, batch):
     """Of one that says what the network says itself, nothing is left but the rest of the usual loss."""
     outputs = MODEL.apply(state.variables, batch['image'], train=True, mutable=['batch_stats'])[0]
     plain = stepped(MODEL, OPTIMIZER, state, batch)[1]
-    taught = stepped(MODEL, OPTIMIZER, state, batch | {'teacher': outputs}, StepOptions(distill_weight=0.25))[1]
+    taught = stepped(MODEL, OPTIMIZER, state, batch | {'teacher': outputs}, QUARTER)[1]
     np.testing.assert_allclose(taught['loss'], 0.75 * plain['loss'], rtol=1e-5)
     other = batch | {'teacher': -outputs}
-    assert stepped(MODEL, OPTIMIZER, state, other, StepOptions(distill_weight=0.25))[1]['loss'] > taught['loss']
+    assert stepped(MODEL, OPTIMIZER, state, other, QUARTER)[1]['loss'] > taught['loss']
+
+
+class TestOwnLoss:
+    """A loss of one's own takes outputs, the batch, and the outputs of an average where one is kept."""
+
+    def test_it_is_called_with_outputs_and_batch(self, state, batch):
+        def loss(outputs, batch):
+            return jnp.square(outputs).mean(-1) * batch['weight']
+
+        images = {'image': batch['image'], 'weight': jnp.arange(8.0)}  # no label
+        value, (sums, _) = loss_fn(state.params, state.batch_stats, images, model=MODEL, loss=loss)
+        outputs, _ = MODEL.apply(state.variables, batch['image'], train=True, mutable=['batch_stats'])
+        expected = np.square(outputs).mean(-1) * np.arange(8.0)
+        np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
+        np.testing.assert_allclose(sums['loss'], expected.sum(), rtol=1e-5)
+        assert int(sums['count']) == 8
+
+    def test_one_value_for_the_batch(self, state, batch):
+        value, (sums, _) = loss_fn(
+            state.params, state.batch_stats, batch, model=MODEL, loss=lambda outputs, batch: outputs.var()
+        )
+        np.testing.assert_allclose(sums['loss'] / sums['count'], value, rtol=1e-6)
+
+    def test_views_and_the_average(self, state, batch):
+        """Outputs are ``[N, V, K]``, those of the average as evaluation has them and without a gradient."""
+        seen = {}
+
+        def loss(outputs, batch, averaged):
+            seen.update(outputs=outputs.shape, averaged=averaged)
+            return -(outputs[:, 0] * averaged[:, 1]).sum(-1)
+
+        views = jnp.stack([batch['image'], batch['image'][:, :, ::-1]], axis=1)
+        average = jax.tree.map(lambda leaf: leaf + 0.5, state.variables)
+        arguments = {'model': MODEL, 'loss': loss, 'average': average}
+        loss_fn(state.params, state.batch_stats, {'image': views}, **arguments)
+        assert seen['outputs'] == (8, 2, 4)
+        expected = MODEL.apply(average, batch['image'][:, :, ::-1], train=False)
+        np.testing.assert_allclose(seen['averaged'][:, 1], expected, rtol=1e-4, atol=1e-5)
+
+        def of_average(average):
+            return loss_fn(state.params, state.batch_stats, {'image': views}, **(arguments | {'average': average}))[0]
+
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.jit(jax.grad(of_average))(average)))
+
+    def test_outputs_may_be_a_tree(self, state, batch):
+        class TwoHeads(nn.Module):
+            @nn.compact
+            def __call__(self, images, *, train, update_stats=None):
+                logits = ResNet(SPEC, name='network')(images, train=train, update_stats=update_stats)
+                return {'logits': logits, 'projected': nn.Dense(2)(logits)}
+
+        model, optimizer = TwoHeads(), optax.sgd(0.1)
+        start = create_train_state(init_variables(model, jax.random.key(0), (6, 6, 3)), optimizer)
+
+        def loss(outputs, batch):
+            return jnp.square(outputs['projected']).mean(-1) + jnp.abs(outputs['logits']).mean(-1)
+
+        step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, loss=loss))
+        after, sums = step(start, {'image': batch['image']})
+        assert not np.array_equal(after.params['Dense_0']['kernel'], start.params['Dense_0']['kernel'])
+        assert np.isfinite(sums['loss'])
+
+    def test_several_views_need_such_a_loss(self, state, batch):
+        views = {'image': batch['image'][:, None], 'label': batch['label']}
+        with pytest.raises(InputError, match='1 views of each image need a loss that knows of them'):
+            loss_fn(state.params, state.batch_stats, views, model=MODEL)

@@ -7,14 +7,12 @@ import sys
 
 import numpy as np
 
-from resnet_jax import ResNetSpec, TrainConfig, train_and_evaluate
+from resnet_jax import TrainConfig, make_spec, train_and_evaluate
 from resnet_jax.data.examples import Dataset, Split
-from resnet_jax.training.sharding import join_processes
+from resnet_jax.devices import join_processes
 
-SPEC = ResNetSpec(
-    'basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'B', drop_path_rate=0.1, dropout_rate=0.1, num_classes=3
-)
-CONFIG = TrainConfig(
+SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'B', drop_path_rate=0.1, dropout_rate=0.1, num_classes=3)
+CONFIG = TrainConfig().replace(
     **{'dataset': 'shades', 'epochs': 2, 'batch_size': 16, 'learning_rate': 0.05, 'schedule': 'cosine'},
     **{'optimizer': 'lamb', 'clip_norm': 1.0, 'weight_decay': 0.01, 'decayed': 'kernels', 'sam_rho': 0.02},
     **{'loss': 'sigmoid_cross_entropy', 'label_smoothing': 0.1, 'mixup': 0.2, 'cutmix': 1.0},

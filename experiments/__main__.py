@@ -1,0 +1,27 @@
+"""Lists the commands: ``python -m experiments``; with ``--markdown`` as the tables of the README."""
+
+import sys
+
+from experiments.shared import commands
+
+
+def main(arguments: list[str]) -> int:
+    """Prints what is asked for; the status of the process."""
+    if arguments in ([], ['--help']):
+        print(commands.as_text())
+    elif arguments == ['--markdown']:
+        print(commands.as_markdown())
+    else:
+        name, names = arguments[0].removeprefix('experiments.'), [command.name for command in commands.list_commands()]
+        if name in names:
+            print(f'error: the command {name} is started as python -m experiments.{name}', file=sys.stderr)
+        elif name.startswith('-'):
+            print(f'error: unknown flag {name}; known: --help, --markdown', file=sys.stderr)
+        else:
+            print(f'error: {commands.unknown(name, names)}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,144 @@
+"""The files that a run writes line by line: ``metrics.jsonl``, and TensorBoard's events."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import RecordWriter
+
+from resnet_jax.checkpoints.storage import reason, write_file
+from resnet_jax.errors import StorageError
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a line.
+
+    Args:
+      path: of the file.
+      last_step: lines of later steps, which a killed process left behind, are dropped.
+      writes: False only reads it, and keeps what follows in memory alone.
+
+    Raises:
+      StorageError: it cannot be read or written; it is as it was.
+    """
+
+    records: list[dict[str, Any]]
+    _file: Any
+
+    def __init__(self, path: pathlib.Path, last_step: int, writes: bool = True):
+        self._path, self._file, self.records = path, None, []
+        try:
+            # Of bytes, since a machine that lost its power may leave some that are no text.
+            lines = path.read_bytes().split(b'\n') if path.exists() else []
+            parsed = [record for record in map(_parse, lines) if record is not None]
+            self.records = [record for record in parsed if record['step'] <= last_step]
+            if not writes:
+                return
+            write_file(path, b''.join(map(_line, self.records)))
+            # Without a buffer, which would try again, and fail again, when the file is closed.
+            self._file = path.open('ab', buffering=0)  # until close()
+        except OSError as error:
+            raise StorageError(f'cannot open {path}: {reason(error)}') from error
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends a record; a process that is killed after this returns has written it.
+
+        Raises:
+          StorageError: the disk is full or broken; the lines before this one are whole, and nothing follows them.
+        """
+        if self._file is None:
+            self.records.append(record)
+            return
+        line = memoryview(_line(record))
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:  # a disk that is almost full takes a part
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):  # else the next start drops what is there of the line
+                self._file.truncate(size)
+            message = f'cannot write {self._path}: {reason(error)}; it ends with step {self._last_step()}'
+            raise StorageError(message) from error
+        self.records.append(record)
+
+    def _last_step(self) -> Any:
+        return self.records[-1]['step'] if self.records else 0
+
+    def sync(self) -> None:
+        """Has the lines on the disk, so that a machine that loses its power keeps them.
+
+        Raises:
+          StorageError: the disk is full or broken.
+        """
+        try:
+            if self._file is not None:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StorageError(f'cannot write {self._path}: {reason(error)}') from error
+
+    def close(self) -> None:
+        """Closes the file; ``records`` stays."""
+        if self._file is not None:
+            self._file.close()
+
+
+class EventFile:
+    """Scalars for TensorBoard, written as they come: a writer with a thread of its own would wait for a full disk.
+
+    Args:
+      folder: gets a new file.
+      last_step: TensorBoard forgets what earlier files say of later steps.
+
+    Raises:
+      StorageError: the file cannot be written.
+    """
+
+    def __init__(self, folder: pathlib.Path, last_step: int):
+        name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}'
+        self._path = folder / name
+        with self._errors():
+            self._file = RecordWriter(str(self._path))
+        self._write(event_pb2.Event(file_version='brain.Event:2'))
+        self._write(event_pb2.Event(step=last_step + 1, session_log=event_pb2.SessionLog(status='START')))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f'cannot write {self._path}: {reason(error)}') from error
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        with self._errors():
+            self._file.write(event.SerializeToString())
+            self._file.flush()
+
+    def write(self, scalars: dict[str, float], step: int) -> None:
+        """Writes scalars of a step under their names."""
+        values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=values)))
+
+    def close(self) -> None:
+        """Closes the file."""
+        with contextlib.suppress(OSError):  # what it held back could not be written before, either
+            self._file.close()
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, allow_nan=False) + '\n').encode()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A record, or None for a line that a killed process left unfinished."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get('step'), int) else None

@@ -1,0 +1,115 @@
+"""Files that are on the disk, whole, when a function returns; a full disk is a ``StorageError`` of one line."""
+
+import errno
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from typing import Any
+
+from resnet_jax.errors import InputError, StorageError
+
+PARTIAL = '.partial'
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line of at most 200 characters."""
+    text = (error.strerror if isinstance(error, OSError) else None) or ' '.join(str(error).split())
+    if code := re.search(r"os_error_code='(\d+)'", text):  # as TensorStore says it, at the end of long paths
+        text = os.strerror(int(code[1]))
+    return text[:200] or type(error).__name__
+
+
+def sync(path: pathlib.Path) -> None:
+    """Has the system write a file, or the names in a folder, to the disk.
+
+    Raises:
+      OSError: the disk is full or broken.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems of networks cannot do this to a folder, and do not need to.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: pathlib.Path) -> None:
+    """``sync`` for everything in a folder, the inner before the outer, and for the folder."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(pathlib.Path(parent, name))
+        sync(pathlib.Path(parent))
+
+
+def discard(path: pathlib.Path) -> None:
+    """Removes a file, a link or a folder as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return
+
+
+def write_file(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole or not at all; what was there before stays until then.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        discard(partial)
+        raise StorageError(f'cannot write {path}: {reason(error)}') from error
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a file whole or not at all, on the disk when this returns.
+
+    Raises:
+      StorageError: the disk is full or broken; what was there is as it was.
+    """
+    write_file(path, (json.dumps(value, indent=1, allow_nan=False) + '\n').encode())
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The content of a file that this project wrote.
+
+    Raises:
+      InputError: no such file, or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f'cannot read {path}: {error}') from error
+    if not isinstance(value, dict):
+        raise InputError(f'cannot read {path}: not a JSON object')
+    return value
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Makes a folder that can be written to, with its parents.
+
+    Raises:
+      InputError: that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, suffix=PARTIAL):
+            pass
+    except OSError as error:
+        raise InputError(f'cannot write to the folder {path}: {error.strerror}') from error

@@ -1,0 +1,383 @@
+"""Settings: fields of frozen dataclasses that carry their help, their unit and what they may be.
+
+A configuration is a tree of such dataclasses. Three kinds of fields make the tree: a group, a group that may be absent
+(whose one field without a default switches it on), and a choice between alternatives, each with its own settings. All
+other fields are settings, whose names are unique in any one configuration: ``replace`` finds each by its name alone,
+and command-line flags are made of ``all_settings``.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from resnet_jax.errors import InputError, nearest
+from resnet_jax.given import is_qualified, qualified_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is known of a field besides its type and default.
+
+    Attributes:
+      help: one sentence or two, as ``--help`` shows them.
+      none: what None stands for, in a few words.
+      unit: of a number, such as ``epochs``.
+      choices: the allowed strings.
+      at_least: the smallest allowed value.
+      above: an exclusive lower bound.
+      at_most: the largest allowed value.
+      below: an exclusive upper bound.
+      off: what stands for None on a command line.
+      parse: turns a flag's string into the value, where the type does not say how; raises InputError.
+      by_value: a function, class or instance of the caller's is allowed, too.
+    """
+
+    help: str
+    none: str = ''
+    unit: str = ''
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    off: str | None = None
+    parse: Callable[[str], Any] | None = None
+    by_value: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A field that holds settings of its own; ``kind`` is their dataclass."""
+
+    kind: type
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A field that holds one of several dataclasses of settings, or a value of the caller's.
+
+    Attributes:
+      help: as in ``Setting``.
+      alternatives: the dataclasses by name.
+      from_value: makes the field's value of a value of the caller's, or of a name that is none of the alternatives';
+        gives None for a name that it does not know.
+    """
+
+    help: str
+    alternatives: Mapping[str, type]
+    from_value: Callable[[Any], Any]
+
+    def name_of(self, value: Any) -> str:
+        """The name of an alternative, or the qualified name of a value of the caller's."""
+        known = (name for name, kind in self.alternatives.items() if type(value) is kind)
+        return next(known, None) or getattr(value, 'name', None) or qualified_name(value)
+
+
+def setting(default: Any = dataclasses.MISSING, help: str = '', **options: Any) -> Any:
+    """A field that is a setting; ``options`` as in ``Setting``."""
+    return dataclasses.field(default=default, metadata={'setting': Setting(help, **options)})
+
+
+def group(kind: type, default: Any) -> Any:
+    """A field that is a group of settings; with the default None, one that may be absent."""
+    return dataclasses.field(default=default, metadata={'setting': _Group(kind)})
+
+
+def choice(default: Any, help: str, alternatives: Mapping[str, type], **options: Any) -> Any:
+    """A field that is one of several groups; ``options`` as in ``Choice``."""
+    return dataclasses.field(default=default, metadata={'setting': Choice(help, alternatives, **options)})
+
+
+class Settings:
+    """The base of dataclasses whose fields are settings, groups and choices."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = as_tuple(getattr(self, field.name))  # JSON gives lists, NumPy its own scalars
+            about = field.metadata.get('setting')
+            if isinstance(about, Setting):
+                kind = type_of(type(self), field.name)
+                if value is None and not takes_none(type(self), field.name):
+                    raise InputError(f'{field.name}=None must be {expected(about, kind)}')
+                check(field.name, value, about, kind)
+            elif isinstance(about, Choice):
+                value = _chosen(field.name, about, value, None)
+            object.__setattr__(self, field.name, value)
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Raises InputError for values that do not go together."""
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with some settings replaced, wherever in the tree they are.
+
+        Args:
+          **changes: by the settings' names; a choice takes the name of an alternative, or a value. A group may be
+            replaced as a whole, by its field's name: ``averaging=Averaging(0.99)``.
+
+        Raises:
+          InputError: an unknown name, a value that is refused, or one that has no effect.
+        """
+        changed, left = _replaced(self, dict(changes))
+        known = all_settings(type(self))
+        for name, value in left.items():
+            if name not in known:
+                raise InputError(f'unknown setting {name!r}; {nearest(name, known)}')
+            if value != known[name].default:
+                raise InputError(f'{name}={value!r} has no effect without {_listed(known[name].owners)}')
+        return changed
+
+    def to_json(self) -> dict[str, Any]:
+        """The tree as nested dicts; what the caller gave as a value is there by its qualified name."""
+        record: dict[str, Any] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, about = getattr(self, field.name), field.metadata.get('setting')
+            if isinstance(about, Choice):
+                inner = value.to_json() if isinstance(value, Settings) else {}
+                record[field.name] = {'name': about.name_of(value), **inner}
+            elif isinstance(value, Settings):
+                record[field.name] = value.to_json()
+            else:
+                record[field.name] = _json_value(value)
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_json`` where nothing was given as a value.
+
+        Raises:
+          InputError: a field that is missing, unknown, or refused.
+        """
+        values: dict[str, Any] = {}
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if odd := fields.keys() ^ record.keys():
+            raise InputError(f'{cls.__name__}: {sorted(odd)[0]} is missing or unknown')
+        for name, field in fields.items():
+            value, about = record[name], field.metadata.get('setting')
+            if isinstance(about, Choice) and value['name'] in about.alternatives:
+                inner = {key: part for key, part in value.items() if key != 'name'}
+                values[name] = about.alternatives[value['name']].from_json(inner)  # type: ignore[attr-defined]
+            elif isinstance(about, Choice):
+                values[name] = _given_again(name, about, value)
+            elif isinstance(about, _Group) and value is not None:
+                values[name] = about.kind.from_json(value)  # type: ignore[attr-defined]
+            elif isinstance(about, Setting) and about.by_value and is_qualified(value):
+                raise InputError(f'{name} was given as a value: {value}')
+            else:
+                values[name] = value
+        return cls(**values)
+
+
+def _given_again(name: str, about: Choice, record: Mapping[str, Any]) -> Any:
+    """What a choice was that is none of the alternatives, from its record."""
+    value = about.from_value(record['name'])
+    if value is None:
+        raise InputError(f'{name} was given as a value: {record["name"]}')
+    names = {field.name for field in dataclasses.fields(value) if 'setting' in field.metadata}
+    return dataclasses.replace(value, **{key: part for key, part in record.items() if key in names})
+
+
+def _listed(owners: Sequence[str]) -> str:
+    """Owners in words; those of one choice name it once: ``optimizer=sgd, lars or muon``."""
+    first, *others = owners
+    names = [first, *(other.partition('=')[2] or other for other in others)]
+    return names[0] if len(names) == 1 else f'{", ".join(names[:-1])} or {names[-1]}'
+
+
+def _replaced(node: Settings, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A node with changes, and those that are of none of its settings."""
+    new: dict[str, Any] = {}
+    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+        value, about = getattr(node, field.name), field.metadata.get('setting')
+        if isinstance(about, Choice) and field.name in changes:
+            value = _chosen(field.name, about, changes.pop(field.name), value)
+        elif isinstance(about, _Group) and isinstance(changes.get(field.name, ...), _wholes(about, field.default)):
+            value = changes.pop(field.name)
+        elif isinstance(about, _Group) and field.default is None:
+            value = _switched(about.kind, value, changes)
+        elif field.name in changes and not isinstance(about, _Group):
+            value = changes.pop(field.name)
+        if isinstance(value, Settings):
+            value, changes = _replaced(value, changes)
+        new[field.name] = value
+    return dataclasses.replace(node, **new), changes  # type: ignore[type-var]
+
+
+def _chosen(name: str, about: Choice, asked: Any, now: Any) -> Any:
+    """What a choice is when a name or a value is asked for; the name of what it is already changes nothing."""
+    if isinstance(asked, str) and asked in about.alternatives:
+        kind = about.alternatives[asked]
+        return now if type(now) is kind else kind()
+    value = asked if isinstance(asked, Settings) else about.from_value(asked)
+    if value is None:
+        raise InputError(f'{name}={asked!r} must be one of {", ".join(about.alternatives)}')
+    return value
+
+
+def _wholes(about: _Group, default: Any) -> tuple[type, ...]:
+    """Types of what a group can be replaced by."""
+    return (about.kind, type(None)) if default is None else (about.kind,)
+
+
+def _switched(kind: type, value: Any, changes: dict[str, Any]) -> Any:
+    """A group that may be absent, after its switch was set."""
+    switch = switch_of(kind)
+    if switch not in changes or isinstance(changes[switch], kind):
+        return value
+    if not changes[switch]:  # None, 0, empty
+        changes.pop(switch)
+        return None
+    return kind(**{switch: changes[switch]}) if value is None else value
+
+
+def switch_of(kind: type) -> str:
+    """The one field without a default of a group that may be absent."""
+    (name,) = (field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)
+    return name
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A setting that some configuration of a kind has.
+
+    Attributes:
+      about: what it says of itself.
+      type: of its values.
+      default: of the first group that has it; None for what switches a group on.
+      owners: what must be so that it is there, in words; empty where it always is.
+    """
+
+    about: Setting | Choice
+    type: Any
+    default: Any
+    owners: tuple[str, ...]
+
+
+def all_settings(kind: type) -> dict[str, Known]:
+    """Every setting that a configuration of a kind can have, by name, in the order of the fields."""
+    found: dict[str, Known] = {}
+    for name, known in _walk(kind, None):
+        if name in found:
+            known = dataclasses.replace(found[name], owners=tuple(dict.fromkeys(found[name].owners + known.owners)))
+        found[name] = known
+    return found
+
+
+def _walk(kind: type, owner: str | None) -> Iterator[tuple[str, Known]]:
+    owners = () if owner is None else (owner,)
+    for field in dataclasses.fields(kind):
+        about = field.metadata.get('setting')
+        if isinstance(about, _Group):
+            optional = field.default is None
+            switch = switch_of(about.kind) if optional else None
+            for name, known in _walk(about.kind, switch or owner):
+                if name == switch:
+                    known = dataclasses.replace(known, default=None, owners=owners)
+                yield name, known
+        elif isinstance(about, Choice):
+            yield field.name, Known(about, str, None, owners)
+            for name, alternative in about.alternatives.items():
+                yield from _walk(alternative, f'{field.name}={name}')
+        elif about is not None:
+            yield field.name, Known(about, type_of(kind, field.name), field.default, owners)
+
+
+def values_of(node: Settings) -> dict[str, Any]:
+    """The settings that a configuration has, by name; of a choice, the name of the alternative."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+        value, about = getattr(node, field.name), field.metadata.get('setting')
+        if isinstance(about, Choice):
+            found[field.name] = about.name_of(value)
+        if isinstance(value, Settings):
+            found |= values_of(value)
+        elif isinstance(about, Setting):
+            found[field.name] = value
+    return found
+
+
+def as_tuple(value: Any) -> Any:
+    """Lists and NumPy's arrays as tuples, all the way down, and NumPy's scalars as Python's."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) and not hasattr(value, '_fields') else value
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json_value(part) for part in value]
+    return value if value is None or isinstance(value, _PLAIN) else qualified_name(value)
+
+
+_PLAIN = (bool, int, float, str, tuple)
+_KINDS = {int: 'a whole number', float: 'a number', str: 'a string', bool: 'True or False'}
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hint(kind: type, name: str) -> Any:
+    if kind not in _HINTS:
+        _HINTS[kind] = typing.get_type_hints(kind)
+    return _HINTS[kind][name]
+
+
+def takes_none(kind: type, name: str) -> bool:
+    """Whether a field may be None."""
+    hint = _hint(kind, name)
+    return hint in (Any, object) or type(None) in typing.get_args(hint)
+
+
+def type_of(kind: type, name: str) -> Any:
+    """The type of a field, as ``check`` and flags understand it: without None, ``tuple`` for any number of parts."""
+    hint = _hint(kind, name)
+    if isinstance(hint, types.UnionType):
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        hint = parts[0] if len(parts) == 1 else object
+    hint = typing.get_origin(hint) or hint
+    return hint if hint in _PLAIN else object
+
+
+def check(name: str, value: Any, about: Setting, kind: Any) -> None:
+    """Raises InputError for a value that a setting cannot have; whether it may be None is for ``takes_none``."""
+    if value is None or (about.by_value and not isinstance(value, _PLAIN)):
+        return
+    accepted = {float: int | float, object: object}.get(kind, kind)
+    odd = isinstance(value, bool) and kind in (int, float)
+    if about.choices:
+        odd = value not in about.choices
+    elif about.by_value or not isinstance(value, accepted):
+        odd = True
+    if odd:
+        raise InputError(f'{name}={value!r} must be {expected(about, kind)}')
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float):
+            _check_number(name, value, number, about)
+
+
+def expected(about: Setting, kind: Any) -> str:
+    """What a value of a setting must be, in words."""
+    if about.choices:
+        return f'one of {", ".join(about.choices)}'
+    if about.by_value:
+        return 'a function'
+    return _KINDS.get(kind, 'a sequence')
+
+
+def _check_number(name: str, value: Any, number: float, about: Setting) -> None:
+    if not math.isfinite(number):
+        raise InputError(f'{name}={value} must be finite')
+    low, high = about.at_least, about.at_most
+    inside = (low is None or number >= low) and (about.above is None or number > about.above)
+    inside &= (high is None or number <= high) and (about.below is None or number < about.below)
+    if inside:
+        return
+    if low is not None and (about.below is not None or high is not None):
+        end = f'{about.below})' if high is None else f'{high}]'
+        raise InputError(f'{name}={value} must be in [{low}, {end}')
+    bounds = {'at least': low, 'above': about.above, 'at most': high, 'less than': about.below}
+    words = ' and '.join(f'{word} {bound}' for word, bound in bounds.items() if bound is not None)
+    raise InputError(f'{name}={value} must be {words}')

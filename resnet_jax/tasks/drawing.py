@@ -1,0 +1,88 @@
+"""Pictures of a test result, drawn into given axes; Matplotlib is imported when something is drawn."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resnet_jax.tasks.metrics import ranking_scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TEST_COLOUR = '#c4372c'
+
+
+def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[str]) -> None:
+    """Shares of each true class; up to 20 classes are named and their counts written into the cells.
+
+    Args:
+      axes: to draw into.
+      confusion: counts ``[K, K]``, a row for each true class.
+      class_names: K of them.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    totals = confusion.sum(1, keepdims=True)
+    shares = confusion / np.maximum(totals, 1)
+    picture = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    axes.figure.colorbar(picture, ax=axes, label='share of the true class')
+    axes.set(xlabel='predicted', ylabel='true')
+    classes = len(class_names)
+    if classes <= 20:
+        axes.set_xticks(range(classes), class_names, rotation=45 if max(map(len, class_names)) > 2 else 0)
+        axes.set_yticks(range(classes), class_names)
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            colour = 'white' if shares[row, column] > 0.5 else 'black'
+            axes.text(column, row, str(confusion[row, column]), ha='center', va='center', color=colour, fontsize=7)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_roc(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, positive: str) -> None:
+    """The ROC curve of scores ``[N, 1]`` for targets ``[N, 1]`` of 0 and 1; ``positive`` is what 1 is called."""
+    from sklearn.metrics import roc_curve
+
+    axes.plot([0, 1], [0, 1], color='lightgray', linestyle='--')
+    if found := ranking_scores(targets, scores):  # else there is but one class
+        false, true, _ = roc_curve(targets[:, 0], scores[:, 0])
+        axes.plot(false, true, color=TEST_COLOUR, label=f'ROC AUC {found["roc_auc"]:.4f}')
+        axes.legend(loc='lower right')
+    axes.set(xlabel='false positive rate', ylabel='true positive rate', title=f'ROC curve of "{positive}"')
+    axes.set_aspect('equal')
+
+
+def draw_labels(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, names: Sequence[str]) -> None:
+    """Precision, recall and average precision of K labels, from probabilities and targets of 0 and 1, ``[N, K]``."""
+    predicted, actual = scores > 0.5, targets > 0
+    right = (predicted & actual).sum(0)
+    bars = {
+        'precision': right / np.maximum(predicted.sum(0), 1),
+        'recall': right / np.maximum(actual.sum(0), 1),
+        'average precision': [
+            ranking_scores(targets[:, [k]], scores[:, [k]]).get('average_precision', 0.0) for k in range(len(names))
+        ],
+    }
+    places = np.arange(len(names))
+    for index, (name, values) in enumerate(bars.items()):
+        axes.barh(
+            places + 0.26 * (index - 1), values, 0.24, label=name, color=('#9fb3c8', '#5b7fa6', TEST_COLOUR)[index]
+        )
+    lowest = min(float(np.min(values)) for values in bars.values())
+    axes.set_xlim(left=max(0.0, np.floor(lowest * 10 - 0.5) / 10), right=1)
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.set(xlabel='test set')
+    axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+
+
+def draw_values(axes: 'Axes', targets: np.ndarray, values: np.ndarray, names: Sequence[str]) -> None:
+    """Predicted over true values, both ``[N, D]``."""
+    ends = [min(targets.min(), values.min()), max(targets.max(), values.max())]
+    axes.plot(ends, ends, color='gray', linewidth=1)
+    for column, name in enumerate(names):
+        axes.plot(targets[:, column], values[:, column], '.', markersize=4, alpha=0.6, label=name)
+    axes.set(xlabel='true', ylabel='predicted')
+    axes.set_aspect('equal')
+    axes.legend(loc='upper left')

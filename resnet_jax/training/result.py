@@ -1,0 +1,93 @@
+"""The result of runs that are finished."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from resnet_jax.checkpoints.record import RESULT, describe_devices
+from resnet_jax.checkpoints.storage import write_json
+from resnet_jax.devices import barrier, is_main_process
+from resnet_jax.tasks.kinds import get_task
+from resnet_jax.training.config import TrainConfig
+from resnet_jax.training.cost import Cost
+from resnet_jax.training.evaluation import Evaluation
+from resnet_jax.training.journal import Journal
+from resnet_jax.training.log import Log
+from resnet_jax.training.plan import Plan
+
+
+def write_results(
+    plan: Plan,
+    workdirs: Sequence[pathlib.Path],
+    arch: str,
+    cost: Cost,
+    journal: Journal,
+    evaluations: Sequence[Evaluation],
+) -> dict[int, dict[str, Any]]:
+    """Writes ``result.json`` and then ``report.png`` of each seed; gives the results by seed.
+
+    If the picture cannot be drawn, one line says so; the result is unaffected.
+
+    Raises:
+      StorageError: the disk does not take a result.
+    """
+    journal.finish()
+    results = {}
+    for seed, workdir, log, evaluation in zip(plan.seeds.numbers, workdirs, journal.logs, evaluations, strict=True):
+        result = results[seed] = _result(plan, seed, arch, cost, log, evaluation)
+        if is_main_process():
+            write_json(workdir / RESULT, result)
+            _draw(plan, workdir, result, log, evaluation)
+    barrier('end of the run')
+    return results
+
+
+def _result(plan: Plan, seed: int, arch: str, cost: Cost, log: Log, evaluation: Evaluation) -> dict[str, Any]:
+    config = plan.config
+    speed = plan.total_steps * config.batch_size / log.train_seconds
+    result = {
+        **{f'test_{name}': value for name, value in evaluation.summary.items()},
+        'num_test_examples': len(evaluation.examples),
+        'num_train_examples': len(plan.dataset.train),
+        'steps': plan.total_steps,
+        'epochs': config.epochs,
+        **log.totals(),
+        **cost.record(speed, len(plan.seeds.numbers)),
+        'seed': seed,
+        'arch': arch,
+        'dataset': config.data.dataset,
+        'task': plan.task.name,
+        'recipe': config.recipe,
+        'device': describe_devices(list(plan.mesh.devices.flat)),
+    }
+    if config.data.dataset == 'synthetic':
+        result['note'] = 'random images and labels, for timing only: the accuracy means nothing'
+    return result
+
+
+def _draw(plan: Plan, workdir: pathlib.Path, result: dict[str, Any], log: Log, evaluation: Evaluation) -> None:
+    from resnet_jax.training.report import draw_report, drawn_or_told  # Matplotlib is slow to import
+
+    metric, names = plan.task.primary_metric, plan.dataset.class_names
+    score = f'{metric} {evaluation.summary[metric]:.4f}'
+    title = f'{result["arch"]} on {result["dataset"]}, seed {result["seed"]}: test {score}'
+    path = workdir / 'report.png'
+    with drawn_or_told(path):
+        draw_report(path, title, log.records, metric, lambda axes: plan.task.draw(axes, evaluation, names))
+
+
+def summarize_seeds(config: TrainConfig, workdir: pathlib.Path, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Writes ``result.json`` of several seeds: mean and sample standard deviation of the primary metric, and each."""
+    metric, seeds = f'test_{get_task(config.objective.task).primary_metric}', sorted(results)
+    scores = [results[seed][metric] for seed in seeds]
+    result = {
+        f'{metric}_mean': float(np.mean(scores)),
+        f'{metric}_std': float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
+        'seeds': seeds,
+        'runs': [results[seed] for seed in seeds],
+    }
+    if is_main_process():
+        write_json(workdir / RESULT, result)
+    return result

@@ -1,0 +1,180 @@
+"""The one rule of every parameter: whether it is trained, whether it decays, how fast it learns."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from resnet_jax.errors import InputError
+from resnet_jax.models.scanned import block_paths, block_shape, map_blocks
+from resnet_jax.training.optimizers import DECAYED, Optimizer, check_pattern
+
+# Names of parameters that say what they are; others are told by their shape.
+_KERNELS, _SCALES, _BIASES = ('kernel',), ('scale', 'v', 'tau'), ('bias',)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What happens to one parameter.
+
+    Attributes:
+      path: of it, such as ``stage1_block1/conv1/kernel``.
+      trained: False leaves it as it is.
+      decays: whether weight decay draws it to zero; LAMB and LARS adapt the rate of what decays.
+      factor: of the learning rate.
+      head: whether it belongs to the last linear layer.
+      matrix: whether it is, flattened to ``[inputs, outputs]``, a matrix of a hidden layer, which Muon is for.
+    """
+
+    path: str
+    trained: bool
+    decays: bool
+    factor: float
+    head: bool
+    matrix: bool
+
+
+def parameter_rules(params: Any, optimizer: Optimizer, freeze: str | None = None) -> Any:
+    """The one rule of every parameter: a tree of ``Rule`` like ``params``.
+
+    Decay: ``all`` as in the original papers; ``not_norms`` is torchvision's ``norm_weight_decay=0``, where the biases
+    of convolutions and of the head decay and no parameter of a normalization does; ``kernels`` is the "no bias decay"
+    of He et al. 2018 (arXiv:1812.01187, section 3.1). A parameter of a user's own block counts by its shape: with two
+    axes or more as a kernel, else as the scale of a normalization. Patterns match the beginning of a path such as
+    ``stage1_block1/conv1/kernel``.
+
+    Args:
+      params: the network's parameters; only their paths and shapes are read.
+      optimizer: its ``decayed``, ``head_learning_rate`` and ``learning_rate_factors`` count.
+      freeze: pattern of the parameters that are not trained; None for none.
+
+    Raises:
+      InputError: a pattern that matches nothing; a ``freeze`` that matches everything; two patterns that match the same
+        parameter, or one of them and ``head_learning_rate``; a pattern that matches only some of the blocks that are
+        computed in a loop.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
+    names = _Names(paths, [block_paths(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)])
+    frozen = [False] * len(paths) if freeze is None else names.matched('freeze', freeze)
+    if all(frozen):
+        raise InputError(f'freeze={freeze!r} matches all parameters; their paths begin with: {names.beginnings}')
+    shapes = [block_shape(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)]
+    decays = _decays(names, shapes, optimizer.decayed)
+    factors = _factors(names, optimizer, freeze, frozen)
+
+    def rule(index: int) -> Rule:
+        path, shape = paths[index], shapes[index]
+        head = path.startswith('head/')
+        hidden = _role(path, shape) == 'kernel' and not head
+        matrix = hidden and len(shape) > 1 and shape[-1] > 1 and math.prod(shape[:-1]) > 1
+        return Rule(path, not frozen[index], decays[index], factors[index], head, matrix)
+
+    return jax.tree_util.tree_unflatten(structure, [rule(index) for index in range(len(paths))])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Names:
+    """The paths of all parameters, and for each the paths of the blocks that it holds."""
+
+    paths: list[str]
+    blocks: list[list[str]]
+
+    @property
+    def beginnings(self) -> str:
+        return ', '.join(sorted({path.partition('/')[0] for path in self.paths}))
+
+    def matched(self, field: str, pattern: str) -> list[bool]:
+        """Which parameters a pattern matches."""
+        found = [_matches(field, pattern, names) for names in self.blocks]
+        if not any(found):
+            known = f'it may also be {", ".join(DECAYED)}; ' if field == 'decayed' else ''
+            raise InputError(
+                f'{field}={pattern!r} matches none of the parameters; {known}their paths begin with: {self.beginnings}'
+            )
+        return found
+
+
+def _role(path: str, shape: Sequence[int]) -> str:
+    """``kernel``, ``scale`` or ``bias``."""
+    name = path.rpartition('/')[2]
+    for role, known in (('kernel', _KERNELS), ('scale', _SCALES), ('bias', _BIASES)):
+        if name in known:
+            return role
+    return 'kernel' if len(shape) > 1 else 'scale'
+
+
+def _decays(names: _Names, shapes: list[tuple[int, ...]], decayed: str) -> list[bool]:
+    """Whether each parameter decays."""
+    if decayed == 'all':
+        return [True] * len(names.paths)
+    if decayed not in DECAYED:
+        check_pattern('decayed', decayed)
+        return names.matched('decayed', decayed)
+    roles = [_role(path, shape) for path, shape in zip(names.paths, shapes, strict=True)]
+    if decayed == 'kernels':
+        return [role == 'kernel' for role in roles]
+    # A layer with a scale is a normalization; its bias is told from a convolution's by that.
+    layers = [path.rpartition('/')[0] for path in names.paths]
+    norms = {layer for layer, path in zip(layers, names.paths, strict=True) if path.endswith('/scale')}
+    return [role != 'scale' and layer not in norms for role, layer in zip(roles, layers, strict=True)]
+
+
+def _factors(names: _Names, optimizer: Optimizer, freeze: str | None, frozen: list[bool]) -> list[float]:
+    """The factor of the learning rate of every parameter."""
+    paths = names.paths
+    taken = {path: f'freeze={freeze!r}' for path, is_frozen in zip(paths, frozen, strict=True) if is_frozen}
+    factors = dict.fromkeys(paths, 1.0)
+    if optimizer.head_learning_rate is not None:
+        for path in paths:
+            if path.startswith('head/') and path not in taken:
+                factors[path] = optimizer.head_learning_rate / optimizer.learning_rate
+                taken[path] = f'head_learning_rate={optimizer.head_learning_rate}'
+    for pattern, factor in optimizer.learning_rate_factors:
+        for path, found in zip(paths, names.matched('learning_rate_factors', pattern), strict=True):
+            if not found:
+                continue
+            if path in taken:
+                raise InputError(f'learning_rate_factors: {pattern!r} and {taken[path]} both match {path}')
+            factors[path], taken[path] = factor, repr(pattern)
+    return [factors[path] for path in paths]
+
+
+def _matches(field: str, pattern: str, names: list[str]) -> bool:
+    found = [re.match(pattern, name) is not None for name in names]
+    if any(found) and not all(found):
+        raise InputError(
+            f'{field}={pattern!r} matches {names[found.index(True)]} and not {names[found.index(False)]}, which are'
+            ' computed in one loop: set scan_blocks=False'
+        )
+    return found[0]
+
+
+def mask(rules: Any, which: Callable[[Rule], bool]) -> Any:
+    """A tree of bools like the parameters."""
+    return jax.tree.map(which, rules)
+
+
+def for_each_array(rules: Any, function: Callable[..., jax.Array]) -> optax.GradientTransformation:
+    """A stateless transformation that treats every array, and every block of a stacked one, by itself.
+
+    Args:
+      rules: the tree of ``Rule``.
+      function: ``function(rule, update, param)`` gives the new update.
+    """
+
+    def update(updates: Any, params: Any) -> Any:
+        def apply(rule: Rule, some: Any, their: Any) -> Any:
+            # What is masked is an empty tree here, so that there is one more to map over.
+            def one(update: jax.Array, param: jax.Array) -> jax.Array:
+                return map_blocks(lambda u, p: function(rule, u, p), rule.path, update, param)
+
+            return jax.tree.map(one, some, their)
+
+        return jax.tree.map(apply, rules, updates, params)
+
+    return optax.stateless(update)

@@ -1,0 +1,1 @@
+"""Variables from files, runs and hubs, and back."""

@@ -1,0 +1,51 @@
+"""Lines of metrics and TensorBoard's events: what is kept of what a killed process left, what another program reads."""
+
+import json
+
+import pytest
+
+from resnet_jax.checkpoints.metrics_files import EventFile, MetricsFile
+
+
+def record(step):
+    return {'split': 'train', 'step': step, 'loss': step / 3}
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize('end', [b'{"split": "train", "st', b'\x00' * 40, b'\xff\xfe\n', b'7\n', b'{"loss": 1}\n'])
+def test_what_is_no_record_is_dropped(tmp_path, end):
+    """A truncated line, and what a machine without power leaves."""
+    path = tmp_path / 'metrics.jsonl'
+    path.write_bytes(json.dumps(record(1)).encode() + b'\n' + json.dumps(record(5)).encode() + b'\n' + end)
+    file = MetricsFile(path, 4)
+    file.write(record(2))
+    file.close()
+    assert lines_of(path) == file.records == [record(1), record(2)]
+
+
+def test_one_that_does_not_write_reads_and_remembers(tmp_path):
+    """As the processes beside the main one, which see what it had written before."""
+    path = tmp_path / 'metrics.jsonl'
+    path.write_text(json.dumps(record(1)) + '\n')
+    before = path.read_bytes()
+    file = MetricsFile(path, 4, writes=False)
+    file.write(record(2))
+    file.sync()
+    file.close()
+    assert file.records == [record(1), record(2)]
+    assert path.read_bytes() == before
+
+
+def test_events_are_on_the_disk_when_they_are_written(tmp_path):
+    file = EventFile(tmp_path, 3)
+    file.write({'train/loss': 0.25, 'train/accuracy': 0.5}, 4)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    assert path.name.startswith('events.out.tfevents.')
+    for part in (b'brain.Event:2', b'train/loss', b'train/accuracy'):
+        assert part in content
+    file.close()
+    assert path.read_bytes() == content

@@ -1,0 +1,99 @@
+"""The list of commands, and what every file in experiments/ must have to be on it."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from experiments import __main__ as listing
+from experiments.shared import commands
+
+# Of a line of the list, which a terminal shows unbroken.
+WIDTH = 102
+
+
+def has_main(path):
+    return "if __name__ == '__main__':" in path.read_text()
+
+
+def test_every_file_is_a_command_and_nothing_shared_is_one():
+    for path in commands.FOLDER.glob('*.py'):
+        if path.stem == '__init__':
+            continue
+        assert has_main(path), path
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        if path.stem != '__main__':
+            functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+            assert {'main', 'define_flags'} <= functions, path
+            assert path.read_text().endswith('    scripts.run(main, define_flags)\n'), path
+    shared = list((commands.FOLDER / 'shared').rglob('*.py'))
+    assert len(shared) > 5
+    assert not any(map(has_main, shared))
+
+
+def test_every_command_has_a_group_and_a_line():
+    found = commands.list_commands()
+    assert {command.name for command in found} == {path.stem for path in commands.FOLDER.glob('[a-z]*.py')}
+    for command in found:
+        assert command.group in commands.GROUPS, command
+        trains = 'define_training_flags(' in (commands.FOLDER / f'{command.name}.py').read_text()
+        assert trains == bool(command.architectures) == (command.group == 'networks'), command
+        if trains:
+            assert re.search(r'\([A-Z].* \d{4}, arXiv:\d{4}\.\d{5}\)$', command.summary), command
+    lines = commands.as_text().splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    for command in found:
+        assert sum(line.split()[:1] == [command.name] for line in lines) == 1
+
+
+def test_listing_imports_no_command(root):
+    code = 'import runpy, sys; sys.argv[1:] = []\n'
+    code += 'try: runpy.run_module("experiments", run_name="__main__")\n'
+    code += 'except SystemExit as end: print(end.code, "jax" in sys.modules, "numpy" in sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, check=True)
+    *lines, last = done.stdout.splitlines()
+    assert '\n'.join(lines) == commands.as_text()
+    assert last == '0 False False'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['resnt'], "unknown command 'resnt'; nearest known: resnet, "),
+        (['foo'], "unknown command 'foo'; known: "),
+        (['resnet', '--epochs=1'], 'the command resnet is started as python -m experiments.resnet'),
+        (['--markdwn'], 'unknown flag --markdwn; known: --help, --markdown'),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, said, capsys):
+    assert listing.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count('\n')) == ('', 1)
+    assert err.startswith(f'error: {said}')
+
+
+def test_the_readme_has_its_tables_from_the_commands(root, capsys):
+    assert listing.main(['--markdown']) == 0
+    tables = capsys.readouterr().out
+    assert tables.strip() == commands.as_markdown()
+    assert f'\n\n{tables}\n' in (root / 'README.md').read_text(encoding='utf-8')
+
+
+def test_the_turkish_readme_lists_the_same_commands(root):
+    """In the same order, with the same names of networks and links to papers."""
+
+    def rows(text):
+        return [
+            (re.findall(r'`[^`]+`', row)[: None if 'arxiv' in row else 1], re.findall(r'https?://[^)]+', row))
+            for row in re.findall(r'^\| (`\w+` \| .*)$', text, re.MULTILINE)
+        ]
+
+    turkish = (root / 'README.tr.md').read_text(encoding='utf-8').split('## Betikler')[1].split('\n`--help`')[0]
+    ours = rows(commands.as_markdown())
+    assert len(ours) == len(commands.list_commands())
+    assert [(sorted(names), links) for names, links in rows(turkish)] == [
+        (sorted(names), links) for names, links in ours
+    ]

@@ -1,0 +1,199 @@
+"""Figures of the structure, measured: ``python -m tests.figures`` prints them, and a test holds them to their goals."""
+
+import ast
+import dataclasses
+import pathlib
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE, EXPERIMENTS = ROOT / 'resnet_jax', ROOT / 'experiments'
+
+
+def sources(*folders: pathlib.Path) -> Iterator[pathlib.Path]:
+    """All modules below some folders."""
+    for folder in folders:
+        yield from sorted(folder.rglob('*.py'))
+
+
+def frames_to_the_loss() -> list[str]:
+    """Functions of the project from a script's ``main`` to the loss, in a traceback that is raised inside the loss.
+
+    They are those of a run of one seed without accumulation.
+    """
+    from experiments import resnet
+    from experiments.shared import scripts
+    from resnet_jax.tasks import losses
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise ZeroDivisionError
+
+    before, losses.soft_cross_entropy = losses.soft_cross_entropy, fail
+    flags = scripts.FLAGS
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            resnet.define_flags()
+            flags([sys.argv[0], f'--workdir={folder}/run'])
+            resnet.main()
+    except ZeroDivisionError as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        ours = [frame.f_code for frame in frames if str(ROOT) in frame.f_code.co_filename]
+        names = [f'{pathlib.Path(code.co_filename).stem}.{code.co_name}' for code in ours]
+        return names[names.index('resnet.main') :]
+    finally:
+        losses.soft_cross_entropy = before
+    raise AssertionError('the loss was not called')
+
+
+def settings_and_their_files() -> tuple[int, dict[str, list[str]]]:
+    """How many settings there are, and the files that name each, but for ``recipes.py``, which sets them."""
+    from resnet_jax.settings import all_settings
+    from resnet_jax.training.config import TrainConfig
+
+    texts = {path: path.read_text() for path in sources(PACKAGE, EXPERIMENTS) if path.name != 'recipes.py'}
+    found: dict[str, list[str]] = {}
+    for name in all_settings(TrainConfig):
+        # An attribute, a string, a declaration, a keyword.
+        word = re.compile(rf"\.{name}\b|'{name}'|^ +{name}: .*= (setting|choice)\(|\b{name}=(?!=)", re.M)
+        found[name] = [str(path.relative_to(ROOT)) for path, text in texts.items() if word.search(text)]
+    return len(found), found
+
+
+def task_names_outside() -> list[str]:
+    """Places outside of ``tasks/`` where a string is the name of a task."""
+    from resnet_jax.tasks.kinds import TASKS
+
+    found = []
+    for path in sources(PACKAGE, EXPERIMENTS):
+        if path.is_relative_to(PACKAGE / 'tasks'):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and node.value in TASKS:
+                found.append(f'{path.relative_to(ROOT)}:{node.lineno}')
+    return found
+
+
+def files_that_know_stacked_blocks() -> list[str]:
+    """Files that name the stacked form of scanned blocks, or parse its paths."""
+    pattern = re.compile(r'_blocks\b/|stack_blocks|is_stacked|nn\.scan\b')
+    paths = sources(PACKAGE)
+    return [str(path.relative_to(ROOT)) for path in paths if pattern.search(path.read_text())]
+
+
+def late_attributes() -> list[str]:
+    """Attributes that first appear outside of ``__init__``, of classes that are no dataclasses."""
+    found = []
+    for path in sources(PACKAGE, EXPERIMENTS):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found += [f'{path.relative_to(ROOT)}:{node.name}.{name}' for name in _late(node)]
+    return found
+
+
+def _late(node: ast.ClassDef) -> set[str]:
+    methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+    known = {
+        part.target.id for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+    }
+    late: set[str] = set()
+    for method in methods:
+        names = {
+            target.attr
+            for part in ast.walk(method)
+            if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store)
+            for target in [part]
+            if isinstance(target.value, ast.Name) and target.value.id == 'self'
+        }
+        if method.name == '__init__':
+            known |= names
+        else:
+            late |= names
+    return late - known
+
+
+# One file is the whole family in NumPy, to be read from top to bottom.
+_LONG = PACKAGE / 'numpy_reference.py'
+
+
+def long_files() -> list[str]:
+    """Modules of more than 400 lines."""
+    lengths = {path: len(path.read_text().splitlines()) for path in sources(PACKAGE, EXPERIMENTS) if path != _LONG}
+    return [f'{path.relative_to(ROOT)}: {length}' for path, length in lengths.items() if length > 400]
+
+
+def long_functions() -> list[str]:
+    """Functions of more than 60 lines with their docstrings."""
+    found = []
+    for path in (path for path in sources(PACKAGE, EXPERIMENTS) if path != _LONG):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and (length := (node.end_lineno or 0) - node.lineno + 1) > 60:
+                found.append(f'{path.relative_to(ROOT)}:{node.name}: {length}')
+    return found
+
+
+def climbs() -> list[str]:
+    """Imports against the order of the rooms."""
+    from tests import test_structure
+
+    found = []
+    for path in test_structure.SOURCES:
+        room = test_structure.room_of(path)
+        for name in test_structure.imports_of(path):
+            parts = name.split('.')
+            if parts[0] == 'resnet_jax' and len(parts) > 1 and parts[1] not in test_structure.allowed_rooms(room):
+                found.append(f'{path.relative_to(ROOT)} imports {name}')
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """What is measured, the most that it may be, and how.
+
+    Attributes:
+      what: in words.
+      goal: the largest value that is good enough.
+      measure: gives the value, and what it was counted from.
+    """
+
+    what: str
+    goal: int
+    measure: Callable[[], tuple[int, Any]]
+
+
+def _count(function: Callable[[], list[str]]) -> Callable[[], tuple[int, Any]]:
+    def measure() -> tuple[int, Any]:
+        found = function()
+        return len(found), found
+
+    return measure
+
+
+FIGURES = (
+    Figure("frames from a script's main to the loss", 8, _count(frames_to_the_loss)),
+    Figure('names of tasks outside of tasks/', 0, _count(task_names_outside)),
+    Figure('files that know the stacked form of blocks', 3, _count(files_that_know_stacked_blocks)),
+    Figure('imports against the order of the rooms', 0, _count(climbs)),
+    Figure('attributes that first appear outside of __init__', 0, _count(late_attributes)),
+    Figure('files of more than 400 lines', 0, _count(long_files)),
+    Figure('functions of more than 60 lines', 0, _count(long_functions)),
+)
+
+
+def main() -> None:
+    """Prints every figure, its goal, and where it comes from."""
+    for figure in FIGURES:
+        value, found = figure.measure()
+        print(f'{value:4} (goal: at most {figure.goal})  {figure.what}')
+        for place in found:
+            print(f'       {place}')
+    number, files = settings_and_their_files()
+    counts = sorted(map(len, files.values()))
+    print(f'{number:4} settings; files that name each: {counts[len(counts) // 2]} in the median, {counts[-1]} at most')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,216 @@
+"""Specifications: what they refuse, what they give the blocks, and what becomes of them in JSON."""
+
+import json
+
+import pytest
+
+from resnet_jax import (
+    BasicBlock,
+    BlockSpec,
+    HeadSpec,
+    InputError,
+    ResidualBlock,
+    ResNetSpec,
+    StageSpec,
+    StemSpec,
+    make_spec,
+)
+
+SMALL = {
+    'stage_sizes': (1, 2),
+    'widths': (8, 16),
+    'strides': (1, 2),
+    'stem': 'cifar',
+    'stem_width': 8,
+    'num_classes': 5,
+}
+
+
+@pytest.mark.parametrize(
+    ('strides', 'stem', 'output_stride', 'expected'),
+    [
+        ((1, 2, 2, 2), 'imagenet', None, [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)]),
+        ((1, 2, 2, 2), 'imagenet', 32, [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)]),
+        ((1, 2, 2, 2), 'imagenet', 16, [(1, 1, 1), (2, 1, 1), (2, 1, 1), (1, 2, 1)]),
+        ((1, 2, 2, 2), 'imagenet', 8, [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 4, 2)]),
+        ((1, 2, 2, 2), 'cifar', 8, [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)]),
+    ],
+)
+def test_strides_become_dilations(strides, stem, output_stride, expected):
+    """The first convolution behind a lost stride still sees neighbours at the old distance."""
+    spec = make_spec('basic', (2,) * 4, strides=strides, stem=stem, output_stride=output_stride)
+    assert spec.strides_and_dilations() == expected
+
+
+def test_drop_block_is_in_the_last_two_of_four_stages():
+    """As in timm: squares of 5 at a quarter of the rate, then of 3."""
+    spec = make_spec('basic', (1,) * 4, drop_block_rate=0.1)
+    assert [spec.block_options(stage)['drop_block'] for stage in (1, 2, 3, 4)] == [
+        None,
+        None,
+        (0.1, 5, 0.25),
+        (0.1, 3, 1.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'stem': 'wide'}, "unknown stem 'wide'; known: imagenet, deep, tiered, cifar"),
+        ({'stem_pool': 'mean'}, "unknown stem_pool 'mean'; known: max, "),
+        ({'attention': 'cbam'}, "unknown attention 'cbam'; known: none, se, eca"),
+        ({'antialias': 'sinc'}, "unknown antialias 'sinc'; known: none, blur, average"),
+        ({'norm': 'layer'}, "unknown norm 'layer'; known: batch, group, evo, filter_response"),
+        ({'block': ('basic', 'fancy')}, "unknown block 'fancy'; known: plain, basic, "),
+        ({'block': ('basic',)}, r"block=\('basic',\) must be one block, or 2, one a stage"),
+        ({'block': ('basic', 'preact_basic')}, 'blocks with pre-activation do not go with blocks without'),
+        ({'drop_path_rate': 1.0}, r'drop_path_rate=1.0 must be at least 0 and less than 1'),
+        ({'drop_block_rate': -0.1}, r'drop_block_rate=-0.1 must be at least 0'),
+        ({'dropout_rate': float('nan')}, r'dropout_rate=nan must be at least 0'),
+        ({'block': 'plain', 'drop_path_rate': 0.1}, "drop_path_rate=0.1: block 'plain' has no shortcut"),
+        ({'block': 'plain', 'drop_block_rate': 0.1}, "drop_block_rate=0.1: block 'plain' has no such option"),
+        ({'block': 'preact_basic', 'attention': 'se'}, "attention='se': block 'preact_basic' has no such option"),
+        ({'block': 'legacy_se_basic', 'zero_init_last': True}, 'zero_init_last=True: block .* has no such option'),
+        ({'block': 'scale', 'antialias': 'blur'}, "antialias='blur': block 'scale' has no such option"),
+        ({'output_stride': 12}, 'output_stride=12 must be 8, 16 or 32'),
+        ({'stem_pool': 'conv'}, "stem_pool='conv': stem 'cifar' has no pool"),
+        (
+            {'stem': 'imagenet', 'stem_pool': 'max_zero_padded', 'antialias': 'blur'},
+            "stem_pool='max_zero_padded' has no anti-aliasing",
+        ),
+        ({'block': 'bottleneck', 'channels': ((1, 1, 4),)}, 'channels: 1 entries for 3 blocks'),
+        ({'block': 'bottleneck', 'channels': ((1, 4),) * 3}, r'channels: \(1, 4\) must be three positive numbers'),
+        ({'channels': ((1, 1, 4),) * 3}, "block 'basic' has no such option"),
+        ({'radix': 2}, "radix=2: block 'basic' has no such option"),
+        ({'block': ('basic', 'legacy_se_basic'), 'radix': 2}, "block 'basic', 'legacy_se_basic' has no such option"),
+        ({'block': 'split_attention', 'radix': 2.5}, 'radix=2.5 must be a whole number'),
+        ({'block': 'split_attention', 'pool_first': 1}, 'pool_first=1 must be True or False'),
+        ({'se_ratio': '1/4'}, "se_ratio='1/4' must be a number"),
+        ({'block': int}, r"block=<class 'int'> must be a subclass of Block, or one of: plain, basic, "),
+        ({'block': 3}, 'block=3 must be a subclass of Block, or one of: plain, basic, '),
+        ({'block': BasicBlock(8)}, 'must be a subclass of Block, or one of: plain, basic, '),
+    ],
+)
+def test_a_specification_refuses_what_it_cannot_build(fields, message):
+    with pytest.raises(InputError, match=message) as raised:
+        make_spec(**{'block': 'basic'} | SMALL | fields)
+    assert '\n' not in str(raised.value)
+
+
+def test_specifications_survive_json_with_options_and_channels():
+    """JSON makes lists of tuples; equality and the hash must come back."""
+    spec = make_spec(
+        ('bottleneck', 'basic'),
+        **SMALL,
+        se_ratio=0.25,
+        reduce_first=2,
+        attention='se',
+        channels=((2, 3, 12),) * 3,
+        output_stride=8,
+        standardize=1e-8,
+        drop_path_rate=0.1,
+    )
+    copy = ResNetSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert copy == spec
+    assert hash(copy) == hash(spec)
+    assert spec.blocks.options == (('reduce_first', 2), ('se_ratio', 0.25))
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: StemSpec(width=0), 'stem_width=0 must be at least 1'),
+        (lambda: StageSpec('basic', 0, 8), 'size=0 must be at least 1'),
+        (lambda: StageSpec('basic', 1, 8, True), 'stride=True must be a whole number'),
+        (lambda: HeadSpec('10'), "num_classes='10' must be a whole number"),
+        (lambda: ResNetSpec(()), r'stages=\(\) must be at least one stage'),
+        (
+            lambda: ResNetSpec(STAGES, blocks=BlockSpec(options={'stride': 2})),
+            "stride=2: block 'basic' has no such option",
+        ),
+        (
+            lambda: ResNetSpec(STAGES, blocks=BlockSpec(options={'attention': 'se'})),
+            "attention='se': block 'basic' has no",
+        ),
+    ],
+)
+def test_groups_refuse_what_they_cannot_hold(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+STAGES = (StageSpec('basic', 1, 8),)
+
+
+class Mine(ResidualBlock):
+    """A block from outside, with a field of its own."""
+
+    gain: float = 0.5
+
+
+class Other(ResidualBlock):
+    gain: float = 0.5
+
+
+MINE = f'{__name__}:Mine'
+
+
+def test_a_class_that_has_a_name_is_that_name():
+    assert StageSpec(BasicBlock, 1, 8) == StageSpec('basic', 1, 8)
+
+
+def test_a_block_from_outside_is_recorded_by_its_qualified_name_and_given_again():
+    spec = make_spec(('basic', Mine), **SMALL, gain=0.25)
+    record = json.loads(json.dumps(spec.to_json()))
+    assert [stage['block'] for stage in record['stages']] == ['basic', MINE]
+    assert record['blocks']['options'] == {'gain': 0.25}
+    assert ResNetSpec.from_json(record, block=Mine) == spec
+    assert ResNetSpec.from_json(record, block=('basic', Mine)) == spec
+    assert hash(ResNetSpec.from_json(record, block=[Mine])) == hash(spec)
+
+
+@pytest.mark.parametrize('given', [None, Other, (Mine, Other), 'bottleneck'], ids=str)
+def test_a_missing_or_another_block_is_refused(given):
+    """In one line that names what was recorded and what is given."""
+    record = make_spec(Mine, **SMALL).to_json()
+    with pytest.raises(InputError) as raised:
+        ResNetSpec.from_json(record, block=given)
+    message = str(raised.value)
+    assert f'block: {MINE} was recorded' in message
+    assert '\n' not in message
+    found = {None: 'none given', Other: f'{__name__}:Other given', 'bottleneck': 'bottleneck given'}
+    assert found.get(given, f'{MINE}, {__name__}:Other given') in message
+
+
+def test_a_block_that_was_not_recorded_is_refused():
+    record = make_spec('basic', **SMALL).to_json()
+    assert ResNetSpec.from_json(record, block=BasicBlock) == ResNetSpec.from_json(record)
+    with pytest.raises(InputError, match=f'block: basic was recorded, and {MINE} given'):
+        ResNetSpec.from_json(record, block=Mine)
+
+
+@pytest.mark.parametrize(
+    'record',
+    [
+        {'block': 'basic', 'stage_sizes': [1, 1], 'num_classes': 10},  # before there were groups
+        make_spec('basic', **SMALL).to_json() | {'depth': 3},
+        make_spec('basic', **SMALL).to_json() | {'stem': {'kind': 'cifar', 'depth': 3}},
+        make_spec('basic', **SMALL).to_json() | {'head': None},
+        [],
+        None,
+    ],
+    ids=str,
+)
+def test_a_record_of_another_form_is_refused(record):
+    with pytest.raises(InputError, match='not a specification of this version: ') as raised:
+        ResNetSpec.from_json(record)
+    assert '\n' not in str(raised.value)
+
+
+def test_an_option_that_cannot_be_recorded_is_named():
+    with pytest.raises(InputError, match=r'options=.*cannot be recorded: .*complex'):
+        make_spec(Anything, **SMALL, thing=1j).to_json()
+
+
+class Anything(ResidualBlock):
+    thing: object = None

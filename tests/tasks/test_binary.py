@@ -1,0 +1,14 @@
+"""Yes or no: what it does in its own way; its metrics are those of one label, tested there."""
+
+import numpy as np
+
+from resnet_jax.tasks.binary import Binary
+
+
+def test_one_output_stands_for_both_classes():
+    task, names, shares = Binary(), ('no', 'yes'), np.array([[0.75], [0.25]])
+    assert task.num_outputs(2) == 1
+    assert task.in_words(shares, names) == ['yes', 'no']
+    assert task.ranked(shares, names, 3) == [[('yes', 0.75), ('no', 0.25)], [('no', 0.75), ('yes', 0.25)]]
+    assert task.ranked(shares, names, 1) == [[('yes', 0.75)], [('no', 0.75)]]
+    assert task.prediction_names(names) == ['yes']

@@ -1,0 +1,48 @@
+"""Pictures of test results: what is in them."""
+
+import types
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from resnet_jax.tasks.base import Task
+from resnet_jax.tasks.kinds import TASKS
+
+
+def drawn(task, names, **result):
+    axes = Figure().subplots()
+    found = types.SimpleNamespace(**({'total': {}, 'outputs': None, 'targets': None} | result))
+    task.draw(axes, found, names)
+    return axes
+
+
+def test_counts_of_a_confusion_matrix_are_written_into_it():
+    axes = drawn(TASKS['multiclass'](), ('ant', 'bee'), total={'confusion': np.array([[3, 1], [0, 7]])})
+    assert [text.get_text() for text in axes.texts] == ['3', '1', '7']
+    assert [label.get_text() for label in axes.get_xticklabels()] == ['ant', 'bee']
+    many = drawn(TASKS['multiclass'](), [str(k) for k in range(21)], total={'confusion': np.eye(21, dtype=int)})
+    assert not many.texts
+
+
+def test_a_curve_bars_and_points(rng):
+    targets = np.array([0, 1, 1, 0])
+    outputs = np.array([[-1.0], [2.0], [1.0], [0.5]], np.float32)
+    axes = drawn(TASKS['binary'](), ('no', 'yes'), outputs=outputs, targets=targets)
+    assert axes.get_title() == 'ROC curve of "yes"'
+    assert axes.get_legend().get_texts()[0].get_text() == 'ROC AUC 1.0000'
+    labels = np.stack([targets, 1 - targets], axis=1)
+    axes = drawn(TASKS['multilabel'](), ('a', 'b'), outputs=rng.normal(size=(4, 2)), targets=labels)
+    assert len(axes.patches) == 6
+    values = rng.normal(size=(4, 2)).astype(np.float32)
+    axes = drawn(TASKS['regression'](), ('a', 'b'), outputs=values, targets=values)
+    np.testing.assert_allclose(axes.lines[1].get_xydata(), np.stack([values[:, 0]] * 2, axis=1), rtol=1e-6)
+
+
+def test_a_task_may_have_no_picture():
+    assert not drawn(Task(), ()).axison
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_pictures_have_names(name):
+    assert (TASKS[name].picture or name) in ('confusion', 'binary', 'multilabel', 'regression')

@@ -1,0 +1,96 @@
+"""What is fixed before the first step: network, options of the step, teacher."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from resnet_jax import BasicBlock, InputError, TrainConfig, make_spec, train_and_evaluate, with_changes
+from resnet_jax.data.examples import Split
+from resnet_jax.data.feeds import THREAD_READER
+from resnet_jax.devices import data_mesh
+from resnet_jax.training.plan import make_model, make_plan, open_weights
+from resnet_jax.training.seeds import Seeds
+from resnet_jax.training.step import StepOptions
+
+SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', drop_path_rate=0.1, num_classes=3)
+CONFIG = TrainConfig().replace(dataset='shades', epochs=16, batch_size=16, learning_rate=0.1, crop_padding=1, mixup=0.2)
+
+
+@pytest.fixture(scope='module')
+def shades(make_shades):
+    return make_shades(50)
+
+
+@pytest.fixture(scope='module')
+def alone(shades, tmp_path_factory):
+    """A run of seed 4 alone."""
+    workdir = tmp_path_factory.mktemp('runs') / 'alone'
+    return workdir, train_and_evaluate(SPEC, CONFIG.replace(seed=4), workdir, dataset=shades)
+
+
+def test_a_teacher_of_other_classes_is_refused(alone, shades, tmp_path):
+    def in_two(split):
+        return Split(split.images, split.labels % 2)
+
+    two = dataclasses.replace(shades, train=in_two(shades.train), test=in_two(shades.test), class_names=('a', 'b'))
+    config = CONFIG.replace(distill_from=str(alone[0]))
+    with pytest.raises(InputError, match='has 3 outputs, not 2'):
+        train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=two)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_student_learns_from_its_teacher_alone(alone, shades, tmp_path):
+    """With labels that say nothing and the teacher's share of 1 it finds the classes all the same."""
+    wrong = dataclasses.replace(shades, train=Split(shades.train.images, np.zeros_like(shades.train.labels)))
+    fields = {'distill_from': str(alone[0]), 'distill_weight': 1.0, 'distill_temperature': 2.0, 'mixup': 0.0}
+    config = CONFIG.replace(epochs=24, **fields)
+    result = train_and_evaluate(SPEC, config, tmp_path, dataset=wrong)
+    assert alone[1]['test_accuracy'] > 0.9
+    assert result['test_accuracy'] > 0.9
+
+
+def test_settings_reach_the_network_and_the_step():
+    config = CONFIG.replace(
+        statistics=4, remat=True, accumulation_steps=2, sam_rho=0.1, ema_decay=0.9, reestimate_examples=9
+    )
+    model, options = make_model(SPEC, config), StepOptions.of(config)
+    assert (model.statistics, model.remat) == (4, True)
+    assert (options.accumulation_steps, options.sam_rho) == (2, 0.1)
+    assert (options.averaging.ema_decay, options.averaging.reestimate_examples) == (0.9, 9)
+
+
+class OwnBlock(BasicBlock):
+    """As its parent."""
+
+
+class OtherBlock(BasicBlock):
+    """Likewise."""
+
+
+def test_a_run_of_an_own_block_starts_and_teaches_runs_of_the_same(alone, shades, tmp_path):
+    """Others start from and learn from what was trained with a block that has a name."""
+    own = with_changes(SPEC, block=OwnBlock)
+    config = CONFIG.replace(epochs=1, mixup=0.0)
+    train_and_evaluate(own, config, tmp_path / 'own', dataset=shades)
+    weights = str(tmp_path / 'own')
+    fields = {'init_from': weights, 'distill_from': weights}
+    assert train_and_evaluate(own, config.replace(**fields), tmp_path / 'next', dataset=shades)['steps'] == 3
+    assert open_weights(str(alone[0]), own).spec.stages[0].block == 'basic'
+    checkpoint = max((tmp_path / 'own' / 'checkpoints').glob('[0-9]*'), key=lambda path: int(path.name))
+    assert open_weights(str(checkpoint), own).spec.stages[0].block is OwnBlock
+    for spec in (SPEC, with_changes(SPEC, block=OtherBlock)):
+        with pytest.raises(InputError, match='OwnBlock'):
+            train_and_evaluate(spec, config.replace(init_from=weights), tmp_path / 'other', dataset=shades)
+    assert not (tmp_path / 'other').exists()
+
+
+def contrast(outputs, batch):
+    return outputs.mean((1, 2))
+
+
+def test_views_of_photographs_that_share_a_crop_are_refused_by_the_plan(shades):
+    photographs = dataclasses.replace(shades, image_size=32)
+    config = CONFIG.replace(views=2, crop_area=(0.2, 1.0), crop_padding=0, mixup=0.0, loss=contrast)
+    with pytest.raises(InputError, match='views=2 of photographs would have the same crop_area; leave it out'):
+        make_plan(SPEC, config, Seeds((0,)), photographs, data_mesh(), THREAD_READER)

@@ -1,0 +1,111 @@
+"""The Hugging Face hub, from a cache on the disk: what is found, what comes along, what is refused."""
+
+import sys
+
+import pytest
+
+from resnet_jax import InputError, from_pretrained, get_checkpoint, get_spec, list_checkpoints, load_weights
+from resnet_jax.weights.files import write_safetensors
+from resnet_jax.weights.names import match_tensors
+from resnet_jax.weights.sources import model_of, open_source
+from tests.weights.helpers import HALF_BIT, SMALL, assert_equal, timm_config, torch_shapes, write_header
+
+
+def check_published(hub, name):
+    """A published checkpoint's repository resolves to its network, every tensor to a variable of it."""
+    known = get_checkpoint(name)
+    shapes, head = torch_shapes(known.arch)
+    classes = known.num_classes
+    given = {key: (classes, *shape[1:]) if key in head else shape for key, shape in shapes.items()}
+    if not classes:
+        given = {key: shape for key, shape in given.items() if key not in head}
+    files = hub.put(name, timm_config(name, classes, known.preprocessing))
+    write_header(files / 'model.safetensors', given)
+    path = f'hf:timm/{name}'
+    source = open_source(path, headers_only=True)
+    if not classes:
+        with pytest.raises(InputError, match='has no head: give num_classes'):
+            model_of(source, path)
+    model, arch = model_of(source, path, num_classes=None if classes else 7)
+    assert arch == source.arch == known.arch
+    assert source.num_classes == (classes or None)
+    assert model.spec == get_spec(known.arch, num_classes=classes or 7)
+    assert source.preprocessing == known.preprocessing
+    assert source.headless == (not classes)
+    matched = match_tensors(source.tensors, model, headless=source.headless)
+    assert len(matched) == len(given)
+    assert ('params/head/kernel' in matched) == bool(classes)
+
+
+# One of each kind of names, small ones.
+PUBLISHED = [
+    *('resnet18.a1_in1k', 'ecaresnetlight.miil_in1k', 'legacy_seresnet18.in1k', 'skresnet18.ra_in1k', SMALL),
+    *('resnest14d.gluon_in1k', 'res2net50_48w_2s.in1k', 'resnetv2_50x1_bit.goog_in21k', 'resnet50.bamboo'),
+]
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_checkpoints_resolve(hub, name):
+    check_published(hub, name)
+
+
+@pytest.mark.slow
+def test_all_published_checkpoints_resolve(hub):
+    for name in list_checkpoints():
+        check_published(hub, name)
+    assert len(list(hub.folder.glob('models--timm--*'))) == 204
+
+
+@pytest.mark.parametrize('file', ['model.safetensors', 'pytorch_model.bin'])
+def test_a_network_from_the_hub(hub, small, file):
+    model, variables, tensors = small
+    known = get_checkpoint(SMALL)
+    files = hub.put(SMALL, timm_config(SMALL, 1000, known.preprocessing))
+    write_safetensors(files / file, tensors)  # the content tells the kind, not the name
+    loaded = from_pretrained(f'hf:timm/{SMALL}')
+    assert (loaded.arch, loaded.model) == ('test_resnet', model)
+    assert loaded.preprocessing == known.preprocessing
+    assert_equal(loaded.variables, variables)
+    assert_equal(load_weights(f'hf:timm/{SMALL}@main', model), variables)
+
+
+def test_what_the_hub_does_not_have_is_one_line(hub, small):
+    with pytest.raises(InputError, match=r'^hf:timm/nothing could not be downloaded: .+') as error:
+        open_source('hf:timm/nothing')
+    assert '\n' not in str(error.value)
+    assert len(str(error.value)) < 300
+    with pytest.raises(InputError, match='hf:not a name/at all/of it must be hf:OWNER/NAME'):
+        open_source('hf:not a name/at all/of it')
+    with pytest.raises(InputError, match='hf: must be hf:OWNER/NAME'):
+        open_source('hf:')
+    files = hub.put(SMALL, timm_config(SMALL, 1000, HALF_BIT))
+    with pytest.raises(InputError, match=f'hf:timm/{SMALL} could not be downloaded'):
+        open_source(f'hf:timm/{SMALL}')
+    write_safetensors(files / 'model.safetensors', small[2])
+    with pytest.raises(InputError, match=f'hf:timm/{SMALL}@other could not be downloaded'):
+        open_source(f'hf:timm/{SMALL}@other')
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ('{', 'not a config.json of timm: it must be JSON with an architecture'),
+        ('[]', 'not a config.json of timm: it must be JSON with an architecture'),
+        ('{"num_classes": 3}', 'not a config.json of timm: it must be JSON with an architecture'),
+        ('{"architecture": ["test_resnet"]}', 'not a config.json of timm: its architecture must be a name'),
+        ('{"architecture": "vit_tiny"}', "unknown architecture 'vit_tiny'"),
+        ('{"architecture": "test_resnet", "pretrained_cfg": 3}', r'config\.json: config is a int'),
+        ('{"architecture": "test_resnet", "pretrained_cfg": {"std": 3}}', r'config\.json: std=3 must be three numbers'),
+    ],
+)
+def test_a_bad_configuration_from_the_hub_is_one_line(hub, config, message):
+    write_header(hub.put(SMALL, config) / 'model.safetensors', torch_shapes('test_resnet')[0])
+    with pytest.raises(InputError, match=message) as error:
+        from_pretrained(f'hf:timm/{SMALL}')
+    assert '\n' not in str(error.value)
+
+
+def test_without_the_hubs_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    with pytest.raises(InputError, match='hf:timm/x needs the package huggingface_hub: pip install huggingface_hub'):
+        open_source('hf:timm/x')

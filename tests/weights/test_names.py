@@ -1,0 +1,287 @@
+"""PyTorch's tensors in our networks: every name, shape and value, without PyTorch itself (``parity.py`` says how)."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import (
+    EVERY,
+    NAMES,
+    VARIANTS,
+    bit_arrays,
+    difference,
+    golden_outputs,
+    golden_shapes,
+    golden_tensors,
+    images,
+    outputs_of,
+    sampled,
+    statistics,
+    tensor,
+    tolerance,
+)
+
+from resnet_jax import (
+    BasicBlock,
+    InputError,
+    ResNet,
+    create_model,
+    get_spec,
+    init_variables,
+    load_weights,
+    make_spec,
+    save_weights,
+    with_changes,
+)
+from resnet_jax.models.imagenet import IMAGENET
+from resnet_jax.models.resnet import variable_shapes
+from resnet_jax.weights.files import TensorHeader, read_tensors, write_safetensors
+from resnet_jax.weights.names import match_tensors, tensors_from_variables, torch_shape, variables_from_tensors
+from tests.weights.helpers import random_variables
+
+LARGEST_FILE = 100_000_000  # of values; larger networks take their tensors without a file between
+
+
+@pytest.fixture(scope='module')
+def small():
+    """The smallest network and its state dict."""
+    return create_model('test_resnet'), {
+        name: tensor(name, shape) for name, shape in golden_shapes('test_resnet').items()
+    }
+
+
+@pytest.fixture(scope='module', params=sampled(NAMES))
+def loaded(request, tmp_path_factory):
+    """A network by name, with the generator's weights."""
+    name, tensors = request.param, golden_tensors(request.param)
+    model = create_model(name)
+    if sum(np.prod(value.shape) for value in tensors.values()) > LARGEST_FILE:
+        return name, model, variables_from_tensors(tensors, model)
+    path = tmp_path_factory.mktemp('weights') / f'{name}.safetensors'
+    write_safetensors(path, tensors)
+    variables = load_weights(path, model)
+    path.unlink()  # all of them are too much for a disk
+    return name, model, variables
+
+
+def assert_equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def assert_close_to_golden(key, model, variables, batch):
+    logits, stages = outputs_of(model, variables, batch)
+    expected_logits, expected_statistics = golden_outputs(key)
+    allowed = tolerance(model.spec)
+    assert difference(logits[:, ::EVERY], expected_logits) <= allowed
+    assert np.all(np.abs(statistics(stages) - expected_statistics) <= allowed * expected_statistics[:, 2:])
+
+
+def test_outputs_are_those_of_pytorch(loaded):
+    name, model, variables = loaded
+    assert_close_to_golden(name, model, variables, images())
+
+
+def test_exported_tensors_are_the_loaded_ones_bit_by_bit(loaded):
+    name, model, variables = loaded
+    back = tensors_from_variables(variables, model)
+    assert {key: value.shape for key, value in back.items()} == golden_shapes(name)
+    for key in list(back):
+        value = back.pop(key)
+        assert value.dtype == np.float32
+        assert np.array_equal(value, tensor(key, value.shape)), key
+
+
+@pytest.mark.parametrize('name', sampled(NAMES))
+def test_names_and_shapes_are_those_of_pytorch(name):
+    """By shapes alone, each of ours has one of theirs, and each of theirs one of ours."""
+    spec = IMAGENET[name]
+    model = ResNet(spec)
+    headers = {key: TensorHeader(shape, np.dtype(np.float32)) for key, shape in golden_shapes(name).items()}
+    matched = match_tensors(headers, model)
+    assert len(matched) == len(headers)
+    shapes = variable_shapes(model)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+        ours = jax.tree_util.keystr(path, simple=True, separator='/')
+        assert torch_shape(ours.partition('/')[2], leaf.shape, spec) == matched[ours].shape, ours
+
+
+@pytest.mark.parametrize('key', VARIANTS)
+def test_outputs_of_variants_are_those_of_pytorch(key):
+    variant = VARIANTS[key]
+    model = create_model(variant.name, **variant.ours)
+    variables = variables_from_tensors(golden_tensors(key), model)
+    assert_close_to_golden(key, model, variables, images(variant.size))
+
+
+def test_the_comparison_notices_two_kernels_in_each_others_place(small):
+    model, tensors = small
+    first, second = 'layer1.0.conv1.weight', 'layer1.0.conv2.weight'
+    swapped = tensors | {first: tensors[second], second: tensors[first]}
+    logits, _ = outputs_of(model, variables_from_tensors(swapped, model), images())
+    assert difference(logits[:, ::EVERY], golden_outputs('test_resnet')[0]) > 100 * tolerance(model.spec)
+
+
+def test_all_faults_are_told_at_once(small, tmp_path):
+    model, tensors = small
+    path = tmp_path / 'weights.safetensors'
+    wrong = {name: value for name, value in tensors.items() if name not in ('bn1.bias', 'layer3.0.conv2.weight')}
+    wrong |= {'layer9.0.conv1.weight': np.zeros((2, 2, 1, 1)), 'bn1.running_median': np.zeros(3)}
+    wrong |= {'layer1.0.bn2.weight': np.ones(7), 'layer4.0.conv1.weight': np.ones((96, 192, 1, 1))}
+    write_safetensors(path, wrong)
+    with pytest.raises(InputError) as caught:
+        load_weights(path, model)
+    message = str(caught.value)
+    assert message.startswith(f'{path}: ')
+    assert '2 missing: layer3.0.conv2.weight, bn1.bias;' in message
+    assert '2 not of this network: bn1.running_median, layer9.0.conv1.weight;' in message
+    assert '2 of another shape: ' in message
+    assert 'layer1.0.bn2.weight (7,) instead of (32,)' in message
+    assert 'layer4.0.conv1.weight (96, 192, 1, 1) instead of (96, 192, 3, 3)' in message
+
+
+def test_another_number_of_classes_gets_a_new_head_with_a_warning(small, tmp_path):
+    model, tensors = small
+    path = tmp_path / 'weights.safetensors'
+    write_safetensors(path, tensors)
+    whole = load_weights(path, model)
+    with pytest.warns(UserWarning, match='a new head for 7 classes in the place of one for 1000'):
+        other = load_weights(path, create_model('test_resnet', 7), key=jax.random.key(3))
+    head = other['params'].pop('head')
+    assert head['kernel'].shape == (96, 7)
+    assert np.abs(head['kernel']).max() <= 96**-0.5
+    np.testing.assert_array_equal(head['bias'], 0)
+    del whole['params']['head']
+    assert_equal(other, whole)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'resnetv2_18', 'legacy_seresnet18'])
+@pytest.mark.parametrize('channels', [1, 4])
+def test_other_input_channels_adapt_the_first_kernel_alone(name, channels):
+    """As timm.models.adapt_input_conv."""
+    model, tensors = create_model(name), golden_tensors(name)
+    with pytest.warns(UserWarning, match=f'a first kernel for {channels} channels from one for 3'):
+        adapted = tensors_from_variables(variables_from_tensors(tensors, model, channels), model)
+    first = next(key for key, value in tensors.items() if value.shape[1:2] == (3,))
+    kernel = np.asarray(tensors[first])
+    expected = kernel.sum(1, keepdims=True) if channels == 1 else kernel[:, [0, 1, 2, 0]] * np.float32(0.75)
+    np.testing.assert_array_equal(adapted.pop(first), expected)
+    for key, value in adapted.items():
+        np.testing.assert_array_equal(value, tensors[key])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'fc.weight': np.zeros((7, 64), np.float32)}, r'fc.weight \(7, 64\) beside the other part of the head'),
+        ({'fc.bias': np.zeros((), np.float32)}, r'fc.bias \(\) instead of \(10,\)'),
+        ({'conv1.weight': np.zeros((16, 0, 3, 3), np.float32)}, r'conv1.weight \(16, 0, 3, 3\) instead of'),
+        ({'linear.bias': np.zeros(10, np.float32)}, '1 not of this network: linear.bias'),
+        ({'bn1.weight': np.zeros(16, np.int32)}, 'the tensor of stem/norm/scale is of int32'),
+    ],
+)
+def test_tensors_that_nearly_fit_are_refused(change, message):
+    model = ResNet(get_spec('resnet20', stage_sizes=(1, 1, 1)))
+    tensors = tensors_from_variables(init_variables(model, jax.random.key(0), (8, 8, 3)), model)
+    with pytest.raises(InputError, match=message):
+        variables_from_tensors(tensors | change, model)
+
+
+def test_there_is_at_least_one_channel():
+    with pytest.raises(InputError, match='in_channels=0 must be at least 1'):
+        variables_from_tensors({}, create_model('resnet20'), 0)
+
+
+@pytest.mark.parametrize(
+    ('name', 'stage_sizes', 'renamed'),
+    [
+        ('resnet20', (1, 1, 1), {r'^fc\.': 'linear.', r'^': 'module.'}),  # akamaster/pytorch_resnet_cifar10
+        (
+            'resnet18_cifar',
+            (1, 1, 1, 1),
+            {r'^fc\.': 'linear.', r'\.downsample\.': '.shortcut.'},
+        ),  # kuangliu/pytorch-cifar
+    ],
+)
+def test_names_of_other_code_bases_are_known(name, stage_sizes, renamed, tmp_path, rng):
+    model = create_model(name, stage_sizes=stage_sizes)
+    shapes = jax.eval_shape(lambda key: init_variables(model, key, (32, 32, 3)), jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), shapes)
+    tensors = tensors_from_variables(variables, model)
+    for pattern, replacement in renamed.items():
+        assert any(re.search(pattern, key) for key in tensors)
+        tensors = {re.sub(pattern, replacement, key): value for key, value in tensors.items()}
+    counter = next(iter(tensors)).rpartition('.')[0] + '.num_batches_tracked'
+    write_safetensors(tmp_path / 'weights.safetensors', tensors | {counter: np.array(3)})
+    assert_equal(load_weights(tmp_path / 'weights.safetensors', model), variables)
+
+
+def test_arrays_of_big_transfer_are_the_same_weights(tmp_path):
+    name = 'resnetv2_50x1_bit'
+    model, tensors = create_model(name), golden_tensors(name)
+    np.savez(tmp_path / 'BiT-M-R50x1.npz', **bit_arrays(tensors))
+    assert_equal(load_weights(tmp_path / 'BiT-M-R50x1.npz', model), variables_from_tensors(tensors, model))
+
+
+def test_our_own_layout_comes_back_bit_by_bit(small, tmp_path):
+    model, tensors = small
+    variables = variables_from_tensors(tensors, model)
+    save_weights(tmp_path / 'weights.safetensors', model, variables, layout='flax')
+    stored = read_tensors(tmp_path / 'weights.safetensors')
+    assert stored['params/stage1_block1/conv1/kernel'].shape == (3, 3, 32, 32)
+    assert stored['batch_stats/stage1_block1/norm1/mean'].shape == (32,)
+    assert_equal(load_weights(tmp_path / 'weights.safetensors', model), variables)
+
+
+class OddlyNamed(BasicBlock):
+    """A block whose parameters would share names with PyTorch, and with its running statistics."""
+
+    def forward(self, x, mode, drop_rate):
+        y = super().forward(x, mode, drop_rate)
+        for name in ('kernel', 'scale', 'mean'):
+            y = y * self.param(name, nn.initializers.ones, y.shape[-1:])[None, None, None]
+        mean = self.variable('batch_stats', 'mean', jnp.zeros, y.shape[-1:])
+        return y - mean.value[None, None, None]
+
+
+def test_our_own_layout_goes_by_path_whatever_the_names(tmp_path):
+    spec = make_spec(OddlyNamed, (1,), (8,), (1,), 'cifar', 8, num_classes=3)
+    model, path = ResNet(spec), tmp_path / 'weights.safetensors'
+    variables = random_variables(model)
+    assert variables['params']['stage1_block1'].keys() >= {'kernel', 'scale', 'mean'}
+    save_weights(path, model, variables, layout='flax')
+    assert_equal(load_weights(path, model), variables)
+    with pytest.warns(UserWarning, match='a first kernel for 1 channels from one for 3'):
+        kernel = load_weights(path, model, in_channels=1)['params']['stem']['conv']['kernel']
+    old = variables['params']['stem']['conv']['kernel']
+    np.testing.assert_array_equal(kernel, np.asarray(old).sum(2, keepdims=True))
+    other = ResNet(with_changes(spec, num_classes=5))
+    with pytest.warns(UserWarning, match='a new head for 5 classes in the place of one for 3'):
+        loaded = load_weights(path, other)
+    assert loaded['params'].pop('head')['kernel'].shape == (8, 5)
+    assert_equal(loaded, {**variables, 'params': {k: v for k, v in variables['params'].items() if k != 'head'}})
+    wider = ResNet(with_changes(spec, stem_width=4))
+    with pytest.raises(InputError, match=r'params/stem/conv/kernel \(3, 3, 3, 8\) instead of \(3, 3, 3, 4\)'):
+        load_weights(path, wider)
+    tensors = read_tensors(path)
+    del tensors['params/stage1_block1/scale']
+    with pytest.raises(InputError, match=r'1 missing: params/stage1_block1/scale; 1 not of this network: params/extra'):
+        variables_from_tensors(tensors | {'params/extra': np.zeros(3, np.float32)}, model)
+    with pytest.raises(InputError, match=r'would both be layer1\.0\.(weight|running_mean) with timm: use layout=flax'):
+        save_weights(path, model, variables)
+
+
+def test_an_unknown_layout_is_refused(small, tmp_path):
+    model, tensors = small
+    with pytest.raises(InputError, match="layout='caffe' must be torch or flax"):
+        save_weights(tmp_path / 'weights', model, variables_from_tensors(tensors, model), layout='caffe')
+
+
+def test_a_spec_with_another_width_refuses_the_weights(small):
+    _, tensors = small
+    wider = ResNet(get_spec('test_resnet', stem_width=64))
+    with pytest.raises(InputError, match=r'of another shape: .*conv1\.0\.weight'):
+        match_tensors(tensors, wider)
