@@ -1,6 +1,7 @@
 """Settings and fixtures of all tests."""
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -9,13 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 
 # Before JAX starts: two CPU devices, so that everything runs where a batch is split. Tests compile much and compute
-# little: LLVM optimizes nothing, which saves two fifths of their time, and fusions are emitted without MLIR's pipeline
-# and as one module, which saves a third of what is left; XLA's own passes stay as they are.
+# little: LLVM optimizes nothing, which saves two fifths of their time, and XLA emits one module; jaxlib 0.10 can also
+# emit fusions without MLIR's pipeline, which saves a third of what is left. XLA's own passes stay as they are.
 # XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' tests the machine code that users
-# run. The last of two equal flags counts.
+# run; later versions need and know the first alone. The last of two equal flags counts.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
-    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 '
+    '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 '
+    + ('--xla_cpu_use_fusion_emitters=false ' * importlib.metadata.version('jaxlib').startswith('0.10.'))
     + os.environ.get('XLA_FLAGS', '')
 )
 os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=2'
