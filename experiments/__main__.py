@@ -1,5 +1,6 @@
 """Lists the commands: ``python -m experiments``; with ``--markdown`` as the tables of the README."""
 
+import os
 import sys
 
 from experiments.shared import commands
@@ -24,4 +25,10 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the list has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
