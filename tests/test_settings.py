@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import InputError
-from resnet_jax.settings import Settings, all_settings, choice, group, setting, values_of
+from resnet_jax.settings import Settings, all_settings, as_tuple, choice, group, setting, values_of
 from resnet_jax.training.config import TrainConfig
 
 
@@ -74,6 +74,10 @@ def test_a_choice_is_taken_by_name_wherever_it_is_given():
     assert Config(mode='slow') == Config(mode=Slow())
     with pytest.raises(InputError, match="mode='middling' must be one of fast, slow"):
         Config(mode='middling')
+
+
+def test_lists_are_tuples_all_the_way_down():
+    assert as_tuple([1, [2, [3]], 'ab']) == (1, (2, (3,)), 'ab')
 
 
 def test_numpy_numbers_are_numbers():

@@ -56,8 +56,3 @@ def as_sequence(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise InputError(f'{name}={value!r} must be a sequence')
     return tuple(value)
-
-
-def as_tuples(value: Any) -> Any:
-    """Lists, which JSON makes of tuples, as tuples again."""
-    return tuple(as_tuples(part) for part in value) if isinstance(value, list | tuple) else value

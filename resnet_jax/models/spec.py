@@ -17,7 +17,6 @@ from resnet_jax.models.blocks import Block
 from resnet_jax.models.branch_blocks import BLOCKS
 from resnet_jax.models.checks import (
     as_sequence,
-    as_tuples,
     check_choice,
     check_like,
     check_number,
@@ -28,6 +27,7 @@ from resnet_jax.models.checks import (
 from resnet_jax.models.layers import SHORTCUTS, STEMS
 from resnet_jax.models.norm import NORMS
 from resnet_jax.models.pooling import ANTIALIAS, STEM_POOLS
+from resnet_jax.settings import as_tuple
 
 BlockType = str | type[Block]
 
@@ -117,7 +117,7 @@ class BlockSpec:
         check_rate('drop_path_rate', self.drop_path_rate)
         check_rate('drop_block_rate', self.drop_block_rate)
         object.__setattr__(self, 'channels', tuple(_entry(entry) for entry in as_sequence('channels', self.channels)))
-        object.__setattr__(self, 'options', as_tuples(sorted(dict(self.options).items())))
+        object.__setattr__(self, 'options', as_tuple(sorted(dict(self.options).items())))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from resnet_jax.errors import InputError
 from resnet_jax.given import qualified_name
+from resnet_jax.settings import as_tuple
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.binary import Binary
 from resnet_jax.tasks.multiclass import MultiClass
@@ -71,7 +72,7 @@ def make_task(
       InputError: an unknown task, or fields that it does not take.
     """
     found = get_task(task)
-    fields: dict[str, Any] = {name: _as_tuple(value) for name, value in (statistics or {}).items()}
+    fields: dict[str, Any] = {name: as_tuple(value) for name, value in (statistics or {}).items()}
     if loss:
         fields['loss'] = loss
     if label_smoothing:
@@ -91,7 +92,3 @@ def task_name(task: TaskLike) -> str:
         if kind is known:
             return name
     return qualified_name(kind)
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value

@@ -14,7 +14,6 @@ def test_values_that_are_right_pass():
     assert checks.whole_number('width', np.int64(3)) == 3
     assert type(checks.whole_number('width', np.int64(3))) is int
     assert checks.as_sequence('widths', [1, 2]) == (1, 2)
-    assert checks.as_tuples([1, [2, [3]], 'ab']) == (1, (2, (3,)), 'ab')
     for value, default in ((True, False), (2, 1), (2, 0.5), ('any', None), (0.5, 0.25), ((1,), ())):
         checks.check_like('option', value, default)
 
