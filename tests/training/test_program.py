@@ -12,9 +12,7 @@ import pytest
 
 from resnet_jax import (
     Interrupted,
-    TrainConfig,
     load_variables,
-    make_spec,
     train_and_evaluate,
     with_changes,
 )
@@ -28,21 +26,7 @@ from resnet_jax.training.plan import make_model, make_plan
 from resnet_jax.training.program import Phase, compile_program
 from resnet_jax.training.seeds import Seeds
 from resnet_jax.training.states import initial_state
-
-SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', drop_path_rate=0.1, num_classes=3)
-CONFIG = TrainConfig().replace(dataset='shades', epochs=16, batch_size=16, learning_rate=0.1, crop_padding=1, mixup=0.2)
-
-
-@pytest.fixture(scope='module')
-def shades(make_shades):
-    return make_shades(50)
-
-
-@pytest.fixture(scope='module')
-def alone(shades, tmp_path_factory):
-    """A run of seed 4 alone."""
-    workdir = tmp_path_factory.mktemp('runs') / 'alone'
-    return workdir, train_and_evaluate(SPEC, CONFIG.replace(seed=4), workdir, dataset=shades)
+from tests.training.runs import CONFIG, SPEC
 
 
 def assert_close(first, second):

@@ -4,21 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import TrainConfig, make_spec
 from resnet_jax.data.feeds import THREAD_READER
 from resnet_jax.devices import data_mesh
 from resnet_jax.training.plan import make_plan
 from resnet_jax.training.program import compile_program
 from resnet_jax.training.seeds import Seeds
 from resnet_jax.training.states import initial_state, restored_state, saved_like, saved_states
-
-SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', drop_path_rate=0.1, num_classes=3)
-CONFIG = TrainConfig().replace(dataset='shades', epochs=16, batch_size=16, learning_rate=0.1, crop_padding=1, mixup=0.2)
-
-
-@pytest.fixture(scope='module')
-def shades(make_shades):
-    return make_shades(50)
+from tests.training.runs import CONFIG, SPEC
 
 
 def plan_of(shades, seeds=(0,), **changes):
