@@ -1,15 +1,20 @@
-"""Placement on devices, of one process or many: data parallelism over one mesh. The only file that knows meshes."""
+"""Placement on devices, of one process or many: data parallelism over one mesh. The only file that knows meshes.
 
+The last part is for the networks, which run under meshes of other programs: explicit axes, ``jax.shard_map``.
+"""
+
+import contextlib
 import functools
 import os
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.errors import InputError, StorageError
 
@@ -105,6 +110,11 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.asarray(jax.devices() if devices is None else devices), ('data',))
 
 
+def only_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Within it, a mesh that the caller has set (``jax.set_mesh``) gives way to this one."""
+    return contextlib.nullcontext() if jax.sharding.get_abstract_mesh().empty else jax.set_mesh(mesh)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -183,3 +193,55 @@ def check_batch_size(batch_size: int, parts: int, mesh: Mesh) -> None:
     if batch_size % (parts * mesh.size):
         times = f' times accumulation_steps={parts}' if parts > 1 else ''
         raise InputError(f'batch_size={batch_size} must be divisible by the {mesh.size} devices{times}')
+
+
+def vary_alike(*operands: Any) -> tuple[Any, ...]:
+    """Casts operands so that inside ``jax.shard_map`` all of them vary over the same mesh axes; None stays None.
+
+    There the type of an array says over which axes its value varies: images do, parameters that are the same on every
+    device do not. A gradient written by hand, or a branch for each platform, wants all operands alike. The transpose of
+    this cast sums a parameter's gradients over the devices. Elsewhere nothing happens.
+    """
+    union = frozenset[str]().union(*(varying_axes(x) for x in operands if x is not None))
+    return tuple(x if x is None else _vary(x, union - varying_axes(x)) for x in operands)
+
+
+def varying_axes(x: jax.Array) -> frozenset[str]:
+    """The manual mesh axes over which the value of an array varies, by its type."""
+    kind = jax.typeof(x)
+    return kind.mat.varying if hasattr(kind, 'mat') else kind.vma  # as older versions call it
+
+
+def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    if not axes:
+        return x
+    if not hasattr(jax.lax, 'pcast'):  # jax 0.7
+        return jax.lax.pvary(x, tuple(sorted(axes)))  # type: ignore[attr-defined]
+    return jax.lax.pcast(x, tuple(sorted(axes)), to='varying')
+
+
+def split_axes(x: jax.Array) -> tuple[Any, ...]:
+    """For each axis of an array the mesh axes that split it, by its type: all None unless the mesh is explicit."""
+    spec = jax.typeof(x).sharding.spec
+    return (*spec, *[None] * (x.ndim - len(spec)))
+
+
+def with_automatic_axes(function: Callable[..., Any], *operands: jax.Array, out: Any) -> Any:
+    """``function(*operands)``, where the compiler decides how to split what is computed within.
+
+    Under explicit mesh axes, JAX refuses operations for which several splits of the result are possible. Here they are
+    automatic within the function, and only the result's split is stated. Under any other mesh nothing changes.
+
+    Args:
+      function: of the operands.
+      *operands: arrays.
+      out: how the result is split, in the form of ``split_axes``; a list of these if the function returns a tuple.
+    """
+    meshes = [mesh for x in operands if (mesh := jax.typeof(x).sharding.mesh).axis_names]
+    types = zip(meshes[0].axis_names, meshes[0].axis_types, strict=True) if meshes else ()
+    explicit = tuple(name for name, kind in types if kind == AxisType.Explicit)
+    if not explicit:
+        return function(*operands)
+    split = [NamedSharding(meshes[0], PartitionSpec(*axes)) for axes in (out if isinstance(out, list) else [out])]
+    shardings = tuple(split) if isinstance(out, list) else split[0]
+    return jax.sharding.auto_axes(function, axes=explicit, out_sharding=shardings)(*operands)

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-# Before JAX starts: two CPU devices, so that everything runs where a batch is split. Tests compile much and compute
+# Before JAX starts: two CPU devices, or as many as RESNET_JAX_TEST_DEVICES says for the tests that take any number, so
+# that everything runs where a batch is split. Tests compile much and compute
 # little: LLVM optimizes nothing, which saves two fifths of their time, and XLA emits one module; jaxlib 0.10 can also
 # emit fusions without MLIR's pipeline, which saves a third of what is left. XLA's own passes stay as they are.
 # XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' tests the machine code that users
@@ -20,7 +21,7 @@ os.environ['XLA_FLAGS'] = (
     + ('--xla_cpu_use_fusion_emitters=false ' * importlib.metadata.version('jaxlib').startswith('0.10.'))
     + os.environ.get('XLA_FLAGS', '')
 )
-os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=2'
+os.environ['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={os.environ.get("RESNET_JAX_TEST_DEVICES", "2")}'
 
 import jax
 import numpy as np

@@ -102,8 +102,8 @@ class SplitAttention(Layer):
         gate = self.conv('fc2', features * radix, 1, groups=groups, use_bias=True)(gate)
         if radix == 1:
             return x * nn.sigmoid(gate)
-        gate = gate.reshape(-1, groups, radix, features // groups).swapaxes(1, 2)
-        gate = nn.softmax(gate, 1).reshape(-1, 1, 1, radix, features)
+        gate = gate[:, 0, 0].reshape(-1, groups, radix, features // groups).swapaxes(1, 2)
+        gate = nn.softmax(gate, 1).reshape(-1, radix, features)[:, None, None]
         return (branches * gate).sum(3)
 
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax.export
 import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
@@ -20,6 +21,7 @@ class Compute:
       norm: a key of ``norm.NORMS``.
       statistics: as in ``norm.BatchNorm``.
       standardize: None, or the epsilon of weight standardization, as in ``conv.Conv``.
+      axis_name: as in ``norm.BatchNorm``.
     """
 
     dtype: Any = jnp.float32
@@ -27,6 +29,7 @@ class Compute:
     norm: str = 'batch'
     statistics: str | int = 'global'
     standardize: float | None = None
+    axis_name: str | tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Mode:
 
     train: bool
     update_stats: bool | None = None
+
+
+def is_constant(shape: Sequence[Any]) -> bool:
+    """Whether all sizes are numbers; those of a program that ``jax.export`` makes for any size are symbols."""
+    return not any(jax.export.is_symbolic_dim(size) for size in shape)
 
 
 @contextlib.contextmanager

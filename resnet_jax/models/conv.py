@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax.devices import split_axes, vary_alike, with_automatic_axes
 from resnet_jax.errors import InputError
 from resnet_jax.models import conv_cpu, conv_tpu
-from resnet_jax.models.compute import explaining_forward_mode
-from resnet_jax.models.conv_common import by_blocks, plain
+from resnet_jax.models.compute import explaining_forward_mode, is_constant
+from resnet_jax.models.conv_common import by_blocks, plain, subsample
 
 IMPLEMENTATIONS = ('auto', 'xla')
 
@@ -67,8 +68,10 @@ def convolution(
     check_implementation(implementation)
     if implementation == 'xla':
         return plain(x, kernel, stride, dilation, groups)
+    x, kernel = vary_alike(x, kernel)
+    rule = _convolution if is_constant(x.shape) else _convolution_of_any_size
     with explaining_forward_mode():
-        return _convolution(x, kernel, stride, dilation, groups)
+        return rule(x, kernel, stride, dilation, groups)
 
 
 def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
@@ -83,7 +86,11 @@ def _convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, gr
     def of(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return functools.partial(form, stride=stride, dilation=dilation, groups=groups)
 
-    return lax.platform_dependent(x, kernel, cpu=of(_on_cpu), tpu=of(conv_tpu.forward), default=of(plain))
+    choose = functools.partial(lax.platform_dependent, cpu=of(_on_cpu), tpu=of(conv_tpu.forward), default=of(plain))
+    examples, channels = split_axes(x)[0], split_axes(kernel)[3]
+    return with_automatic_axes(
+        choose, x, kernel, out=(examples, None, None, None if channels == examples else channels)
+    )
 
 
 def _forward(
@@ -106,10 +113,31 @@ def _backward(
         return by_jax(_on_cpu, x, kernel, dy)
 
     on_tpu, elsewhere = functools.partial(by_jax, conv_tpu.forward), functools.partial(by_jax, plain)
-    return lax.platform_dependent(*saved, dy, cpu=on_cpu, tpu=on_tpu, default=elsewhere)
+    choose = functools.partial(lax.platform_dependent, cpu=on_cpu, tpu=on_tpu, default=elsewhere)
+    return with_automatic_axes(choose, *saved, dy, out=[split_axes(operand) for operand in saved])
 
 
 _convolution.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolution_of_any_size(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
+    """For symbolic sizes: XLA's own form, with a gradient whose padding does not depend on them, as JAX demands."""
+    return plain(x, kernel, stride, dilation, groups)
+
+
+def _gradients_of_any_size(
+    stride: int, dilation: int, groups: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    def by_subsampling(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return subsample(plain(x, kernel, 1, dilation, groups), stride)
+
+    return jax.vjp(by_subsampling, *saved)[1](dy)
+
+
+_convolution_of_any_size.defvjp(
+    lambda x, kernel, *options: (_convolution_of_any_size(x, kernel, *options), (x, kernel)), _gradients_of_any_size
+)
 
 
 class Conv(nn.Module):

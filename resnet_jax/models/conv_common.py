@@ -28,6 +28,14 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: i
     )
 
 
+def subsample(x: jax.Array, stride: int) -> jax.Array:
+    """Every stride-th pixel along H and W: ``[N, (H - 1) // stride + 1, (W - 1) // stride + 1, C]``.
+
+    ``x[:, ::stride, ::stride]``, but for symbolic sizes, which this writes as convolutions do.
+    """
+    return x if stride == 1 else lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
+
+
 def dense_blocks(kernel: jax.Array, groups: int, channels: int) -> jax.Array:
     """A grouped kernel as dense ones: neighbouring groups together, with zeros between them.
 

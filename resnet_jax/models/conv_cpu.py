@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.models import winograd
-from resnet_jax.models.conv_common import LAYOUT, pad, plain
+from resnet_jax.models.conv_common import LAYOUT, pad, plain, subsample
 
 _STEM_CHANNELS = 4  # up to so many channels, strided kernel gradients take pixels as channels
 _WINOGRAD_CHANNELS = 64  # from so many channels on, in and out
@@ -43,7 +43,7 @@ BLOCK = 32  # channels of the dense blocks of a grouped convolution
 def forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
     """The convolution: ``x [N, H, W, C]``, ``kernel [kh, kw, C, C_out]``."""
     if kernel.shape[:2] == (1, 1):
-        x = x[:, ::stride, ::stride]
+        x = subsample(x, stride)
         return (_pixels(x) @ kernel[0, 0]).reshape(*x.shape[:3], kernel.shape[3])
     if _suits_winograd(x.shape, kernel, stride, dilation, _WINOGRAD_CHANNELS):
         return winograd.convolution(x, kernel)
@@ -164,7 +164,7 @@ def _padded_convolution(x: jax.Array, kernel: jax.Array, padding: list[tuple[int
 def _kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, dilation: int) -> jax.Array:
     kh, kw, channels, _ = kernel.shape
     if kh == kw == 1:
-        return _transposed_product(_pixels(x[:, ::stride, ::stride]), _pixels(dy))[None, None]
+        return _transposed_product(_pixels(subsample(x, stride)), _pixels(dy))[None, None]
     if _suits_winograd(x.shape, kernel, stride, dilation, _WINOGRAD_GRADIENT_CHANNELS):
         return winograd.kernel_gradient(x, dy)
     if stride > 1 and dilation == 1 and channels <= _STEM_CHANNELS:

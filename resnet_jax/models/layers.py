@@ -11,6 +11,7 @@ from resnet_jax.errors import InputError
 from resnet_jax.models.checks import check_choice
 from resnet_jax.models.compute import Compute, Mode
 from resnet_jax.models.conv import Conv
+from resnet_jax.models.conv_common import subsample
 from resnet_jax.models.norm import NORMS, BatchNorm, ExampleNorm
 from resnet_jax.models.pooling import (
     ANTIALIAS,
@@ -100,6 +101,7 @@ def make_normalization(
             statistics=compute.statistics,
             dtype=compute.dtype,
             implementation=compute.implementation,
+            axis_name=compute.axis_name,
             name=name,
         )
     else:
@@ -208,7 +210,7 @@ class Shortcut(Layer):
             if missing < 0:
                 raise InputError(f'shortcut A cannot take {channels} channels to fewer ({self.features}): use B')
             before = missing // 2
-            return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (before, missing - before)))
+            return jnp.pad(subsample(x, stride), ((0, 0), (0, 0), (0, 0), (before, missing - before)))
         if not changes and self.kind != 'C':
             return x
         x = self._projected(x)

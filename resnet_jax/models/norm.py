@@ -1,7 +1,7 @@
 """Normalization: by the batch's statistics, or by each example's own."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax.devices import vary_alike
 from resnet_jax.errors import InputError
-from resnet_jax.models.compute import explaining_forward_mode
+from resnet_jax.models.compute import explaining_forward_mode, is_constant
+
+AxisName = str | tuple[str, ...] | None
 
 
 def _affine(
@@ -25,21 +28,29 @@ def _wide(channels: jax.Array) -> jax.Array:
     return channels[None, None, None]
 
 
-def _moments_in_two_passes(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _moments_in_two_passes(x: jax.Array, shift: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of ``x``, float32 ``[N, H, W, C]``: the mean of squared deviations from the mean."""
-    mean = x.mean((0, 1, 2))
-    return mean, jnp.square(x - _wide(mean)).mean((0, 1, 2))
+    mean = _channel_mean(x, axis_name)
+    return mean, _channel_mean(jnp.square(x - _wide(mean)), axis_name)
 
 
-def _moments_in_one_pass(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _moments_in_one_pass(x: jax.Array, shift: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
     """The same from sums that XLA's TPU backend takes while the convolution in front writes ``x``.
 
     The deviations are those from ``shift``, the running mean: the closer it is to the batch's own, the less cancels.
     """
+    if axis_name is not None:
+        shift = lax.pmean(shift, axis_name)  # each device may have a running mean of its own
     deviations = x - _wide(shift)
-    offset = deviations.mean((0, 1, 2))
-    var = jnp.square(deviations).mean((0, 1, 2)) - jnp.square(offset)
+    offset = _channel_mean(deviations, axis_name)
+    var = _channel_mean(jnp.square(deviations), axis_name) - jnp.square(offset)
     return shift + offset, jnp.maximum(var, 0)
+
+
+def _channel_mean(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    """``[N, H, W, C]`` to ``[C]``, over all devices of ``axis_name`` unless it is None."""
+    mean = x.mean((0, 1, 2))
+    return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
 def _batch_norm(
@@ -50,6 +61,7 @@ def _batch_norm(
     shortcut: jax.Array | None,
     epsilon: float,
     relu: bool,
+    axis_name: AxisName,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes with the batch's own statistics, then adds the shortcut, then takes the ReLU.
 
@@ -61,12 +73,15 @@ def _batch_norm(
       shortcut: ``[N, H, W, C]`` or None.
       epsilon: added to the variance.
       relu: whether to take the ReLU.
+      axis_name: None, or the device axis over which the statistics are taken.
 
     Returns:
       The result, of ``x``'s dtype, and the batch's mean and biased variance, float32 ``[C]``.
     """
     wide = x.astype(jnp.float32)
-    mean, var = lax.platform_dependent(wide, shift, tpu=_moments_in_one_pass, default=_moments_in_two_passes)
+    forms = {'tpu': _moments_in_one_pass, 'default': _moments_in_two_passes}
+    forms = {platform: functools.partial(form, axis_name=axis_name) for platform, form in forms.items()}
+    mean, var = lax.platform_dependent(*vary_alike(wide, shift), **forms)
     y = _affine(wide, mean, var, scale, bias, epsilon)
     if shortcut is not None:
         y = y + shortcut.astype(jnp.float32)
@@ -74,7 +89,7 @@ def _batch_norm(
 
 
 # With its gradient by hand: two passes over the map, where differentiation makes about six.
-_batch_norm_vjp = jax.custom_vjp(_batch_norm, nondiff_argnums=(5, 6))
+_batch_norm_vjp = jax.custom_vjp(_batch_norm, nondiff_argnums=(5, 6, 7))
 
 
 def _batch_norm_forward(x: jax.Array, scale: jax.Array, *rest: Any) -> tuple[Any, Any]:
@@ -84,12 +99,15 @@ def _batch_norm_forward(x: jax.Array, scale: jax.Array, *rest: Any) -> tuple[Any
     return (y, mean, var), (x, y, mean, var, scale, shortcut is not None)
 
 
-def _batch_norm_backward(epsilon: float, relu: bool, saved: Any, cotangents: Any) -> tuple[Any, ...]:
+def _batch_norm_backward(
+    epsilon: float, relu: bool, axis_name: AxisName, saved: Any, cotangents: Any
+) -> tuple[Any, ...]:
     """Ioffe and Szegedy 2015, section 3, with xhat = (x - mean) / std and the sums over N, H and W:
 
     dbias = sum dz,  dscale = sum dz xhat,  dx = scale / std (dz - dbias / n - xhat dscale / n)
 
     The ReLU's mask is read off its result, which the next convolution keeps anyway. The statistics have no gradient.
+    With an ``axis_name``, dx takes the sums over all devices, while dbias and dscale stay each device's own.
     """
     x, y, mean, var, scale, has_shortcut = saved
     dy = cotangents[0].astype(jnp.float32)
@@ -99,12 +117,22 @@ def _batch_norm_backward(epsilon: float, relu: bool, saved: Any, cotangents: Any
     dbias = dz.sum((0, 1, 2))
     dscale = (dz * centred).sum((0, 1, 2)) * inverse_std
     count = x.size // x.shape[-1]
-    slope, offset = scale * inverse_std, dscale * inverse_std / count
-    dx = _wide(slope) * (dz - _wide(dbias / count) - centred * _wide(offset))
-    return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(mean), dz.astype(y.dtype) if has_shortcut else None
+    slope, offset, drift = scale * inverse_std, dscale * inverse_std / count, dbias / count
+    if axis_name is not None:
+        offset, drift = lax.pmean((offset, drift), axis_name)
+    dx = _wide(slope) * (dz - _wide(drift) - centred * _wide(offset))
+    return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(dbias), dz.astype(y.dtype) if has_shortcut else None
 
 
 _batch_norm_vjp.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def _unbiased(var: jax.Array, count: Any) -> jax.Array:
+    """``n / (n - 1)`` times the biased variance of n values; the variance of a single value is 0."""
+    if is_constant([count]):
+        return var * (count / max(count - 1, 1))
+    count = jnp.asarray(count).astype(jnp.float32)
+    return var * (count / jnp.maximum(count - 1, 1))
 
 
 def _check_statistics(statistics: str | int) -> None:
@@ -117,7 +145,7 @@ def _check_statistics(statistics: str | int) -> None:
 
 def _ghost_batch_norm(
     x: jax.Array,
-    vectors: tuple[jax.Array, jax.Array, jax.Array],
+    vectors: Sequence[jax.Array],
     shortcut: jax.Array | None,
     size: int,
     normalize: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
@@ -165,6 +193,9 @@ class BatchNorm(nn.Module):
       dtype: dtype of the result; parameters and statistics are float32.
       implementation: ``auto`` has its gradient written by hand; ``xla`` leaves it to JAX, and also differentiates
         forward.
+      axis_name: None, or the name of a device axis, or several, of ``jax.shard_map`` or ``jax.pmap``: there each device
+        has a part of the batch, and global statistics are those of all parts. Ghost batches stay within their device,
+        and the running statistics move by the average over all devices. Under ``jit`` there is nothing to name.
     """
 
     decay: float = 0.9
@@ -174,6 +205,7 @@ class BatchNorm(nn.Module):
     statistics: str | int = 'global'
     dtype: Any = jnp.float32
     implementation: str = 'auto'
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(
@@ -211,18 +243,25 @@ class BatchNorm(nn.Module):
             y = _affine(x.astype(jnp.float32), running_mean.value, running_var.value, scale, bias, self.epsilon)
             y = y if shortcut is None else y + shortcut.astype(jnp.float32)
             return (nn.relu(y) if self.relu else y).astype(self.dtype)
+        axis_name = None if self.is_initializing() else self.axis_name  # which is not bound then
+        ghost = self.statistics if isinstance(self.statistics, int) else None
         function = _batch_norm if self.implementation == 'xla' else _batch_norm_vjp
-        normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
-        vectors = scale, bias, lax.stop_gradient(running_mean.value)
-        examples = self.statistics if isinstance(self.statistics, int) else x.shape[0]
+        normalize = functools.partial(
+            function, epsilon=self.epsilon, relu=self.relu, axis_name=axis_name if ghost is None else None
+        )
+        x, shortcut, *vectors = vary_alike(x, shortcut, scale, bias, lax.stop_gradient(running_mean.value))
         with explaining_forward_mode():
-            if isinstance(self.statistics, int):
-                y, mean, var = _ghost_batch_norm(x, vectors, shortcut, examples, normalize)
-            else:
+            if ghost is None:
                 y, mean, var = normalize(x, *vectors, shortcut)
+            else:
+                y, mean, var = _ghost_batch_norm(x, vectors, shortcut, ghost, normalize)
         if update_stats is not False and not self.is_initializing():
-            count = examples * x.shape[1] * x.shape[2]
-            mean, unbiased = lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
+            count = (x.shape[0] if ghost is None else ghost) * x.shape[1] * x.shape[2]
+            if axis_name is not None and ghost is None:
+                count *= lax.psum(1, axis_name)
+            elif axis_name is not None:
+                mean, var = lax.pmean((mean, var), axis_name)
+            mean, unbiased = lax.stop_gradient((mean, _unbiased(var, count)))
             running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
             running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
         return y

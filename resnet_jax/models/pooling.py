@@ -1,7 +1,6 @@
 """Pooling and anti-aliasing: functions without parameters on ``[N, H, W, C]``."""
 
 import functools
-import math
 
 import flax.linen as nn
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.errors import InputError
-from resnet_jax.models.compute import explaining_forward_mode
+from resnet_jax.models.compute import explaining_forward_mode, is_constant
 
 STEM_POOLS = {
     'max': '3x3 maximum with stride 2, padded with -inf on all sides',
@@ -44,12 +43,20 @@ def _max_pool(x: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, cpu=lambda x: functools.reduce(jnp.maximum, _windows(x)), default=_plain_max_pool)
 
 
-def _windows(x: jax.Array) -> list[jax.Array]:
-    """The nine pixels of every 3x3 window at stride 2, in row-major order."""
-    height, width = ((size + 1) // 2 * 2 for size in x.shape[1:3])
-    bottom, right = height - x.shape[1] + 1, width - x.shape[2] + 1
-    x = jnp.pad(x, ((0, 0), (1, bottom), (1, right), (0, 0)), constant_values=-jnp.inf)
-    return [x[:, u : u + height - 1 : 2, v : v + width - 1 : 2] for u in range(3) for v in range(3)]
+def _windows(x: jax.Array, size: int = 3, stride: int = 2, before: int = 1, fill: float = -jnp.inf) -> list[jax.Array]:
+    """The pixels of every window, in row-major order: ``size * size`` maps ``[N, H', W', C]``.
+
+    H' is ``(H - 1) // stride + 1``. The first window begins ``before`` pixels outside of the map, which are ``fill``.
+    """
+    spans = [(length - 1) // stride * stride for length in x.shape[1:3]]  # from the first window to the last
+    edges = [(before, span + size - before - length, 0) for span, length in zip(spans, x.shape[1:3], strict=True)]
+    x = lax.pad(x, jnp.asarray(fill, x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+    def at(row: int, column: int) -> jax.Array:
+        limits = (x.shape[0], row + spans[0] + 1, column + spans[1] + 1, x.shape[3])
+        return lax.slice(x, (0, row, column, 0), limits, (1, stride, stride, 1))
+
+    return [at(row, column) for row in range(size) for column in range(size)]
 
 
 def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
@@ -85,9 +92,14 @@ def avg_pool(x: jax.Array, stride: int = 2) -> jax.Array:
     A window that reaches over the right or lower edge is divided by the pixels it has
     (PyTorch: ``AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)``).
     """
-    overhangs = [(math.ceil(length / stride) - 1) * stride + 2 - length for length in x.shape[1:3]]
-    padding = tuple((0, max(overhang, 0)) for overhang in overhangs)
-    return nn.avg_pool(x, (2, 2), (stride, stride), padding, count_include_pad=False)
+
+    def counts(length: int) -> jax.Array:
+        """Pixels of each window along one axis."""
+        return jnp.minimum(2, length - stride * jnp.arange((length - 1) // stride + 1)).astype(jnp.float32)
+
+    rows, columns = map(counts, x.shape[1:3])
+    total = functools.reduce(jnp.add, _windows(x.astype(jnp.float32), 2, stride, before=0, fill=0))
+    return (total / (rows[None, :, None, None] * columns[None, None, :, None])).astype(x.dtype)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
@@ -106,8 +118,9 @@ def max_pool_ceil_mode(x: jax.Array) -> jax.Array:
     H' is H // 2, and 1 where H is 1. The last window may reach over the right or lower edge
     (PyTorch: ``MaxPool2d(3, 2, ceil_mode=True)``).
     """
-    padding = [(0, 2 * max(math.ceil((size - 3) / 2), 0) + 3 - size) for size in x.shape[1:3]]
-    return nn.max_pool(x, (3, 3), (2, 2), padding)
+    windows = [max(size // 2, 1) if is_constant([size]) else size // 2 for size in x.shape[1:3]]
+    edges = [(0, 2 * count + 1 - size, 0) for count, size in zip(windows, x.shape[1:3], strict=True)]
+    return nn.max_pool(lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), [(0, 0, 0), *edges, (0, 0, 0)]), (3, 3), (2, 2))
 
 
 def avg_pool_3x3(x: jax.Array, stride: int) -> jax.Array:
@@ -125,12 +138,21 @@ def avg_pool_in_place(x: jax.Array) -> jax.Array:
 
 def blur(x: jax.Array, stride: int = 2) -> jax.Array:
     """Binomial 3x3 filter, each channel alone, on reflected edges: ``[N, H, W, C]`` to ``[N, ceil(H/stride), …]``."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='reflect')
     for axis in (1, 2):
-        windows = x.shape[axis] - 2
-        before, at, after = (lax.slice_in_dim(x, start, start + windows, stride, axis) for start in range(3))
+        size = x.shape[axis]
+        x = _reflected(x, axis)
+        before, at, after = (lax.slice_in_dim(x, start, start + size, stride, axis) for start in range(3))
         x = (before + after) / 4 + at / 2
     return x
+
+
+def _reflected(x: jax.Array, axis: int) -> jax.Array:
+    """One pixel more at both ends of an axis: the pixels next to the outer ones, or the only one again."""
+    if is_constant(x.shape):
+        return jnp.pad(x, [(int(axis == each),) * 2 for each in range(4)], mode='reflect')
+    starts = 1, jnp.asarray(x.shape[axis] - 2)  # which are clamped to the map
+    inner = [lax.dynamic_slice_in_dim(x, start, 1, axis) for start in starts]
+    return jnp.concatenate([inner[0], x, inner[1]], axis)
 
 
 def antialias(x: jax.Array, kind: str, stride: int) -> jax.Array:
@@ -144,7 +166,7 @@ def antialias(x: jax.Array, kind: str, stride: int) -> jax.Array:
     """
     if kind == 'blur':
         return blur(x, stride)
-    if min(x.shape[1:3]) < stride:
+    if is_constant(x.shape) and min(x.shape[1:3]) < stride:
         size = 'x'.join(map(str, x.shape[1:3]))
         raise InputError(f'antialias={kind!r}: a map of {size} pixels has no window of {stride}x{stride}')
     return nn.avg_pool(x, (stride, stride), (stride, stride))

@@ -33,6 +33,7 @@ class ResNet(nn.Module):
       remat: keep only what goes into each block for the backward pass, and compute its inside again.
       frozen: None, or a regular expression: the stem, the blocks and the last normalization whose names it matches at
         their beginning compute in training what they compute in evaluation.
+      axis_name: None, or the device axes over which batch normalization takes its statistics, as in ``norm.BatchNorm``.
     """
 
     spec: ResNetSpec
@@ -42,6 +43,7 @@ class ResNet(nn.Module):
     scan_blocks: bool = False
     remat: bool = False
     frozen: str | None = None
+    axis_name: str | tuple[str, ...] | None = None
 
     @nn.compact
     def __call__(
@@ -65,7 +67,7 @@ class ResNet(nn.Module):
         check_images(images, self.variables.get('params', {}).get('stem', {}))
         spec = self.spec
         mode = Mode(train, update_stats)
-        compute = Compute(self.dtype, self.implementation, spec.norm, self.statistics, spec.standardize)
+        compute = Compute(self.dtype, self.implementation, spec.norm, self.statistics, spec.standardize, self.axis_name)
         # A pre-activation network normalizes in front of every convolution but the first, which sees the images.
         # The ImageNet stem of such a network is followed by the first block's normalization as well.
         stem = Stem(

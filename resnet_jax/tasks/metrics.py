@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax.devices import with_automatic_axes
+
 
 def classification_sums(
     losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array
@@ -86,8 +88,11 @@ def regression_sums(losses: jax.Array, outputs: jax.Array, targets: jax.Array, m
 def confusion_matrix(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
     """Counts int32 ``[K, K]``: row the true class, column the predicted one."""
     classes = logits.shape[-1]
-    counts = jnp.zeros((classes, classes), jnp.int32)
-    return counts.at[labels, jnp.argmax(logits, -1)].add(mask.astype(jnp.int32))
+
+    def count(labels: jax.Array, predicted: jax.Array, mask: jax.Array) -> jax.Array:
+        return jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(mask.astype(jnp.int32))
+
+    return with_automatic_axes(count, labels, jnp.argmax(logits, -1), mask, out=(None, None))
 
 
 def add_up(sums: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -24,7 +24,14 @@ from resnet_jax.checkpoints.record import (
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
 from resnet_jax.data.feeds import THREAD_READER, ReaderOptions
-from resnet_jax.devices import broadcast_from_main, check_batch_size, data_mesh, in_main_process, is_main_process
+from resnet_jax.devices import (
+    broadcast_from_main,
+    check_batch_size,
+    data_mesh,
+    in_main_process,
+    is_main_process,
+    only_mesh,
+)
 from resnet_jax.errors import StorageError
 from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.training.config import TrainConfig
@@ -84,25 +91,25 @@ def train_and_evaluate(
       StorageError: the disk does not take what is written; the last checkpoint is intact.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    workdir = pathlib.Path(workdir)
+    workdir, mesh = pathlib.Path(workdir), data_mesh(devices)
     runs = runs_of(config.seed, workdir, num_seeds)
     results = _finished(spec, config, runs)
     left = [run for run in runs if run[0] not in results]
     if left:
-        mesh = data_mesh(devices)
         # Before a dataset is loaded, which may take long.
         check_batch_size(config.batch_size, config.execution.accumulation_steps, mesh)
         dataset = _loaded(config, data_dir, dataset)
         opening = functools.partial(open_run, spec, config, dataset=dataset, mesh=mesh, arch=arch, reader=reader)
-    for run in _opened(at_one_step(left), opening) if left else ():
-        with StopRequest() as stop, open_journal(run.plan, run.workdirs, run.state, run.step, sinks) as journal:
-            journal.message(run.greeting)
-            with journal.saved_on_signal():
-                compiled = compile_program(run.plan, run.state, run.step, stop.wait_for, run.compile_seconds)
-            profile = Profile(run.workdirs[0], profile_steps)
-            with contextlib.closing(compiled), profile, journal.saved_on_signal():
-                evaluations = fit(run, compiled, journal, stop, profile, hooks)
-            results |= write_results(run.plan, run.workdirs, arch, compiled.cost, journal, evaluations)
+    with only_mesh(mesh):
+        for run in _opened(at_one_step(left), opening) if left else ():
+            with StopRequest() as stop, open_journal(run.plan, run.workdirs, run.state, run.step, sinks) as journal:
+                journal.message(run.greeting)
+                with journal.saved_on_signal():
+                    compiled = compile_program(run.plan, run.state, run.step, stop.wait_for, run.compile_seconds)
+                profile = Profile(run.workdirs[0], profile_steps)
+                with contextlib.closing(compiled), profile, journal.saved_on_signal():
+                    evaluations = fit(run, compiled, journal, stop, profile, hooks)
+                results |= write_results(run.plan, run.workdirs, arch, compiled.cost, journal, evaluations)
     return results[config.seed] if num_seeds is None else summarize_seeds(config, workdir, results)
 
 

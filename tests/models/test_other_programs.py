@@ -1,0 +1,219 @@
+"""Networks inside other people's programs: meshes of any kind, ``shard_map``, ``pmap``, ``vmap``, symbolic sizes, NNX.
+
+Each computes the same as one device with ``implementation='xla'``: outputs, loss, running statistics, gradients.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from resnet_jax import create_model, init_variables
+from resnet_jax.devices import split_evenly
+
+# One of each family; the default tests take the one that has most parts: grouped convolutions, attention, two pools.
+QUICK = 'seresnext26d_32x4d'
+FAMILIES = (
+    *('plain20', 'resnet20', 'resnet50', 'resnet50_gn', 'preact_resnet20', 'wrn16_8', 'resnext50_32x4d', 'seresnet50'),
+    *('legacy_seresnet50', 'resnet50d', 'skresnet50', 'res2net50_26w_4s', 'resnetblur50', 'resnetaa50d'),
+    *('ecaresnet50d', 'resnetv2_50x1_bit', 'resnest50d', 'resnetrs50'),
+)
+each_network = pytest.mark.parametrize(
+    'name', [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)]
+)
+NUM = jax.device_count()
+BATCH = 8
+
+
+def network(name, **fields):
+    sizes = {'stage_sizes': (1, 1), 'widths': (32, 64), 'strides': (1, 2), 'stem_width': 32, 'num_classes': 5}
+    return create_model(name, **sizes).clone(**fields)
+
+
+def everything(model):
+    """A function of variables and images: logits of an evaluation, and all that training gives."""
+
+    def loss_fn(params, variables, images):
+        logits, new = model.apply(variables | {'params': params}, images, train=True, mutable=['batch_stats'])
+        return jnp.square(logits).mean(), (logits, new.get('batch_stats', {}))
+
+    def compute(variables, images):
+        evaluated = model.apply(variables, images, train=False)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, stats)), grads = grad_fn(variables['params'], variables, images)
+        return {'eval': evaluated, 'loss': loss, 'logits': logits, 'stats': stats, 'grads': grads}
+
+    return compute
+
+
+@pytest.fixture(scope='module')
+def case():
+    """A function: variables and images for a network, and what one device computes; shared by the tests."""
+    known = {}
+
+    def get(name, **fields):
+        key = name, *fields.items()
+        if key not in known:
+            plain = network(name, implementation='xla', **fields)
+            variables = init_variables(plain, jax.random.key(0), (32, 32, 3))
+            images = jax.random.normal(jax.random.key(1), (BATCH, 32, 32, 3))
+            known[key] = variables, images, jax.device_get(jax.jit(everything(plain))(variables, images))
+        return known[key]
+
+    return get
+
+
+def assert_same(found, expected):
+    """Within 1e-4 of the largest entry of each array; of gradients that are zero but for rounding, of all of them."""
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected['grads']))
+
+    def check(path, x, y):
+        within = max(np.abs(y).max(), 1e-4 * largest) * 1e-4
+        assert np.abs(np.asarray(x) - y).max() <= within, jax.tree_util.keystr(path)
+
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree_util.tree_map_with_path(check, jax.device_get(found), expected)
+
+
+@each_network
+def test_mesh_with_explicit_axes(case, name):
+    variables, images, expected = case(name)
+    mesh = jax.make_mesh((NUM,), ('data',), axis_types=(AxisType.Explicit,))
+    operands = jax.device_put((variables, images), (NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))))
+    compute = jax.jit(everything(network(name)))
+    with jax.set_mesh(mesh):
+        found = compute(*operands)
+    assert found['logits'].sharding.spec[0] == 'data'
+    assert_same(found, expected)
+
+
+def test_explicit_axes_of_the_arrays_alone_and_one_axis_for_channels(case):
+    """Without ``jax.set_mesh``; and a kernel that is split over a second axis splits the channels of the result."""
+    variables, images, expected = case(QUICK)
+    types = (AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((NUM, 1), ('data', 'model'), axis_types=types)
+    operands = jax.device_put((variables, images), (NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))))
+    assert_same(jax.jit(everything(network(QUICK)))(*operands), expected)
+
+
+def sharded(model, mesh):
+    """``everything`` of each device's part of the batch, with types checked; what a part says is averaged."""
+    compute = everything(model)
+
+    def local(variables, images):
+        found = compute(variables, images)
+        # The gradients of parameters that are the same everywhere are sums over the devices already.
+        grads = jax.tree.map(lambda leaf: leaf / NUM, found['grads'])
+        return found | {'loss': jax.lax.pmean(found['loss'], 'data'), 'stats': averaged(found['stats']), 'grads': grads}
+
+    def averaged(stats):
+        return stats if model.axis_name else jax.lax.pmean(stats, 'data')
+
+    out = {'eval': P('data'), 'loss': P(), 'logits': P('data'), 'stats': P(), 'grads': P()}
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P('data')), out_specs=out))
+
+
+@each_network
+def test_shard_map_with_statistics_of_all_devices(case, name):
+    variables, images, expected = case(name)
+    mesh = jax.make_mesh((NUM,), ('data',), axis_types=(AxisType.Auto,))
+    assert_same(sharded(network(name, axis_name='data'), mesh)(variables, images), expected)
+
+
+@each_network
+def test_shard_map_with_statistics_of_each_device(case, name):
+    variables, images, expected = case(name, statistics=BATCH // NUM)
+    mesh = jax.make_mesh((NUM,), ('data',), axis_types=(AxisType.Auto,))
+    assert_same(sharded(network(name), mesh)(variables, images), expected)
+
+
+@pytest.mark.parametrize('statistics', ['frozen', 2])
+def test_shard_map_with_other_statistics(case, statistics):
+    """Frozen ones, and those of ghost batches within a device, whose average moves the running ones."""
+    variables, images, expected = case(QUICK, statistics=statistics)
+    mesh = jax.make_mesh((NUM,), ('data',), axis_types=(AxisType.Auto,))
+    model = network(QUICK, statistics=statistics, axis_name='data')
+    assert_same(sharded(model, mesh)(variables, images), expected)
+
+
+@each_network
+@pytest.mark.filterwarnings('ignore:.*pmap.*:DeprecationWarning')
+def test_pmap(case, name):
+    variables, images, expected = case(name)
+    compute = everything(network(name, axis_name='data'))
+
+    def local(variables, images):
+        found = compute(variables, images)
+        return found | jax.lax.pmean({'loss': found['loss'], 'grads': found['grads']}, 'data')
+
+    parts = images.reshape(NUM, -1, *images.shape[1:])
+    found = jax.device_get(jax.pmap(local, 'data', in_axes=(None, 0))(variables, parts))
+    whole = {key: found[key].reshape(BATCH, -1) for key in ('eval', 'logits')}
+    assert_same(jax.tree.map(lambda leaf: leaf[0], found) | whole, expected)
+
+
+@each_network
+def test_parameters_sharded_as_images_are(case, name):
+    variables, images, expected = case(name)
+    mesh = jax.make_mesh((NUM,), ('data',), axis_types=(AxisType.Auto,))
+    variables = jax.tree.map(lambda leaf: jax.device_put(leaf, split_evenly(mesh, leaf.shape)), variables)
+    assert not variables['params']['head']['kernel'].sharding.is_fully_replicated
+    images = jax.device_put(images, NamedSharding(mesh, P('data')))
+    assert_same(jax.jit(everything(network(name)))(variables, images), expected)
+
+
+@each_network
+def test_vmap_over_parameters(case, name):
+    variables, images, expected = case(name)
+    several = jax.tree.map(lambda leaf: jnp.stack([1.1 * leaf, leaf]), variables)
+    found = jax.jit(jax.vmap(everything(network(name)), (0, None)))(several, images)
+    assert_same(jax.tree.map(lambda leaf: leaf[1], found), expected)
+
+
+@each_network
+def test_symbolic_batch_and_size(case, name):
+    variables, images, expected = case(name)
+    batch, height, width = jax.export.symbolic_shape('b, 8*h, 8*w')
+    like = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+    exported = jax.export.export(jax.jit(everything(network(name))))(shapes, like)
+    assert_same(exported.call(variables, images), expected)
+
+
+def test_symbolic_size_of_any_parity():
+    """Where no window reaches beyond a map, sizes need not be multiples of anything."""
+    model = network('resnet50d')
+    variables = init_variables(model, jax.random.key(0), (32, 32, 3))
+    like = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('b, h, w'), 3), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda images: model.apply(variables, images, train=False)))(like)
+    for shape in ((1, 33, 31, 3), (2, 16, 17, 3)):
+        images = jax.random.normal(jax.random.key(1), shape)
+        expected = model.apply(variables, images, train=False)
+        np.testing.assert_allclose(exported.call(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@each_network
+def test_nnx(case, name):
+    """A module of NNX around a network: evaluation, and a training pass with its statistics and gradient."""
+    variables, images, expected = case(name)
+    wrapped = nnx.bridge.lazy_init(nnx.bridge.ToNNX(network(name), rngs=nnx.Rngs(0)), images, train=False)
+    for kind, collection in ((nnx.Param, 'params'), (nnx.BatchStat, 'batch_stats')):
+        state = nnx.state(wrapped, kind)
+        nnx.replace_by_pure_dict(state, variables[collection])
+        nnx.update(wrapped, state)
+
+    @nnx.jit
+    def compute(wrapped, images):
+        def loss_fn(wrapped):
+            logits = wrapped(images, train=True, mutable=['batch_stats'])
+            return jnp.square(logits).mean(), logits
+
+        evaluated = wrapped(images, train=False)
+        (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(wrapped)
+        return {'eval': evaluated, 'loss': loss, 'logits': logits, 'grads': nnx.to_pure_dict(grads)}
+
+    found = compute(wrapped, images)
+    assert_same(found | {'stats': nnx.to_pure_dict(nnx.state(wrapped, nnx.BatchStat))}, expected)
