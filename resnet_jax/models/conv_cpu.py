@@ -56,7 +56,7 @@ def gradients(
     x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, dilation: int
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients with respect to ``x`` and ``kernel``, given ``dy [N, H_out, W_out, C_out]``."""
-    return _input_gradient(x.shape, kernel, dy, stride, dilation), _kernel_gradient(x, kernel, dy, stride, dilation)
+    return _input_gradient(x, kernel, dy, stride, dilation), _kernel_gradient(x, kernel, dy, stride, dilation)
 
 
 def _by_neighbours(x: jax.Array, kernel: jax.Array, padding: list[tuple[int, int]]) -> jax.Array:
@@ -99,8 +99,8 @@ def _flip(kernel: jax.Array) -> jax.Array:
     return kernel[::-1, ::-1].transpose(0, 1, 3, 2)
 
 
-def _input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int, dilation: int) -> jax.Array:
-    kh, kw = kernel.shape[:2]
+def _input_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, dilation: int) -> jax.Array:
+    shape, (kh, kw) = x.shape, kernel.shape[:2]
     if kh == kw == 1:
         dx = (_pixels(dy) @ kernel[0, 0].T).reshape(*dy.shape[:3], shape[3])
         rest = [size - 1 - stride * (out - 1) for size, out in zip(shape[1:3], dy.shape[1:3], strict=True)]
@@ -120,8 +120,7 @@ def _input_gradient(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, st
         )
     if dilation == 1:
         return _input_gradient_by_phases(shape, kernel, dy, stride)
-    x = jax.ShapeDtypeStruct(shape, dy.dtype)
-    return jax.linear_transpose(lambda x: plain(x, kernel, stride, dilation), x)(dy)[0]
+    return jax.vjp(lambda x: plain(x, kernel, stride, dilation), x)[1](dy)[0]
 
 
 def _input_gradient_by_phases(shape: tuple[int, ...], kernel: jax.Array, dy: jax.Array, stride: int) -> jax.Array:

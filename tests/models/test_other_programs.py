@@ -59,22 +59,35 @@ def case():
         if key not in known:
             plain = network(name, implementation='xla', **fields)
             variables = init_variables(plain, jax.random.key(0), (32, 32, 3))
-            images = jax.random.normal(jax.random.key(1), (BATCH, 32, 32, 3))
-            known[key] = variables, images, jax.device_get(jax.jit(everything(plain))(variables, images))
+            known[key] = variables, *smooth_images(jax.jit(everything(plain)), variables)
         return known[key]
 
     return get
 
 
-def assert_same(found, expected):
-    """Within 1e-4 of the largest entry of each array; of gradients that are zero but for rounding, of all of them."""
-    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected['grads']))
+def smooth_images(compute, variables):
+    """Images at which no ReLU is so close to its kink that rounding decides, and what is computed of them."""
+    for key in jax.random.split(jax.random.key(1), 20):
+        images = jax.random.normal(key, (BATCH, 32, 32, 3))
+        expected = jax.device_get(compute(variables, images))
+        try:
+            for nearby in (images * 1.00001, images * 0.99999, images[::-1] * 1.000005):
+                assert_same(compute(variables, nearby)['grads'], expected['grads'], tolerance=1e-3)
+        except AssertionError:
+            continue
+        return images, expected
+    raise AssertionError('no such images')
+
+
+def assert_same(found, expected, tolerance=1e-4):
+    """Within a share of the largest entry of each array; arrays that are zero but for rounding count as so large."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    zero = 1e-3 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected.get('grads', expected)))
 
     def check(path, x, y):
-        within = max(np.abs(y).max(), 1e-4 * largest) * 1e-4
+        within = max(np.abs(y).max(), zero) * tolerance
         assert np.abs(np.asarray(x) - y).max() <= within, jax.tree_util.keystr(path)
 
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree_util.tree_map_with_path(check, jax.device_get(found), expected)
 
 
