@@ -1,0 +1,80 @@
+"""Pages: text of the README and its like, Turkish ones in place of English ones, pictures for dark pages, links."""
+
+import pathlib
+import posixpath
+import re
+from typing import Any
+
+from docutils import nodes
+
+INCLUDE = re.compile(r'^```\{include\} (\S+)\n```$', re.MULTILINE)
+OTHER_LANGUAGE = re.compile(r'^\*\[(?:Türkçe|English)\]\([^)]*\)\*\n', re.MULTILINE)
+PICTURE = re.compile(r'<picture>.*?<img alt="([^"]*)" src="([^"]*)".*?</picture>', re.DOTALL)
+LINK = re.compile(r'(?<=\]\()([^)#\s:]+)')
+# Pages whose text stands in the root of the repository.
+PAGES = {'../README.md': 'index.md', '../CONTRIBUTING.md': 'contributing.md', '../CHANGELOG.md': 'changelog.md'}
+
+
+def read_page(app: Any, docname: str, source: list[str]) -> None:
+    """Gives the text of a page in the language of the site, or in English where there is no other."""
+    docs = pathlib.Path(app.srcdir)
+    translated = docs / f'{docname}.{app.config.language}.md'
+    if translated.exists():
+        app.env.note_dependency(translated)
+        source[0] = translated.read_text(encoding='utf-8')
+
+    def included(match: re.Match[str]) -> str:
+        path = docs / match[1]
+        app.env.note_dependency(path)
+        return as_page(docs, path.read_text(encoding='utf-8'), posixpath.dirname(match[1]))
+
+    text = as_page(docs, source[0], posixpath.dirname(docname), start=posixpath.dirname(docname))
+    source[0] = INCLUDE.sub(included, text)
+
+
+def as_page(docs: pathlib.Path, text: str, folder: str, start: str = '.') -> str:
+    """The text with links to pages of the site, and each picture beside its twin for dark pages.
+
+    Args:
+      docs: the folder of the documents.
+      text: Markdown.
+      folder: of the text, seen from there.
+      start: folder of the page that shows it, seen from there.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(folder, match[1])).removeprefix('../docs/')
+        if not (docs / path).exists():
+            return match[0]  # no link, or one that Sphinx reports
+        path = path.replace('.tr.md', '.md')
+        return posixpath.relpath(PAGES.get(path, path), start or '.')
+
+    def twins(match: re.Match[str]) -> str:
+        dark = match[2].replace('.png', '-dark.png')
+        if not (docs / start / dark).exists():
+            return match[0]
+        return f'![{match[1]}]({match[2]}){{.only-light}}\n![{match[1]}]({dark}){{.only-dark}}'
+
+    text = PICTURE.sub(r'![\1](\2)', OTHER_LANGUAGE.sub('', text))
+    return re.sub(r'!\[([^\]]*)\]\((\S+\.png)\)', twins, LINK.sub(link, text))
+
+
+def note_links(app: Any, doctree: nodes.document, docname: str) -> None:
+    """Remembers a page's links to elsewhere."""
+    links = {node['refuri'] for node in doctree.findall(nodes.reference) if '://' in node.get('refuri', '')}
+    app.external_links = getattr(app, 'external_links', set()) | links
+
+
+def write_links(app: Any, exception: Exception | None) -> None:
+    """Lists every link to elsewhere in the site's ``external-links.txt``."""
+    if exception is None and app.builder.name == 'html':
+        lines = sorted(getattr(app, 'external_links', ()))
+        pathlib.Path(app.outdir, 'external-links.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.connect('source-read', read_page)
+    app.connect('doctree-resolved', note_links)
+    app.connect('build-finished', write_links)
+    return {'parallel_read_safe': True}
