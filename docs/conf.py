@@ -16,6 +16,7 @@ nitpick_ignore_regex = [
     (r'py:.*', r'(Axes|bool|bytes|dict|float|int|list|object|set|slice|str|tuple|type)'),
 ]
 
+highlight_language = 'none'  # of blocks that name none
 myst_enable_extensions = ['attrs_inline']
 myst_heading_anchors = 3
 
@@ -27,6 +28,7 @@ python_maximum_signature_line_length = 90
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [('Attributes', 'params_style'), ('Settings', 'params_style')]
+toc_object_entries_show_parents = 'hide'
 
 html_theme = 'sphinx_book_theme'
 html_theme_options = {
