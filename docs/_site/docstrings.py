@@ -63,6 +63,7 @@ def signature_of(app: Any, what: str, name: str, obj: Any, options: Any, signatu
         return None
     if what == 'class' and issubclass(obj, Settings) and dataclasses.is_dataclass(obj):
         return '(' + ', '.join(map(parameter, dataclasses.fields(obj))) + ')', None
+    signature = re.sub(r'(= [A-Z]\w*)\(\w+=.*?\)(?=[,)])', r'\1(...)', signature)
     signature = re.sub(r', parent: .*?, name: str \| None = None', '', signature)
     return re.sub(r"<(?:function|class) '?(?:\w+\.)*(\w+)[^>]*>", r'\1', signature).replace('<factory>', '...'), returns
 
