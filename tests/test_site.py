@@ -58,3 +58,15 @@ def test_pictures_for_dark_pages_have_the_size_of_their_twins(root):
         light = dark.with_name(dark.name.replace('-dark', ''))
         with Image.open(dark) as one, Image.open(light) as other:
             assert one.size == other.size, dark.name
+
+
+def test_pictures_that_documents_show_exist_and_dark_twins_are_shown(root):
+    for path in [*root.glob('*.md'), *(root / 'docs').glob('*.md')]:
+        text = path.read_text(encoding='utf-8')
+        shown = set(re.findall(r'[("](\S+\.png)[)"]', text))
+        assert all((path.parent / name).exists() for name in shown), path.name
+        for name in shown:
+            dark = name.replace('.png', '-dark.png')
+            assert dark in shown or not (path.parent / dark).exists(), f'{path.name} shows {name} alone'
+        for dark, light in re.findall(r'srcset="([^"]*)">\s*<img [^>]*src="([^"]*)"', text):
+            assert dark == light.replace('.png', '-dark.png')
