@@ -59,22 +59,18 @@ def as_page(docs: pathlib.Path, text: str, folder: str, start: str = '.') -> str
     return re.sub(r'!\[([^\]]*)\]\((\S+\.png)\)', twins, LINK.sub(link, text))
 
 
-def note_links(app: Any, doctree: nodes.document, docname: str) -> None:
-    """Remembers a page's links to elsewhere."""
-    links = {node['refuri'] for node in doctree.findall(nodes.reference) if '://' in node.get('refuri', '')}
-    app.external_links = getattr(app, 'external_links', set()) | links
-
-
 def write_links(app: Any, exception: Exception | None) -> None:
     """Lists every link to elsewhere in the site's ``external-links.txt``."""
-    if exception is None and app.builder.name == 'html':
-        lines = sorted(getattr(app, 'external_links', ()))
-        pathlib.Path(app.outdir, 'external-links.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    if exception is not None or app.builder.name != 'html':
+        return
+    pages = [app.env.get_doctree(docname) for docname in app.env.found_docs]
+    links = {node.get('refuri', '') for page in pages for node in page.findall(nodes.reference)}
+    lines = sorted(link for link in links if '://' in link)
+    pathlib.Path(app.outdir, 'external-links.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect('source-read', read_page)
-    app.connect('doctree-resolved', note_links)
     app.connect('build-finished', write_links)
     return {'parallel_read_safe': True}
