@@ -1,4 +1,4 @@
-"""The documentation site: Sphinx over docs/, the README and the docstrings, in English and in Turkish."""
+"""Sphinx configuration of the documentation site, which is built from docs/, README.md and the docstrings."""
 
 import pathlib
 import sys
@@ -6,17 +6,17 @@ import sys
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent)]
 
 project = html_title = 'resnet_jax'
-language = 'en'  # the Turkish site is built with -D language=tr
+language = 'en'  # -D language=tr builds the Turkish site
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', '_site.markdown', '_site.docstrings']
 exclude_patterns = ['*.tr.md', '_*']
 nitpicky = True
 nitpick_ignore_regex = [
-    # Types of other packages: their inventories are on the net.
+    # Types of other packages, whose inventories would have to be downloaded.
     (r'py:.*', r'(jax|jaxlib|flax|nn|optax|orbax|numpy|np|matplotlib|PIL|collections|pathlib|typing|os|functools)\..*'),
     (r'py:.*', r'(Axes|bool|bytes|dict|float|int|list|object|set|slice|str|tuple|type)'),
 ]
 
-highlight_language = 'none'  # of blocks that name none
+highlight_language = 'none'  # for code blocks without a language
 myst_enable_extensions = ['attrs_inline']
 myst_heading_anchors = 3
 

@@ -1,4 +1,4 @@
-"""Draws the documents' pictures of digits, each for light and for dark pages; runs are kept and not repeated.
+"""Draws the digits pictures of the documentation in a light and a dark version. Finished runs are not repeated.
 
 python docs/pictures.py
 """
@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 DOCS = pathlib.Path(__file__).parent
-# Picture, command, and the file that the command leaves. A report is drawn at the end of a run, so each needs its own.
+# Picture, command, and the file that the command writes. A report is drawn only when a run ends: one run per style.
 PICTURES = (
     ('gradients-digits', 'residual_block', 'gradients.png'),
     ('resnet20-digits', 'resnet --workdir={out}/resnet20-{style}', 'resnet20-{style}/report.png'),
@@ -21,7 +21,7 @@ STYLES = {'light': {}, 'dark': {'MATPLOTLIBRC': str(DOCS / 'dark.matplotlibrc')}
 
 
 def main() -> None:
-    """Runs each command twice; the second time, finished runs are only drawn."""
+    """Runs each command once per style."""
     root = DOCS.parent / 'runs' / 'pictures'
     for name, command, file in PICTURES:
         out = root / name

@@ -1,4 +1,4 @@
-"""The site: what its pages must hold. Whether they can be built and all links lead somewhere is Sphinx's to say."""
+"""The documentation site: which names, pages and pictures it contains. Sphinx itself checks links when it builds the site."""
 
 import ast
 import importlib
@@ -12,13 +12,13 @@ import resnet_jax
 
 @pytest.fixture(scope='module')
 def documented(root):
-    """Full names of what the pages of the API reference document."""
+    """Qualified names that the API reference documents."""
     pages = [path.read_text() for path in (root / 'docs' / 'api').glob('*.md')]
     return re.findall(r'^\.\. (?:auto|py:)\w+:: (\S+)$', '\n'.join(pages), re.MULTILINE)
 
 
 def documents_of(text):
-    """Documents in the tables of contents of a page, in their order."""
+    """Documents in the toctrees of a page, in order."""
     trees = re.findall(r'```\{toctree\}\n(.*?)```', text, re.DOTALL)
     lines = [line for tree in trees for line in tree.splitlines() if line and not line.startswith(':')]
     return [re.sub(r'.*<(.*)>', r'\1', line) for line in lines]

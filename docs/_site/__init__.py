@@ -1,1 +1,1 @@
-"""What the site does beyond Sphinx's own extensions."""
+"""Sphinx extensions of the documentation site."""

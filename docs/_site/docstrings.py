@@ -1,4 +1,4 @@
-"""Docstrings: settings with their help, unit, bounds and default, and signatures without what Flax adds."""
+"""Preprocesses docstrings: documents settings from their metadata, links names, and shortens signatures."""
 
 import dataclasses
 import pathlib
@@ -8,7 +8,7 @@ from typing import Any
 from resnet_jax.settings import Choice, Setting, Settings
 
 API = pathlib.Path(__file__).parent.parent / 'api'
-# Full names of what the pages of the reference document, by their last part.
+# Qualified names of the documented objects, by their last part.
 NAMES = {
     name.rpartition('.')[2]: name
     for page in API.glob('*.md')
@@ -19,10 +19,10 @@ SPECIAL = re.compile(r'([\\*`|])')
 
 
 def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Appends a section for the settings that a dataclass defines itself; elsewhere, a colon marks no type."""
+    """Documents the settings that a class itself defines, and prevents napoleon from reading prose before a colon as a type."""
     lines[:] = [':returns:' if line == 'Returns:' else LITERAL.sub(linked, line) for line in lines]
     if what in ('attribute', 'property'):
-        lines[:0] = ['..', '']  # napoleon takes what is in front of a colon in the first line for a type
+        lines[:0] = ['..', '']  # napoleon reads text before a colon in the first line as a type
     if what == 'class':
         lines[:0] = bases_of(obj)
     if what == 'class' and issubclass(obj, Settings) and dataclasses.is_dataclass(obj):
@@ -32,7 +32,7 @@ def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
 
 
 def described(field: Any) -> str:
-    """What is known of a field of settings, in one line."""
+    """One line on a setting: help, unit, allowed values and default."""
     about, default = field.metadata.get('setting'), field.default
     if isinstance(about, Choice):
         names = (f'{key} (:class:`~{one.__module__}.{one.__qualname__}`)' for key, one in about.alternatives.items())
@@ -53,12 +53,12 @@ def described(field: Any) -> str:
 
 
 def escaped(text: str) -> str:
-    """Plain text as reStructuredText."""
+    """Escapes plain text for reStructuredText."""
     return SPECIAL.sub(r'\\\1', text)
 
 
 def signature_of(app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None):
-    """The signature without Flax's ``parent`` and ``name``, and with defaults in their short form."""
+    """Removes Flax's ``parent`` and ``name`` from a signature and shortens default values."""
     if signature is None:
         return None
     if what == 'class' and issubclass(obj, Settings) and dataclasses.is_dataclass(obj):
@@ -69,25 +69,25 @@ def signature_of(app: Any, what: str, name: str, obj: Any, options: Any, signatu
 
 
 def linked(literal: re.Match[str]) -> str:
-    """A name in double backquotes as a link, if a page of the reference documents it."""
+    """Turns a literal into a link if the API reference documents that name."""
     name = NAMES.get(literal[1])
     return f':py:obj:`~{name}`' if name else literal[0]
 
 
 def own_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Leaves out methods that other packages add to our classes."""
+    """Skips methods that other packages add to a class."""
     return None if getattr(obj, '__module__', 'resnet_jax').startswith('resnet_jax') else True
 
 
 def bases_of(kind: type) -> list[str]:
-    """A line on the public bases, if there are any but ``object``."""
+    """A line that lists the public base classes, empty if there are none."""
     public = [one for base in kind.__bases__ for one in (base.__bases__ if base.__name__[0] == '_' else (base,))]
     shown = [f':class:`~{base.__module__}.{base.__qualname__}`' for base in public if base is not object]
     return [f'Bases: {", ".join(shown)}', ''] if shown else []
 
 
 def parameter(field: Any) -> str:
-    """A field of settings as a parameter; of a group its type alone."""
+    """A field of a settings dataclass as a parameter; the default of a group is shortened."""
     kind = getattr(field.type, '__name__', None) if isinstance(field.type, type) else None
     text = f'{field.name}: {kind or str(field.type).replace("typing.", "")}'
     if field.default is dataclasses.MISSING:
@@ -97,8 +97,8 @@ def parameter(field: Any) -> str:
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Called by Sphinx."""
-    app.connect('autodoc-process-docstring', prepare, priority=400)  # before napoleon reads the sections
+    """Registers the extension."""
+    app.connect('autodoc-process-docstring', prepare, priority=400)  # before napoleon
     app.connect('autodoc-process-signature', signature_of)
     app.connect('autodoc-skip-member', own_member)
     return {'parallel_read_safe': True}

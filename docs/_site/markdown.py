@@ -1,4 +1,4 @@
-"""Pages: text of the README and its like, Turkish ones in place of English ones, pictures for dark pages, links."""
+"""Preprocesses Markdown pages: included files, translations, links between files, dark pictures, external links."""
 
 import pathlib
 import posixpath
@@ -11,12 +11,12 @@ INCLUDE = re.compile(r'^```\{include\} (\S+)\n```$', re.MULTILINE)
 OTHER_LANGUAGE = re.compile(r'^\*\[(?:Türkçe|English)\]\([^)]*\)\*\n', re.MULTILINE)
 PICTURE = re.compile(r'<picture>.*?<img alt="([^"]*)" src="([^"]*)".*?</picture>', re.DOTALL)
 LINK = re.compile(r'(?<=\]\()([^)#\s:]+)')
-# Pages whose text stands in the root of the repository.
+# Pages whose text is a file in the root of the repository.
 PAGES = {'../README.md': 'index.md', '../CONTRIBUTING.md': 'contributing.md', '../CHANGELOG.md': 'changelog.md'}
 
 
 def read_page(app: Any, docname: str, source: list[str]) -> None:
-    """Gives the text of a page in the language of the site, or in English where there is no other."""
+    """Reads a page in the site's language, or in English if there is no translation."""
     docs = pathlib.Path(app.srcdir)
     translated = docs / f'{docname}.{app.config.language}.md'
     if translated.exists():
@@ -33,19 +33,19 @@ def read_page(app: Any, docname: str, source: list[str]) -> None:
 
 
 def as_page(docs: pathlib.Path, text: str, folder: str, start: str = '.') -> str:
-    """The text with links to pages of the site, and each picture beside its twin for dark pages.
+    """Rewrites links to files as links to pages, and adds the dark version of each picture that has one.
 
     Args:
-      docs: the folder of the documents.
+      docs: the docs folder.
       text: Markdown.
-      folder: of the text, seen from there.
-      start: folder of the page that shows it, seen from there.
+      folder: folder of the file that contains the text, relative to docs.
+      start: folder of the page that shows the text, relative to docs.
     """
 
     def link(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, match[1])).removeprefix('../docs/')
         if not (docs / path).exists():
-            return match[0]  # no link, or one that Sphinx reports
+            return match[0]  # not a link, or a broken one, which Sphinx reports
         path = path.replace('.tr.md', '.md')
         return posixpath.relpath(PAGES.get(path, path), start or '.')
 
@@ -60,7 +60,7 @@ def as_page(docs: pathlib.Path, text: str, folder: str, start: str = '.') -> str
 
 
 def write_links(app: Any, exception: Exception | None) -> None:
-    """Lists every link to elsewhere in the site's ``external-links.txt``."""
+    """Writes every external link to ``external-links.txt`` in the output folder."""
     if exception is not None or app.builder.name != 'html':
         return
     pages = [app.env.get_doctree(docname) for docname in app.env.found_docs]
@@ -70,7 +70,7 @@ def write_links(app: Any, exception: Exception | None) -> None:
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Called by Sphinx."""
+    """Registers the extension."""
     app.connect('source-read', read_page)
     app.connect('build-finished', write_links)
     return {'parallel_read_safe': True}

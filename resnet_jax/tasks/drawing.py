@@ -14,14 +14,14 @@ TEST_COLOUR = '#c4372c'
 
 
 def is_dark() -> bool:
-    """Whether Matplotlib's style has a dark background."""
+    """Whether Matplotlib's current style has a dark background."""
     from matplotlib import colors, rcParams
 
     return sum(colors.to_rgb(rcParams['figure.facecolor'])) < 1.5
 
 
 def readable(colour: str) -> tuple[float, ...]:
-    """A color for lines, halfway to white on a dark background."""
+    """A line color for the current style: lightened on a dark background."""
     from matplotlib import colors
 
     return tuple((level + 1) / 2 for level in colors.to_rgb(colour)) if is_dark() else colors.to_rgb(colour)
