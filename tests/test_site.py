@@ -1,4 +1,4 @@
-"""The documentation site: which names, pages and pictures it contains. Sphinx itself checks links when it builds the site."""
+"""Names, pages and pictures of the documentation site. Links are checked by Sphinx when it builds the site."""
 
 import ast
 import importlib

@@ -19,7 +19,7 @@ SPECIAL = re.compile(r'([\\*`|])')
 
 
 def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Documents the settings that a class itself defines, and prevents napoleon from reading prose before a colon as a type."""
+    """Documents the settings that a class defines; stops napoleon from reading prose before a colon as a type."""
     lines[:] = [':returns:' if line == 'Returns:' else LITERAL.sub(linked, line) for line in lines]
     if what in ('attribute', 'property'):
         lines[:0] = ['..', '']  # napoleon reads text before a colon in the first line as a type
