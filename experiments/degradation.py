@@ -20,6 +20,7 @@ from experiments.shared.comparison import curves_of, format_mean, spread, write_
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, list_models, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split
+from resnet_jax.tasks.drawing import readable
 from resnet_jax.training.report import save_figure
 
 GROUP = 'studies'
@@ -65,9 +66,10 @@ def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) ->
             kind = next(kind for kind in KINDS if arch.startswith(kind))
             mean, deviation = spread([100 * (1 - curves_of(folder, split, 'accuracy')) for folder in folders])
             epochs = np.arange(1, len(mean) + 1)
+            colour = readable(KINDS[kind])
             style = '-' if arch == f'{kind}{deepest}' else '--'
-            axes.plot(epochs, mean, style, color=KINDS[kind], label=arch)
-            axes.fill_between(epochs, mean - deviation, mean + deviation, color=KINDS[kind], alpha=0.2, linewidth=0)
+            axes.plot(epochs, mean, style, color=colour, label=arch)
+            axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
         name = 'training' if split == 'train' else 'test'
         axes.set(xlabel='epoch', ylabel=f'{name} error (%)', title=f'{name} error')
         axes.tick_params(labelleft=True)

@@ -21,6 +21,7 @@ from resnet_jax.checkpoints.storage import make_folder
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.models.layers import SHORTCUTS
+from resnet_jax.tasks.drawing import readable
 from resnet_jax.tasks.losses import softmax_cross_entropy
 from resnet_jax.training.report import save_figure
 
@@ -141,7 +142,7 @@ def draw(path: pathlib.Path, norms: dict[str, np.ndarray]) -> None:
     figure = Figure(figsize=(9, 4.5), layout='constrained')
     axes = figure.subplots()
     for (label, values), colour in zip(norms.items(), ('#c4372c', '#1f5f8b'), strict=True):
-        axes.plot(range(1, len(values) + 1), values, label=label, color=colour, marker='.', markersize=4)
+        axes.plot(range(1, len(values) + 1), values, label=label, color=readable(colour), marker='.', markersize=4)
     axes.set(xlabel='convolution, from the images to the logits', ylabel='norm of its gradient', yscale='log')
     axes.set_title('gradients at the first step, 128 digits')
     axes.legend()

@@ -19,6 +19,7 @@ from experiments.shared.comparison import curves_of, format_mean, spread, write_
 from resnet_jax import InputError, TrainConfig, get_config, get_spec, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, classes_of
+from resnet_jax.tasks.drawing import readable
 from resnet_jax.training.report import save_figure
 
 GROUP = 'studies'
@@ -77,9 +78,9 @@ def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) ->
     axes = figure.subplots()
     for method, folders in runs.items():
         mean, deviation = spread([curves_of(folder, 'test', 'accuracy') for folder in folders])
-        epochs = np.arange(1, len(mean) + 1)
-        axes.plot(epochs, mean, color=COLOURS[method], label=method)
-        axes.fill_between(epochs, mean - deviation, mean + deviation, color=COLOURS[method], alpha=0.2, linewidth=0)
+        epochs, colour = np.arange(1, len(mean) + 1), readable(COLOURS[method])
+        axes.plot(epochs, mean, color=colour, label=method)
+        axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
     axes.set(xlabel='epoch', ylabel='test accuracy', title=title)
     axes.legend(loc='lower right')
     save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""The open doors, from outside of the package: every program of docs/extend.md is run, resumed, and its run loaded."""
+"""Extension points, used from outside the package: every program of docs/extend.md is run, resumed and loaded."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ from resnet_jax.training import report
 EXTEND = pathlib.Path(__file__).parent.parent / 'docs' / 'extend.md'
 TEXT = EXTEND.read_text()
 PROGRAMS = dict(re.findall(r'^## An? (\w+)\n.*?```python\n(.*?)```', TEXT, re.M | re.S))
-NUMBERS = re.findall(r'^## Numbers elsewhere.*?```python\n(.*?)```', TEXT, re.M | re.S)[0]
+NUMBERS = re.findall(r'^## Experiment trackers.*?```python\n(.*?)```', TEXT, re.M | re.S)[0]
 # One block is enough, and compiles in a third of the time.
 SMALL = ('stage_sizes=(1, 1, 1)', 'stage_sizes=(1,), widths=(16,), strides=(1,)')
 DOORS = ('block', 'optimizer', 'schedule', 'loss', 'task', 'augmentation', 'dataset')

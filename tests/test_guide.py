@@ -1,4 +1,4 @@
-"""The guides and the Turkish README: everything that they tell people to type."""
+"""Commands, flags, links and Python of the README, the guide and the list of commands, in English and Turkish."""
 
 import contextlib
 import io
@@ -14,7 +14,12 @@ import pytest
 from resnet_jax import RECIPES, TrainConfig, list_models
 from resnet_jax.settings import all_settings
 
-DOCUMENTS = ('README.md', 'README.tr.md', 'docs/guide.md', 'docs/guide.tr.md')
+TRANSLATED = [
+    ('README.md', 'README.tr.md'),
+    ('docs/guide.md', 'docs/guide.tr.md'),
+    ('docs/commands.md', 'docs/commands.tr.md'),
+]
+DOCUMENTS = [document for pair in TRANSLATED for document in pair]
 # What makes a command short; a script takes the last of two equal flags.
 BRIEF = {
     'resnet': ['--epochs=1'],
@@ -64,15 +69,16 @@ def test_the_guide_runs_from_the_first_block_to_the_last(root, tmp_path, monkeyp
     assert names['maps']['stage4'].shape == (1, 4, 4, 2048)
 
 
-@pytest.mark.parametrize(('english', 'turkish'), [('README.md', 'README.tr.md'), ('docs/guide.md', 'docs/guide.tr.md')])
+@pytest.mark.parametrize(('english', 'turkish'), TRANSLATED)
 def test_both_languages_say_the_same(root, english, turkish):
     one, other = text_of(root, english), text_of(root, turkish)
     assert blocks_of(one) == blocks_of(other)
     assert commands_of(one) == commands_of(other)
     assert re.findall(r'^(#+) ', one, re.MULTILINE) == re.findall(r'^(#+) ', other, re.MULTILINE)
-    assert re.findall(r'\]\((\S+\.png)\)', one) == re.findall(r'\]\((\S+\.png)\)', other)
-    # Numbers in tables, whatever the language of the rest.
-    rows = [re.findall(r'(?<![\d.])(?:0\.\d+|\d+\.\d\d)(?!\d)', text) for text in (one, other)]
+    assert re.findall(r'[("](\S+\.png)[)"]', one) == re.findall(r'[("](\S+\.png)[)"]', other)
+    # Turkish has a decimal comma.
+    texts = one, re.sub(r'(?<=\d),(?=\d)', '.', other)
+    rows = [re.findall(r'(?<![\d.])(?:0\.\d+|\d+\.\d\d)(?!\d)', text) for text in texts]
     assert rows[0] == rows[1]
 
 
@@ -91,7 +97,7 @@ def test_commands_and_links_lead_somewhere(root, document):
         assert ((root / document).parent / name).exists(), name
 
 
-@pytest.mark.parametrize('document', ['docs/training.md', 'docs/recipes.md'])
+@pytest.mark.parametrize('document', ['docs/training.md', 'docs/recipes.md', 'docs/commands.md'])
 def test_flags_and_names_in_tables_exist(root, document):
     text = text_of(root, document)
     files = [*(root / 'experiments').rglob('*.py'), root / 'tests' / 'training' / 'kill_harness.py']

@@ -13,6 +13,20 @@ if TYPE_CHECKING:
 TEST_COLOUR = '#c4372c'
 
 
+def is_dark() -> bool:
+    """Whether Matplotlib's current style has a dark background."""
+    from matplotlib import colors, rcParams
+
+    return sum(colors.to_rgb(rcParams['figure.facecolor'])) < 1.5
+
+
+def readable(colour: str) -> tuple[float, ...]:
+    """A line color for the current style: lightened on a dark background."""
+    from matplotlib import colors
+
+    return tuple((level + 1) / 2 for level in colors.to_rgb(colour)) if is_dark() else colors.to_rgb(colour)
+
+
 def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[str]) -> None:
     """Shares of each true class; up to 20 classes are named and their counts written into the cells.
 
@@ -21,11 +35,14 @@ def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[st
       confusion: counts ``[K, K]``, a row for each true class.
       class_names: K of them.
     """
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import MaxNLocator
 
+    dark = is_dark()
+    shading = LinearSegmentedColormap.from_list('shares', [axes.get_facecolor(), '#9ecae1']) if dark else 'Blues'
     totals = confusion.sum(1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
-    picture = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    picture = axes.imshow(shares, cmap=shading, vmin=0, vmax=1)
     axes.figure.colorbar(picture, ax=axes, label='share of the true class')
     axes.set(xlabel='predicted', ylabel='true')
     classes = len(class_names)
@@ -33,7 +50,7 @@ def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[st
         axes.set_xticks(range(classes), class_names, rotation=45 if max(map(len, class_names)) > 2 else 0)
         axes.set_yticks(range(classes), class_names)
         for row, column in zip(*np.nonzero(confusion), strict=True):
-            colour = 'white' if shares[row, column] > 0.5 else 'black'
+            colour = 'white' if (shares[row, column] > 0.5) != dark else 'black'
             axes.text(column, row, str(confusion[row, column]), ha='center', va='center', color=colour, fontsize=7)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -47,7 +64,7 @@ def draw_roc(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, positive: st
     axes.plot([0, 1], [0, 1], color='lightgray', linestyle='--')
     if found := ranking_scores(targets, scores):  # else there is but one class
         false, true, _ = roc_curve(targets[:, 0], scores[:, 0])
-        axes.plot(false, true, color=TEST_COLOUR, label=f'ROC AUC {found["roc_auc"]:.4f}')
+        axes.plot(false, true, color=readable(TEST_COLOUR), label=f'ROC AUC {found["roc_auc"]:.4f}')
         axes.legend(loc='lower right')
     axes.set(xlabel='false positive rate', ylabel='true positive rate', title=f'ROC curve of "{positive}"')
     axes.set_aspect('equal')
@@ -67,7 +84,11 @@ def draw_labels(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, names: Se
     places = np.arange(len(names))
     for index, (name, values) in enumerate(bars.items()):
         axes.barh(
-            places + 0.26 * (index - 1), values, 0.24, label=name, color=('#9fb3c8', '#5b7fa6', TEST_COLOUR)[index]
+            places + 0.26 * (index - 1),
+            values,
+            0.24,
+            label=name,
+            color=readable(('#9fb3c8', '#5b7fa6', TEST_COLOUR)[index]),
         )
     lowest = min(float(np.min(values)) for values in bars.values())
     axes.set_xlim(left=max(0.0, np.floor(lowest * 10 - 0.5) / 10), right=1)

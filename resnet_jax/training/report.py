@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from resnet_jax.tasks.drawing import TEST_COLOUR
+from resnet_jax.tasks.drawing import TEST_COLOUR, readable
 
 TRAIN_COLOUR, UNAVERAGED_COLOUR = '#7a8fa6', '#e0a39d'
 
@@ -48,7 +49,7 @@ def draw_report(
         if axes.lines:
             axes.legend()
     loss.set_yscale('log')
-    _curve(rate, train, 'learning_rate', 'black', None)
+    _curve(rate, train, 'learning_rate', rcParams['text.color'], None)
     rate.set(xlabel='epoch', ylabel='learning rate')
     draw_result(result)
     save_figure(figure, path)
@@ -68,7 +69,7 @@ def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, colour: str
     points = [(record['epoch'], record[name]) for record in records if name in record]
     if points:
         epochs, values = zip(*points, strict=True)
-        axes.plot(epochs, values, color=colour, label=label, marker='.' if len(epochs) < 40 else '')
+        axes.plot(epochs, values, color=readable(colour), label=label, marker='.' if len(epochs) < 40 else '')
 
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:

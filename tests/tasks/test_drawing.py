@@ -4,10 +4,13 @@ import types
 
 import numpy as np
 import pytest
+from matplotlib import colors, rc_context
 from matplotlib.figure import Figure
 
 from resnet_jax.tasks.base import Task
+from resnet_jax.tasks.drawing import TEST_COLOUR, readable
 from resnet_jax.tasks.kinds import TASKS
+from resnet_jax.training.report import TRAIN_COLOUR
 
 
 def drawn(task, names, **result):
@@ -46,3 +49,22 @@ def test_a_task_may_have_no_picture():
 @pytest.mark.parametrize('name', TASKS)
 def test_pictures_have_names(name):
     assert (TASKS[name].picture or name) in ('confusion', 'binary', 'multilabel', 'regression')
+
+
+@pytest.mark.parametrize('background', ['white', '#14181e'])
+def test_drawings_stand_out_from_the_background_of_the_style(background):
+    """Contrast as of WCAG 2.1, section 1.4.11: at least 3 to 1 for what must be seen."""
+
+    def luminance(colour):
+        levels = np.array(colors.to_rgb(colour))
+        return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+    with rc_context({'figure.facecolor': background, 'axes.facecolor': background}):
+        for colour in (TEST_COLOUR, TRAIN_COLOUR, '#1f5f8b'):
+            darker, lighter = sorted((luminance(readable(colour)), luminance(background)))
+            assert (lighter + 0.05) / (darker + 0.05) >= 3
+        axes = drawn(TASKS['multiclass'](), ('ant', 'bee'), total={'confusion': np.array([[9, 1], [0, 7]])})
+        shading = axes.images[0].cmap
+        for text, share in zip(axes.texts, (0.9, 0.1, 1.0), strict=True):
+            darker, lighter = sorted((luminance(text.get_color()), luminance(shading(share))))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5

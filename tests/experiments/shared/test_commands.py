@@ -75,14 +75,14 @@ def test_a_mistake_is_one_line_and_status_2(arguments, said, capsys):
     assert err.startswith(f'error: {said}')
 
 
-def test_the_readme_has_its_tables_from_the_commands(root, capsys):
+def test_the_list_of_commands_in_the_docs_is_current(root, capsys):
     assert listing.main(['--markdown']) == 0
     tables = capsys.readouterr().out
     assert tables.strip() == commands.as_markdown()
-    assert f'\n\n{tables}\n' in (root / 'README.md').read_text(encoding='utf-8')
+    assert f'\n\n{tables}\n' in (root / 'docs' / 'commands.md').read_text(encoding='utf-8')
 
 
-def test_the_turkish_readme_lists_the_same_commands(root):
+def test_the_turkish_list_has_the_same_commands(root):
     """In the same order, with the same names of networks and links to papers."""
 
     def rows(text):
@@ -91,7 +91,7 @@ def test_the_turkish_readme_lists_the_same_commands(root):
             for row in re.findall(r'^\| (`\w+` \| .*)$', text, re.MULTILINE)
         ]
 
-    turkish = (root / 'README.tr.md').read_text(encoding='utf-8').split('## Betikler')[1].split('\n`--help`')[0]
+    turkish = (root / 'docs' / 'commands.tr.md').read_text(encoding='utf-8')
     ours = rows(commands.as_markdown())
     assert len(ours) == len(commands.list_commands())
     assert [(sorted(names), links) for names, links in rows(turkish)] == [
