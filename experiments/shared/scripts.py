@@ -49,7 +49,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def as_file_name(dataset: str) -> str:
     """A dataset's name as part of a folder's."""
-    return dataset.replace(':', '_').replace('/', '_').strip('_')
+    return re.sub(r'[:/\\]', '_', dataset).strip('_')
 
 
 def family(*patterns: str) -> list[str]:
