@@ -155,6 +155,13 @@ def test_paths_of_windows_make_one_folder():
     assert scripts.as_file_name(r'folder:C:\Users\photographs') == 'folder_C__Users_photographs'
 
 
+def test_a_stream_without_a_character_prints_its_code():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding='cp1251')
+    scripts.print_any_character(stream)
+    print('8²', file=stream, flush=True)
+    assert stream.buffer.getvalue().split() == [rb'8\xb2']
+
+
 def test_text_is_utf_8_whatever_the_system_prefers():
     for path in (path for name in OURS for path in sorted((ROOT / name).rglob('*.py'))):
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
