@@ -186,7 +186,7 @@ def prepare_torch(case: Case, channels_last: bool) -> tuple[Callable[[], None], 
 
 
 def _resident_bytes(field: str) -> int | None:
-    """What Linux says of this process's memory; None on other systems."""
+    """A memory statistic of this process, in bytes; None outside of Linux."""
     try:
         lines = pathlib.Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
     except OSError:

@@ -112,7 +112,7 @@ def run_and_forward_signals(command: list[str]) -> tuple[int, str]:
         received.append(number)
         if process is None:
             early.append(number)
-        elif sys.platform != 'win32':  # there the console signals the process as well
+        elif sys.platform != 'win32':  # on Windows the console has signaled it already
             process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -68,7 +68,7 @@ def _tpu_vm_workers() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; all of the machine's where the system does not say."""
+    """Cores that this process may use, or all cores where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 

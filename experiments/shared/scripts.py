@@ -134,7 +134,7 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
 
 
 def print_any_character(stream: TextIO) -> None:
-    """Has a stream write the code of a character that its encoding lacks, as Windows' own may, rather than raise."""
+    """Makes a stream print escapes for characters that its encoding lacks, as on Windows, instead of raising."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors='backslashreplace')
 

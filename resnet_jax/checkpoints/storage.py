@@ -30,9 +30,9 @@ def sync(path: pathlib.Path) -> None:
     Raises:
       OSError: the disk is full or broken.
     """
-    if _IS_WINDOWS and path.is_dir():  # folders cannot be opened there
+    if _IS_WINDOWS and path.is_dir():  # Windows cannot open folders
         return
-    descriptor = os.open(path, os.O_RDWR if _IS_WINDOWS else os.O_RDONLY)  # fsync needs write access there
+    descriptor = os.open(path, os.O_RDWR if _IS_WINDOWS else os.O_RDONLY)  # its fsync needs write access
     try:
         os.fsync(descriptor)
     except OSError as error:

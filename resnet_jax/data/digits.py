@@ -101,7 +101,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         }
 
     def examples_in_memory(self) -> dict[str, list[dict[str, Any]]]:
-        """What the prepared files would hold, by split, without a file."""
+        """The examples that prepared files hold, by split, without writing files."""
         encode, splits = self.info.features.encode_example, self._split_generators(None)
         return {split: [encode(example) for _, example in examples] for split, examples in splits.items()}
 

@@ -137,7 +137,7 @@ def find_images(root: pathlib.Path, folder: str = '') -> Iterator[str]:
             if entry.is_dir():
                 yield from find_images(root, posixpath.join(folder, entry.name))
             elif entry.name.lower().endswith(SUFFIXES):
-                yield posixpath.join(folder, entry.name)  # on every system alike: a hash of it divides
+                yield posixpath.join(folder, entry.name)  # '/' on every system: _divided hashes this name
 
 
 def _divided(by_class: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:

@@ -166,7 +166,7 @@ def _prepared_builder(name: str, task: Task, data_dir: str | None) -> Any:
 
 
 def _needs_no_files(builder: Any) -> bool:
-    """Whether it is digits on a system without array_record: they are then made in memory."""
+    """Whether this is digits without the package array_record: they are then built in memory."""
     return builder.name == 'digits' and importlib.util.find_spec('array_record') is None
 
 
