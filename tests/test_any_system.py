@@ -1,4 +1,4 @@
-"""Nothing requires what only some systems have: /proc, CPU affinity, glibc, folders that can be synced, array_record."""
+"""Nothing requires what only some systems have: /proc, CPU affinity, glibc, syncable folders, array_record."""
 
 import ast
 import builtins
