@@ -13,6 +13,7 @@ median of the ratios of turns that followed each other.
 import dataclasses
 import importlib.util
 import json
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Generator
@@ -22,9 +23,9 @@ import jax
 from absl import flags
 
 from experiments.shared import scripts
-from experiments.shared.contenders import Contender, usable_cores
+from experiments.shared.contenders import Contender
 from resnet_jax import InputError, ResNetSpec, get_spec
-from resnet_jax.devices import data_parallel
+from resnet_jax.devices import data_parallel, usable_cores
 from resnet_jax.models.conv import IMPLEMENTATIONS
 
 GROUP = 'tools'
@@ -179,13 +180,18 @@ def prepare_torch(case: Case, channels_last: bool) -> tuple[Callable[[], None], 
     first = time.perf_counter() - start
     step()
     described = 'channels_last' if channels_last else 'contiguous'
-    memory = _resident_bytes('VmHWM') - before
+    after = _resident_bytes('VmHWM')
+    memory = None if before is None or after is None else after - before
     return step, {'memory_format': described, 'compile_seconds': round(first, 2), 'peak_memory_bytes': memory}
 
 
-def _resident_bytes(field: str) -> int:
-    with open('/proc/self/status') as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+def _resident_bytes(field: str) -> int | None:
+    """A memory statistic of this process, in bytes; None outside of Linux."""
+    try:
+        lines = pathlib.Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
 
 
 PREPARE: dict[str, tuple[Callable[..., Any], bool]] = {

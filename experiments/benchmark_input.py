@@ -20,10 +20,11 @@ from typing import Any
 from absl import flags
 
 from experiments.shared import scripts
-from experiments.shared.contenders import Contender, usable_cores
+from experiments.shared.contenders import Contender
 from resnet_jax import InputError
 from resnet_jax.data import stream
 from resnet_jax.data.folder import list_folder
+from resnet_jax.devices import usable_cores
 
 GROUP = 'tools'
 FLAGS = flags.FLAGS

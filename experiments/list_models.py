@@ -65,7 +65,7 @@ def main() -> None:
     )
     path = pathlib.Path(FLAGS.markdown)
     try:
-        path.write_text(head + scripts.markdown_table(_COLUMNS, rows) + '\n')
+        path.write_text(head + scripts.markdown_table(_COLUMNS, rows) + '\n', encoding='utf-8')
     except OSError as error:
         raise InputError(f'markdown={path} cannot be written: {error.strerror}') from error
     print(f'{len(rows)} architectures: {path}')

@@ -112,7 +112,7 @@ def run_and_forward_signals(command: list[str]) -> tuple[int, str]:
         received.append(number)
         if process is None:
             early.append(number)
-        else:
+        elif sys.platform != 'win32':  # on Windows the console has signaled it already
             process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -121,7 +121,7 @@ def run_and_forward_signals(command: list[str]) -> tuple[int, str]:
         pipes: dict[str, Any] = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
         process = subprocess.Popen(command, start_new_session=True, **pipes)
         for number in early:
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM if sys.platform == 'win32' else number)
         _, errors = process.communicate()
         # One that is struck before it listens dies of it.
         return 128 + received[0] if received and process.returncode else process.returncode, errors

@@ -72,6 +72,11 @@ def _tpu_vm_workers() -> str:
         return ''
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, or all cores where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def is_main_process() -> bool:
     """Whether this is the process that writes files and speaks."""
     return jax.process_index() == 0

@@ -13,7 +13,7 @@ from resnet_jax.checkpoints.storage import write_json
 
 def curves_of(run: pathlib.Path, split: str, name: str) -> np.ndarray:
     """A value of a split at the end of every epoch, from the log of a run."""
-    records = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    records = [json.loads(line) for line in (run / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
     last: dict[int, float] = {}
     for record in records:
         if record['split'] == split and name in record:

@@ -1,7 +1,6 @@
 """Contenders that are timed in turns, each in a process of its own."""
 
 import multiprocessing
-import os
 import signal
 import traceback
 from collections.abc import Callable, Generator
@@ -14,11 +13,6 @@ from resnet_jax import InputError
 Work = Callable[..., Generator[Any, Any, None]]
 
 _PATIENCE_SECONDS = 20
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 class _Failure(str):

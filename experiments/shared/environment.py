@@ -16,8 +16,12 @@ MEMORY = {
 
 def _vector_width() -> dict[str, str]:
     """XLA's flag for 512-bit vectors, where the processor has them and the user has not set it."""
-    cpu, flags = pathlib.Path('/proc/cpuinfo'), os.environ.get('XLA_FLAGS', '')
-    if not cpu.exists() or 'avx512f' not in cpu.read_text() or 'xla_cpu_prefer_vector_width' in flags:
+    flags = os.environ.get('XLA_FLAGS', '')
+    try:
+        processor = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')
+    except OSError:
+        return {}
+    if 'avx512f' not in processor or 'xla_cpu_prefer_vector_width' in flags:
         return {}
     return {'XLA_FLAGS': f'{flags} --xla_cpu_prefer_vector_width=512'.strip()}
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+import io
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import jax
 from absl import app, flags, logging
@@ -49,7 +50,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def as_file_name(dataset: str) -> str:
     """A dataset's name as part of a folder's."""
-    return dataset.replace(':', '_').replace('/', '_').strip('_')
+    return re.sub(r'[:/\\]', '_', dataset).strip('_')
 
 
 def family(*patterns: str) -> list[str]:
@@ -132,9 +133,16 @@ def run(main: Callable[[], None], define_flags: Callable[[], None]) -> None:
     app.run(functools.partial(_guarded, main), flags_parser=functools.partial(_parse_flags, main.__module__))
 
 
+def print_any_character(stream: TextIO) -> None:
+    """Makes a stream print escapes for characters that its encoding lacks, as on Windows, instead of raising."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors='backslashreplace')
+
+
 def _guarded(main: Callable[[], None], argv: Sequence[str]) -> None:
     """Calls ``main``, and turns its errors into one line and a status."""
     warnings.showwarning = _show_warning
+    print_any_character(sys.stdout)
     try:
         if len(argv) > 1:
             raise InputError(f'unexpected argument {argv[1]!r}: options are given as --name=value')

@@ -111,7 +111,7 @@ def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None)
         'checksums': _checksums(state),
     }
     content['files'] = files
-    (folder / MANIFEST).write_text(json.dumps(content | {'crc32': _manifest_crc32(content)}, indent=1))
+    (folder / MANIFEST).write_bytes(json.dumps(content | {'crc32': _manifest_crc32(content)}, indent=1).encode())
     sync_tree(folder)
 
 

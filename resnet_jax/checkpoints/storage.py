@@ -6,12 +6,14 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 from typing import Any
 
 from resnet_jax.errors import InputError, StorageError
 
 PARTIAL = '.partial'
+_IS_WINDOWS = sys.platform == 'win32'
 
 
 def reason(error: BaseException) -> str:
@@ -28,7 +30,9 @@ def sync(path: pathlib.Path) -> None:
     Raises:
       OSError: the disk is full or broken.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    if _IS_WINDOWS and path.is_dir():  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDWR if _IS_WINDOWS else os.O_RDONLY)  # its fsync needs write access
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -93,7 +97,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       InputError: no such file, or not a JSON object.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise InputError(f'cannot read {path}: {error}') from error
     if not isinstance(value, dict):

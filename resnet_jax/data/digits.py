@@ -89,7 +89,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,  # the stored order is then scikit-learn's
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager | None) -> dict[str, Any]:
         del dl_manager  # scikit-learn carries the data
         source = load_digits()
         images = np.round(source.images * (255 / _GRAY_LEVELS)).astype(np.uint8)[..., None]
@@ -99,6 +99,11 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             'train': self._generate_examples(images, source.target, slants, train),
             'test': self._generate_examples(images, source.target, slants, test),
         }
+
+    def examples_in_memory(self) -> dict[str, list[dict[str, Any]]]:
+        """The examples that prepared files hold, by split, without writing files."""
+        encode, splits = self.info.features.encode_example, self._split_generators(None)
+        return {split: [encode(example) for _, example in examples] for split, examples in splits.items()}
 
     def _generate_examples(
         self, images: np.ndarray, labels: np.ndarray, slants: np.ndarray, indices: np.ndarray

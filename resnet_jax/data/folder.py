@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import posixpath
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -124,7 +125,7 @@ def _folders(path: pathlib.Path) -> list[str]:
 
 def _by_class(root: pathlib.Path, folder: str) -> dict[str, list[str]]:
     """Images of each class in a folder of the root, by names relative to the root, in order."""
-    return {label: sorted(find_images(root, os.path.join(folder, label))) for label in _folders(root / folder)}
+    return {label: sorted(find_images(root, posixpath.join(folder, label))) for label in _folders(root / folder)}
 
 
 def find_images(root: pathlib.Path, folder: str = '') -> Iterator[str]:
@@ -134,9 +135,9 @@ def find_images(root: pathlib.Path, folder: str = '') -> Iterator[str]:
             if entry.name.startswith('.'):
                 continue
             if entry.is_dir():
-                yield from find_images(root, os.path.join(folder, entry.name))
+                yield from find_images(root, posixpath.join(folder, entry.name))
             elif entry.name.lower().endswith(SUFFIXES):
-                yield os.path.join(folder, entry.name)
+                yield posixpath.join(folder, entry.name)  # '/' on every system: _divided hashes this name
 
 
 def _divided(by_class: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:

@@ -21,6 +21,7 @@ from PIL import Image
 from resnet_jax.data.batches import copy_numbers, steps_per_epoch, train_indices
 from resnet_jax.data.decode import CROP_RATIO, Box, DamagedImageError, decode, decode_part
 from resnet_jax.data.examples import EncodedImages, reason
+from resnet_jax.devices import usable_cores
 from resnet_jax.errors import InputError, StorageError
 
 # In front of (seed, epoch, example, copy), so that no other draw has the same numbers.
@@ -182,7 +183,7 @@ def batches(
     end = sys.maxsize // size if workers else last
     dataset = grain.MapDataset.range(first * size, end * size).map(function)
     if not workers:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        cores = usable_cores()
         # Parts of batches, so that all cores work on the next one; ahead are two batches, however many cores there are.
         part = max(divisor for divisor in range(1, min(size, _PART) + 1) if size % divisor == 0)
         ahead = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=max(2 * size // part, cores))

@@ -153,13 +153,21 @@ def _decode_image(image: bytes | np.ndarray, channels: int, image_size: int | No
 def _prepared_builder(name: str, task: Task, data_dir: str | None) -> Any:
     """The TFDS builder of a dataset whose files are there; they are prepared if they were not."""
     with _quiet():
-        if not (builder := _open_builder(name, data_dir)).is_prepared():
+        builder = _open_builder(name, data_dir)
+        if _needs_no_files(builder):
+            return builder
+        if not builder.is_prepared():
             _find_features(name, task, builder.info.features)  # before a download in vain
             _prepare(name, builder)
             builder = _open_builder(name, data_dir)  # it reads what was written, by whichever process
         if not builder.is_prepared():
             raise InputError(f'{name!r}: {builder.data_dir} is not complete; delete it to prepare it again')
     return builder
+
+
+def _needs_no_files(builder: Any) -> bool:
+    """Whether this is digits without the package array_record: they are then built in memory."""
+    return builder.name == 'digits' and importlib.util.find_spec('array_record') is None
 
 
 def _open_builder(name: str, data_dir: str | None) -> Any:
@@ -186,6 +194,11 @@ def _prepare(name: str, builder: Any) -> None:
     from requests import RequestException
     from tensorflow_datasets.core.download import downloader, util
 
+    if importlib.util.find_spec('array_record') is None:
+        raise InputError(
+            f'preparing {name!r} needs the package array_record, which has no wheels for Windows (WSL 2 can use it);'
+            ' arrays:DIR and folder:DIR work without it'
+        )
     folder = f'prepared files are looked for in {builder.data_dir}'
     needs_tensorflow = InputError(
         f'needs TensorFlow to prepare {name!r}: pip install tensorflow (only for preparing; training reads the files'
@@ -233,6 +246,8 @@ def _open_splits(name: str, builder: Any, label_key: str | None) -> dict[str, An
     """
     import tensorflow_datasets as tfds
 
+    if _needs_no_files(builder):
+        return builder.examples_in_memory()
     encoded = [key for key, feature in builder.info.features.items() if _is_encoded(feature)]
     splits, sources = builder.info.splits, {}
     for split in ('train', 'test', 'validation'):

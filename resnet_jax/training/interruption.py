@@ -1,6 +1,5 @@
 """Leaving a run in good order: SIGTERM and SIGINT are noted when they arrive, and obeyed at the next safe place."""
 
-import os
 import signal
 import threading
 import types
@@ -50,12 +49,12 @@ class StopRequest:
         del frame
         if self._many and not self._passed_on:
             self._passed_on = True
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         elif not self._many and self.noted is None:
             self.noted = signal.Signals(number)
         else:
             self.__exit__()
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     def at_step(self, step: int) -> bool:
         """Whether to stop after this step; every process must ask after every step, and all get the same answer."""

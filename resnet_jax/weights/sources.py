@@ -157,7 +157,7 @@ def _by_path(variables: Any) -> dict[str, np.ndarray]:
 
 def _is_of_timm(path: pathlib.Path) -> bool:
     try:
-        return 'architecture' in json.loads(path.read_text())
+        return 'architecture' in json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, TypeError):
         return False
 
@@ -165,7 +165,7 @@ def _is_of_timm(path: pathlib.Path) -> bool:
 def _with_config(tensors: dict[str, Any], path: pathlib.Path) -> Source:
     """With what timm's ``config.json`` beside the weights says."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding='utf-8'))
         arch, details = config['architecture'], config.get('pretrained_cfg', config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f'{path} is not a config.json of timm: it must be JSON with an architecture') from error

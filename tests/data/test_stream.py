@@ -1,7 +1,6 @@
 """Tests of streamed batches: the same by any way to make them."""
 
 import json
-import pathlib
 import pickle
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -25,8 +25,8 @@ LABELS = np.arange(20, dtype=np.int32) % 7
 def lives(pid):
     """Whether a process of this machine runs; one that nobody has asked for its status does not."""
     try:
-        return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except FileNotFoundError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
