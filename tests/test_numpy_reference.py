@@ -438,7 +438,7 @@ def test_shortcut_errors():
         ref.shortcut({}, {}, x, 16, stride=2, kind='identity', train=True)
     message = str(error.value)
     assert '(2, 5, 4, 8) to (2, 3, 2, 16)' in message
-    assert "'A', 'B', 'C' and 'D'" in message
+    assert "'A', 'B', 'C' or 'D'" in message
     assert '\n' not in message
     with pytest.raises(ValueError, match='cannot map'):
         ref.shortcut({}, {}, x, 8, stride=2, kind='identity', train=True)

@@ -1,4 +1,4 @@
-"""What the documents tell people to type."""
+"""The code examples, links and tables of the README."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ def test_python_examples_run(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # they write files
     names = {}
     with contextlib.redirect_stdout(io.StringIO()):
-        for example in code_blocks(root, 'python'):  # each goes on where the one before ended
+        for example in code_blocks(root, 'python'):  # each continues the one before
             exec(example, names)
     assert int(names['state'].step) == 1
     assert names['logits'].shape == (2, 10)
@@ -39,7 +39,7 @@ def test_scripts_and_recipes_of_the_readme_exist(root):
 
 
 def test_every_architecture_is_in_the_readme(root):
-    """The table writes a common prefix once: ``resnet18 34 50`` names three; a star stands for anything."""
+    """The table abbreviates common prefixes: ``resnet18 34 50`` are three names; a star matches anything."""
     text = re.sub(r'```.*?```', '', (root / 'README.md').read_text(), flags=re.DOTALL)
     named = set()
     for group in re.findall(r'`([^`]+)`', text):
@@ -55,7 +55,7 @@ def test_every_architecture_is_in_the_readme(root):
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_network_can_be_used_from_nnx():
-    """``ToNNX`` wraps a Linen module; ``lazy_init`` gives it its variables from an example."""
+    """``ToNNX`` wraps a Linen module; ``lazy_init`` initializes its variables from an example."""
     spec = make_spec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=3)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 6, 3)), jnp.float32)
     model = nnx.bridge.ToNNX(ResNet(spec), rngs=nnx.Rngs(0))

@@ -160,7 +160,7 @@ def test_a_block_that_was_given_is_given_again(with_own_block):
     assert_equal(load_variables(folder, block=MyBlock), variables)
     assert_equal(from_pretrained(folder, block=MyBlock).variables, variables)
     assert open_run(folder, MyBlock)[1] == with_changes(SPEC, block=MyBlock)
-    wanted = f'{folder} was trained with block {NAME}: give block=MyBlock'
+    wanted = f'{folder} was trained with block {NAME}: pass block=MyBlock'
     for load in (load_variables, from_pretrained, load_predictor, open_run, open_source):
         with pytest.raises(InputError) as error:
             load(folder)
@@ -168,7 +168,7 @@ def test_a_block_that_was_given_is_given_again(with_own_block):
         with pytest.raises(InputError) as error:
             load(folder, block=BasicBlock)
         assert str(error.value).endswith(f'was trained with block {NAME}, not with resnet_jax.models.blocks:BasicBlock')
-    with pytest.raises(InputError, match='give block=MyBlock'):
+    with pytest.raises(InputError, match='pass block=MyBlock'):
         load_weights(folder, ResNet(SPEC))
 
 
@@ -180,7 +180,7 @@ def test_a_task_that_was_given_is_given_again(with_own_block):
     own = MyTask(label_smoothing=0.1)
     assert load_predictor(folder, block=MyBlock, task=own).task == own
     for given, message in (
-        (None, ': give task=MyTask'),
+        (None, ': pass task=MyTask'),
         (MultiClass, ', not with resnet_jax.tasks.multiclass:MultiClass'),
     ):
         with pytest.raises(InputError) as error:
@@ -200,7 +200,7 @@ def test_one_block_for_each_stage(trained, tmp_path):
     spec = with_changes(SPEC, block=('basic', MyBlock))
     put(tmp_path, trained, 4, state, spec=spec.to_json())
     assert open_run(tmp_path, MyBlock)[1] == open_run(tmp_path, ['basic', MyBlock])[1] == spec
-    with pytest.raises(InputError, match='give block=MyBlock'):
+    with pytest.raises(InputError, match='pass block=MyBlock'):
         open_run(tmp_path)
     with pytest.raises(InputError, match=f'was trained with block basic, {NAME}, not with .*BottleneckBlock'):
         open_run(tmp_path, [MyBlock, BottleneckBlock])
