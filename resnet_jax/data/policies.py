@@ -1,7 +1,7 @@
-"""Published augmentation policies: which operations an image goes through, drawn from a key.
+"""Published augmentation policies, which draw the operations for an image at random.
 
-A policy draws numbers of operations and magnitudes; ``apply_operations`` computes them. The magnitudes are those of
-torchvision's classes of the same name, and of timm's ``rand-m7-mstd0.5-inc1`` and its like.
+A policy draws operation numbers and magnitudes, which ``apply_operations`` applies. The magnitudes are those of
+torchvision's classes of the same name, and of timm's ``rand-m7-mstd0.5-inc1`` and similar.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from resnet_jax.data import image_ops
 
-# Affine operations first: their number is their row in the table of matrices.
+# Affine operations first: their numbers are their rows in the table of matrices.
 OPERATIONS = (
     *('identity', 'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate'),
     *('brightness', 'contrast', 'posterize', 'solarize', 'solarize_add', 'autocontrast', 'equalize', 'invert'),
@@ -20,36 +20,40 @@ OPERATIONS = (
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 _FIRST_TABLE, _FIRST_BLEND = _NUMBER['brightness'], _NUMBER['color']
 
-# Of a magnitude in float32, which may be a whole number in truth.
+# Tolerance for magnitudes that are integers up to float32 rounding.
 _NOISE = 1e-3
 
-# Operations and magnitudes drawn for one image, both [L]: each is applied in its turn.
+# Operation numbers and magnitudes drawn for one image, both [L], applied in order.
 Drawn = tuple[jax.Array, jax.Array]
-# From a key, height and width to what happens to an image.
+# Maps a random key, height and width to the operations for an image.
 PolicyFunction = Callable[[jax.Array, int, int], Drawn]
 
 
 def apply_operations(image: jax.Array, drawn: Drawn, fill: jax.Array | int = 0, bilinear: bool = False) -> jax.Array:
-    """An image after the operations of a policy: uint8 ``[H, W, C]`` to the same.
+    """Applies the operations that a policy drew.
 
     Args:
       image: uint8 ``[H, W, C]``.
-      drawn: numbers in OPERATIONS and magnitudes. A magnitude is the share of a shear, pixels of a translation, degrees
-        of a rotation, the factor of brightness, contrast, color and sharpness, bits, a threshold, or what is added.
-      fill: value of pixels from outside of the image, one or ``[C]``.
-      bilinear: how affine maps read pixels.
+      drawn: positions in ``OPERATIONS`` and magnitudes. The unit of a magnitude depends on the operation: the slope of
+        a shear, the pixels of a translation, the degrees of a rotation, the factor of brightness, contrast, color and
+        sharpness, the bits of posterize, the threshold of solarize, or the addend of solarize_add.
+      fill: value of pixels outside of the image, a scalar or ``[C]``.
+      bilinear: whether affine maps interpolate bilinearly.
+
+    Returns:
+      uint8 ``[H, W, C]``.
     """
 
     def step(image: jax.Array, drawn: Drawn) -> tuple[jax.Array, None]:
         return _apply(image, *drawn, fill, bilinear), None
 
-    return jax.lax.scan(step, image, drawn)[0]  # compiled once, and not fused over operations
+    return jax.lax.scan(step, image, drawn)[0]  # compiled once, without fusion across operations
 
 
 def _apply(
     image: jax.Array, operation: jax.Array, magnitude: jax.Array, fill: jax.Array | int, bilinear: bool
 ) -> jax.Array:
-    """One operation. All kinds are computed, those that were not drawn with what changes nothing."""
+    """Applies one operation. All kinds are computed; those that were not drawn have no effect."""
     height, width, channels = image.shape
     zero = jnp.zeros(())
     matrices = jnp.stack(
@@ -86,7 +90,7 @@ def _apply(
 
 
 def _signed(key: jax.Array, magnitudes: jax.Array, signed: jax.Array) -> jax.Array:
-    """Half of those that have a sign become negative."""
+    """Negates each signed magnitude with probability 0.5."""
     return jnp.where(signed & jax.random.bernoulli(key, 0.5, magnitudes.shape), -magnitudes, magnitudes)
 
 
@@ -101,14 +105,14 @@ def _draw_by_strength(
     positions: jax.Array,
     whole_pixels: bool = True,
 ) -> Drawn:
-    """Magnitudes in torchvision's way: a position from 0 to 1 on the range of each operation, half of them negative.
+    """Computes magnitudes as torchvision does: a position from 0 to 1 in each operation's range, with a random sign.
 
     Args:
-      key: of the signs.
-      operations: numbers ``[L]``.
-      strengths: what the position 1 stands for, one for each of OPERATIONS.
+      key: random key of the signs.
+      operations: operation numbers ``[L]``.
+      strengths: the magnitude at position 1 for each of ``OPERATIONS``.
       positions: ``[L]``.
-      whole_pixels: translations are cut to them.
+      whole_pixels: whether translations are rounded down to whole pixels.
     """
     ranges = jnp.stack([jnp.asarray(strength, jnp.float32) for strength in strengths])[operations]
     signed = jnp.array([name in _SIGNED for name in OPERATIONS])[operations]
@@ -144,7 +148,13 @@ _TORCHVISION = tuple(
 
 
 def rand_augment(num_operations: int = 2, magnitude: int = 9, bins: int = 31) -> PolicyFunction:
-    """RandAugment (Cubuk et al. 2019, arXiv:1909.13719) as in torchvision: so many operations of one magnitude."""
+    """RandAugment (Cubuk et al. 2019, arXiv:1909.13719) as in torchvision: random operations of one magnitude.
+
+    Args:
+      num_operations: operations per image.
+      magnitude: from 0 to ``bins - 1``.
+      bins: number of magnitudes.
+    """
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
         chosen, signs = jax.random.split(key)
@@ -156,10 +166,14 @@ def rand_augment(num_operations: int = 2, magnitude: int = 9, bins: int = 31) ->
 
 
 def trivial_augment_wide(bins: int = 31) -> PolicyFunction:
-    """TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158), wide: one operation of any magnitude."""
+    """TrivialAugment Wide (Müller and Hutter 2021, arXiv:2103.10158): one operation of a random magnitude.
+
+    Args:
+      bins: number of magnitudes.
+    """
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
-        del height, width  # it translates by up to 32 pixels whatever the size
+        del height, width  # it translates by up to 32 pixels for any image size
         chosen, signs, positions = jax.random.split(key, 3)
         operations = jax.random.choice(chosen, jnp.array(_TORCHVISION), (1,))
         position = jax.random.randint(positions, (1,), 0, bins) / (bins - 1)
@@ -168,7 +182,7 @@ def trivial_augment_wide(bins: int = 31) -> PolicyFunction:
     return draw
 
 
-# Operation, probability and magnitude in tenths of its range, twice for each sub-policy (Cubuk et al. 2018,
+# Operation, probability and magnitude from 0 to 9 of both steps of each sub-policy (Cubuk et al. 2018,
 # arXiv:1805.09501, Tables 7 and 9).
 _Step = tuple[str, float, int]
 AUTO_AUGMENT: dict[str, tuple[tuple[_Step, _Step], ...]] = {
@@ -230,7 +244,11 @@ AUTO_AUGMENT: dict[str, tuple[tuple[_Step, _Step], ...]] = {
 
 
 def auto_augment(name: str) -> PolicyFunction:
-    """AutoAugment's policy for ``cifar10`` or ``imagenet``: one of 25 pairs of operations with their probabilities."""
+    """AutoAugment (Cubuk et al. 2018, arXiv:1805.09501): one of 25 pairs of operations with given probabilities.
+
+    Args:
+      name: the dataset of the policy, ``cifar10`` or ``imagenet``.
+    """
     steps = AUTO_AUGMENT[name]
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
@@ -258,13 +276,13 @@ _INCREASING = tuple(
 def rand_augment_increasing(
     magnitude: float = 7.0, deviation: float = 0.5, num_operations: int = 2, probability: float = 0.5
 ) -> PolicyFunction:
-    """timm's ``rand-m7-mstd0.5-inc1`` (Wightman et al. 2021, arXiv:2110.00476): stronger with the magnitude, of 10.
+    """timm's ``rand-m7-mstd0.5-inc1`` (Wightman et al. 2021, arXiv:2110.00476): strength increases with magnitude.
 
     Args:
-      magnitude: mean of the magnitudes, 10 being the strongest.
-      deviation: their standard deviation.
-      num_operations: drawn for each image, with repetition.
-      probability: of each of them.
+      magnitude: mean of the magnitudes, from 0 to 10.
+      deviation: standard deviation of the magnitudes.
+      num_operations: operations per image, drawn with replacement.
+      probability: probability of applying each drawn operation.
     """
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
@@ -287,7 +305,7 @@ def rand_augment_increasing(
     return draw
 
 
-# By the names that configurations give them.
+# Policies by name.
 POLICIES: dict[str, PolicyFunction] = {
     'rand_augment': rand_augment(),
     'trivial_augment_wide': trivial_augment_wide(),

@@ -58,7 +58,7 @@ def test_normalize():
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (lambda: ResizedCrop((0.5, 0.1)), 'crop_area=(0.5, 0.1) must be two shares, 0 < smallest <= largest <= 1'),
+        (lambda: ResizedCrop((0.5, 0.1)), 'crop_area=(0.5, 0.1) must be two fractions, 0 < smallest <= largest <= 1'),
         (
             lambda: ResizedCrop((0.1, 1), crop_ratio=(0, 1)),
             'crop_ratio=(0, 1) must be two numbers, 0 < smallest <= largest',
@@ -68,10 +68,10 @@ def test_normalize():
         (lambda: Augmentation(crop_fill='white'), "crop_fill='white' must be one of black, mean, reflect"),
         (
             lambda: Augmentation(crop_padding=4, resized_crop=ResizedCrop((0.08, 1.0))),
-            'crop_padding=4 does not go with crop_area=(0.08, 1.0)',
+            'crop_padding=4 cannot be combined with crop_area=(0.08, 1.0)',
         ),
         (lambda: Augmentation(color_jitter=(0.1,)), 'color_jitter=(0.1,) must be three or four numbers'),
-        (lambda: Augmentation(color_jitter=(0, 0, 0, 0.6)), 'the range of the hue must be at most 0.5'),
+        (lambda: Augmentation(color_jitter=(0, 0, 0, 0.6)), 'the hue range must be at most 0.5'),
         (lambda: Augmentation(random_erasing=1.5), 'random_erasing=1.5 must be in [0, 1]'),
         (lambda: Augmentation(mixup=-1), 'mixup=-1 must be at least 0'),
         (lambda: Augmentation(views=0), 'views=0 must be at least 1'),
@@ -219,11 +219,11 @@ class TestSizes:
 
     @pytest.mark.parametrize(('padding', 'room'), [(0, 12), (2, 16)])
     def test_a_crop_larger_than_the_image_is_refused(self, padding, room, images):
-        with pytest.raises(InputError, match=f'crop_size=17 must be at most {room}, the smaller side'):
+        with pytest.raises(InputError, match=f'crop_size=17 must be at most {room}, the smaller side of'):
             augment(KEYS, images, MEAN, STD, Augmentation(crop_size=17, crop_padding=padding))
 
     def test_lighting_needs_colours(self, images):
-        with pytest.raises(InputError, match=r'lighting=0.1 is for images of 3 channels, not 1: 0 leaves it out'):
+        with pytest.raises(InputError, match=r'lighting=0.1 needs images with 3 channels, got 1'):
             augment(KEYS, images[..., :1], (0.5,), (0.2,), Augmentation(lighting=0.1))
 
 
@@ -257,7 +257,7 @@ class TestFunction:
         ],
     )
     def test_gives_an_image(self, function, found, images):
-        with pytest.raises(InputError, match=rf'must give a float image \[H, W, 3\], found {found}'):
+        with pytest.raises(InputError, match=rf'must return floats \[H, W, 3\], got {found}'):
             augment(KEYS, images, MEAN, STD, Augmentation(function=function))
 
     def test_a_policy_can_be_one_too(self, images):

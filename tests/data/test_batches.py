@@ -31,7 +31,7 @@ def test_evaluation_sees_every_example_once(size, batch_size):
 
 @pytest.mark.parametrize('batch_size', [0, 11])
 def test_a_batch_that_does_not_fit_is_refused(batch_size):
-    with pytest.raises(InputError, match=f'batch_size={batch_size} must be from 1 to the 10 training examples'):
+    with pytest.raises(InputError, match=f'batch_size={batch_size} must be between 1 and 10 .training examples'):
         steps_per_epoch(10, batch_size)
 
 

@@ -125,7 +125,7 @@ def test_what_is_no_whole_image_is_refused(data):
 def test_grey_levels_of_no_known_range_are_refused(kind):
     """Pillow's ``convert`` would clip them, and numbers from 0 to 1 would all be black."""
     picture = Image.fromarray(np.linspace(0, 1, 1200).reshape(30, 40).astype(kind))
-    with pytest.raises(DamagedImageError, match='32 bits, whose range is not known'):
+    with pytest.raises(DamagedImageError, match='32-bit gray levels, whose range is unknown'):
         decode(encoded(picture, 'TIFF'))
 
 

@@ -164,7 +164,7 @@ def test_two_processes_read_half_of_each_batch_and_train_as_one(start, folder, t
     assert result['replaced_images'] > 2
     # Each names what it read itself, and neither read all.
     damaged = [
-        {line.split(' cannot be')[0] for line in text.splitlines() if 'cannot be decoded' in line} for text in said
+        {line.split(': cannot be')[0] for line in text.splitlines() if 'cannot be decoded' in line} for text in said
     ]
     assert damaged[0] | damaged[1] == {str(tmp_path / 'data' / name) for name in DAMAGED}
 
@@ -177,9 +177,9 @@ def test_damaged_photographs_are_named_and_replaced(folder, tmp_path, capfd):
     assert result['num_test_examples'] == 8
     assert 1 <= result['replaced_images'] <= 6  # two, in three epochs that leave out one of 33
     said = capfd.readouterr().err.splitlines()
-    why = 'cannot be decoded (no image in a format that is known)'
-    assert f'{tmp_path / "data/test/green/04.png"} {why}: it is left out' in said
-    assert f'{tmp_path / "data/train/red/00.png"} {why}: another image takes its place' in said
+    why = ': cannot be decoded (unknown image format)'
+    assert f'{tmp_path / "data/test/green/04.png"}{why}, skipped' in said
+    assert f'{tmp_path / "data/train/red/00.png"}{why}, replaced by another image' in said
     assert len(said) == 3
     with pytest.raises(InputError, match='cannot be decoded'):
         train(tmp_path / 'data', tmp_path / 'strict', ReaderOptions(strict=True))
@@ -201,7 +201,7 @@ def test_a_folder_of_forty_odd_files(folder, tmp_path, capfd):
             with pytest.raises(DamagedImageError):
                 decode(data)
     result = train(tmp_path / 'data', tmp_path / 'run', batch_size=10)
-    named = {line.split(' cannot be decoded')[0] for line in capfd.readouterr().err.splitlines()}
+    named = {line.split(': cannot be decoded')[0] for line in capfd.readouterr().err.splitlines()}
     assert {pathlib.Path(name).name for name in named} == {name for name, whole in good.items() if not whole}
     assert (result['steps'], result['replaced_images']) == (15, 30)
     assert np.isfinite(result['test_loss'])

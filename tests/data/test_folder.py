@@ -73,19 +73,19 @@ def test_what_cannot_be_used_is_refused(tmp_path):
             list_folder(name or f'folder:{tmp_path}')
         return str(error.value)
 
-    assert 'there is no such folder' in said('folder:')
-    assert 'there is no such folder' in said(f'folder:{tmp_path}/no')
-    assert 'expected a folder for each class' in said()
+    assert 'folder not found' in said('folder:')
+    assert 'folder not found' in said(f'folder:{tmp_path}/no')
+    assert 'expected 2 to 10,000 class folders, found 0' in said()
     make(tmp_path, 'a/1.txt', 'b/1.jpg')
-    assert "no images of 'a' to train; images end with .jpg" in said()
+    assert "class 'a' has no train images (.jpg" in said()
     (tmp_path / 'a').rename(tmp_path / '.a')
     make(tmp_path, 'c/1.jpg')
-    assert 'no images to test; a class needs two' in said()
+    assert 'no test images found; at least one class needs two' in said()
     (tmp_path / 'c').rename(tmp_path / '.c')
     make(tmp_path, 'train/a/1.jpg', 'train/c/1.jpg', 'test/b/1.jpg')
-    assert "'b' is tested, but there are no images of it to train on" in said()
+    assert "class 'b' has test images but no training images" in said()
     (tmp_path / 'test').rename(tmp_path / 'testing')
-    assert 'beside train there must be one of test, val, validation; there is b, testing' in said()
+    assert 'next to train, expected one of the folders test, val, validation, found b, testing' in said()
 
 
 def test_a_folder_for_training_alone_is_divided(tmp_path):

@@ -158,20 +158,20 @@ def test_pillow_images_of_any_mode():
 @pytest.mark.parametrize(
     ('image', 'message'),
     [
-        ('photo.jpg', r'image is a str; it must be'),
-        (np.zeros((4, 4, 3), np.float32), r'float32 \[4, 4, 3\]; it must be uint8'),
+        ('photo.jpg', r'image must be a Pillow image or .*, got str'),
+        (np.zeros((4, 4, 3), np.float32), r'must be non-empty uint8 \[H, W, 3\], got float32 \[4, 4, 3\]'),
         (np.zeros((4, 4), np.uint8), r'uint8 \[4, 4\]'),
         (np.zeros((4, 4, 4), np.uint8), r'uint8 \[4, 4, 4\]'),
-        (np.zeros((0, 4, 3), np.uint8), 'without empty axes'),
+        (np.zeros((0, 4, 3), np.uint8), r'must be non-empty .* got uint8 \[0, 4, 3\]'),
         (np.zeros((1, 900, 3), np.uint8), '900x1 pixels would be resized to 36x0'),
     ],
 )
-def test_something_else_is_refused(image, message):
+def test_other_inputs_are_refused(image, message):
     with pytest.raises(InputError, match=message):
         preprocess(image, Preprocessing(32, crop_mode='border'))
 
 
-def test_nothing_left_to_resize_to():
+def test_resizing_to_zero_pixels_is_refused():
     with pytest.raises(InputError, match='resized to 0x0'):
         preprocess(noise(4, 4), Preprocessing(1, 1.5))
     with pytest.raises(InputError, match='resized to 0x0'):
@@ -185,7 +185,7 @@ def test_nothing_left_to_resize_to():
         ({'size': 224.0}, 'size=224.0 must be'),
         ({'size': True}, 'size=True'),
         ({'size': (224, 224)}, r'size=\(224, 224\)'),
-        ({'crop_pct': 0}, 'crop_pct=0 must be a fraction'),
+        ({'crop_pct': 0}, 'crop_pct=0 must be above 0 and at most 2'),
         ({'crop_pct': 87.5}, 'crop_pct=87.5'),
         ({'crop_pct': math.nan}, 'crop_pct=nan'),
         ({'crop_pct': '0.9'}, "crop_pct='0.9'"),
@@ -193,8 +193,8 @@ def test_nothing_left_to_resize_to():
         ({'crop_mode': 'random'}, "unknown crop_mode 'random'; known: center, squash, border"),
         ({'mean': (0.5, 0.5)}, 'three numbers'),
         ({'mean': 0.5}, 'three numbers'),
-        ({'mean': (123.7, 116.3, 103.5)}, 'between 0 and 1, for pixels'),
-        ({'std': (0.2, 0.2, math.nan)}, 'between 0 and 1, for pixels'),
+        ({'mean': (123.7, 116.3, 103.5)}, 'between 0 and 1, like pixels divided by 255'),
+        ({'std': (0.2, 0.2, math.nan)}, 'between 0 and 1, like pixels divided by 255'),
         ({'std': (0.2, 0.0, 0.2)}, 'above 0'),
         ({'std': ('0.2', '0.2', '0.2')}, 'three numbers'),
     ],
@@ -232,7 +232,7 @@ def test_a_timm_configuration():
     assert from_timm_config(config, test_size=True) == from_timm_config(config)
 
 
-def test_what_is_missing_has_timms_defaults():
+def test_missing_fields_have_timms_defaults():
     defaults = Preprocessing(224, 0.875, 'bicubic', IMAGENET_MEAN, IMAGENET_STD, 'center')
     assert from_timm_config({}) == defaults
     assert from_timm_config(dict.fromkeys(('input_size', 'crop_pct', 'interpolation', 'mean', 'std'))) == defaults
@@ -241,18 +241,18 @@ def test_what_is_missing_has_timms_defaults():
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ('resnet50', 'config is a str'),
+        ('resnet50', 'config must be a pretrained_cfg dict, got str'),
         ({'input_size': 224}, 'input_size=224 must be'),
         ({'input_size': (224, 224)}, r'input_size=\(224, 224\) must be'),
-        ({'input_size': (1, 28, 28)}, 'three channels of a square'),
-        ({'input_size': (3, 1024, 768)}, 'three channels of a square'),
+        ({'input_size': (1, 28, 28)}, r'input_size=\(1, 28, 28\) must be'),
+        ({'input_size': (3, 1024, 768)}, r'must be \(3, size, size\)'),
         ({'input_size': (3, '224', '224')}, "size='224'"),
         ({'crop_pct': 0}, 'crop_pct=0'),
         ({'interpolation': 'random'}, "unknown interpolation 'random'"),
         ({'mean': (0.5,)}, 'three numbers'),
     ],
 )
-def test_nonsense_in_a_timm_configuration_is_refused(config, message):
+def test_an_invalid_timm_configuration_is_refused(config, message):
     with pytest.raises(InputError, match=message):
         from_timm_config(config)
 

@@ -156,7 +156,7 @@ class TestTraining:
     def test_without_any_image_that_can_be_read(self, tmp_path):
         for name in NAMES[:2]:
             (tmp_path / name).write_bytes(b'nothing')
-        with pytest.raises(InputError, match='nor can the 1 behind it'):
+        with pytest.raises(InputError, match='nor can the following 1'):
             training(FileImages(str(tmp_path), NAMES[:2], LABELS[:2]), batch_size=2, rows=range(2))
 
 

@@ -256,7 +256,7 @@ MISTAKES = [
     ('resnet', ['--shortcut=identity'], 'an identity shortcut cannot take 16 channels to 32'),
     ('resnet', ['--workdir=/proc/nowhere'], 'cannot write to the folder /proc/nowhere'),
     ('resnet', ['--stride_in_1x1'], "block 'basic' has no such option"),
-    ('resnet', ['--batch_size=2000'], 'batch_size=2000 must be from 1 to the 1024 training examples'),
+    ('resnet', ['--batch_size=2000'], 'batch_size=2000 must be between 1 and 1024 (training examples)'),
     ('plain', ['--zero_init_last'], "block 'plain' has no such option"),
     ('wide_resnet', ['--arch=wide_resnet50_2', '--widen_factor=2'], 'widen_factor=2: only for wrn'),
     ('resnext', ['--cardinality=0'], '--cardinality=0'),

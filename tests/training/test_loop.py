@@ -174,7 +174,7 @@ def test_a_folder_of_something_else_is_refused(shades, tmp_path):
 
 def test_bad_values_write_nothing(shades, tmp_path):
     workdir = tmp_path / 'run'
-    with pytest.raises(InputError, match='batch_size=38 must be from 1 to the 37'):
+    with pytest.raises(InputError, match='batch_size=38 must be between 1 and 37'):
         train_and_evaluate(SPEC, CONFIG.replace(batch_size=38), workdir, dataset=shades)
     with pytest.raises(InputError, match='batch_size=7 must be divisible by the 2 devices'):
         train_and_evaluate(SPEC, CONFIG.replace(batch_size=7), workdir, dataset=shades)
