@@ -101,7 +101,7 @@ def test_a_run_resumes_only_with_the_same_object(kind, ran):
     config = program.config.replace(**{'views': 1} if kind == 'loss' else {})
     config = config.replace(**{setting: others[kind]})
     name = re.escape(NAMES[kind])
-    with pytest.raises(InputError, match=f'{setting}=.{name}. there, ') as error:
+    with pytest.raises(InputError, match=f'{setting}=.{name}. before, ') as error:
         train_and_evaluate(program.spec, config, workdir)
     assert '\n' not in str(error.value)
     assert {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()} == before

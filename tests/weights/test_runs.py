@@ -46,12 +46,12 @@ def test_a_run_by_its_folder_and_by_a_checkpoint_of_it(trained):
 
 def test_what_is_not_a_run_is_refused(trained, tmp_path):
     folder, _ = trained
-    with pytest.raises(InputError, match=r'is not the folder of a training run: it has no config\.json$'):
+    with pytest.raises(InputError, match=r'is not the folder of a run: no config\.json found$'):
         from_pretrained(tmp_path)
-    with pytest.raises(InputError, match=f'it has no config.json, but folders of runs: {folder.name}$'):
+    with pytest.raises(InputError, match=f'no config.json found; its subfolders are runs: {folder.name}$'):
         from_pretrained(folder.parent)
     (tmp_path / 'config.json').write_text('{"spec": {"depth": 3}, "config": {}}')
-    with pytest.raises(InputError, match='holds a run of another version of resnet_jax'):
+    with pytest.raises(InputError, match='is a run of another version of resnet_jax'):
         from_pretrained(tmp_path)
     (tmp_path / 'config.json').write_text('{"format": 2, "spec": {"depth": 3}, "config": {}}')
     with pytest.raises(InputError, match='is not a run of this version'):
@@ -124,14 +124,14 @@ def test_a_checkpoint_of_another_network_or_a_damaged_one_is_refused(trained, tm
     variables = random_variables(ResNet(SPEC), channels=1)
     wider = with_changes(SPEC, widths=(8, 32)).to_json()
     put(tmp_path, trained, 4, create_train_state(variables, optax.adam(0.1)), spec=wider)
-    with pytest.raises(InputError, match=r'is of another network .* is float32\[16\] there, float32\[32\]'):
+    with pytest.raises(InputError, match=r'is of another network .* is float32\[16\] in the file, float32\[32\]'):
         load_variables(tmp_path)
-    with pytest.raises(InputError, match='has no step 5; it has'):
+    with pytest.raises(InputError, match='has no step 5; steps:'):
         load_variables(tmp_path, 5)
     data = max((tmp_path / CHECKPOINTS / '4' / 'state').rglob('d/*'), key=lambda path: path.stat().st_size)
     content = data.read_bytes()
     data.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
-    with pytest.raises(InputError, match=r'is damaged .* move it away to go on from the start'):
+    with pytest.raises(InputError, match=r'is damaged .* move it away to resume from the start'):
         load_variables(tmp_path)
 
 
