@@ -346,9 +346,7 @@ def test_a_full_disk_leaves_the_earlier_steps(small_disk):
 
 def test_a_folder_that_is_a_file_cannot_be_written(tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(
-        StorageError, match=r'cannot write checkpoint .*/file/1: Not a directory; last .*: none$'
-    ):
+    with pytest.raises(StorageError, match=r'cannot write checkpoint .*/file/1: Not a directory; last .*: none$'):
         save_checkpoint(tmp_path / 'file', 1, STATE, None)
 
 
@@ -380,9 +378,7 @@ def test_a_kill_while_writing_leaves_the_previous_step(start, tmp_path):
         begun = int(rest[-1]) if rest else 2 + number
         folders = [tmp_path / str(number) / name for name in ('a', 'b')]
         step, states = restore_newest_of_all(folders, like, pytest.fail)
-        assert (
-            begun - 1 <= step <= begun + 1
-        )  # the next one may have begun before it was printed
+        assert begun - 1 <= step <= begun + 1  # the next one may have begun before it was printed
         expected = np.random.default_rng(step).standard_normal(400_000).astype(np.float32)
         for folder, state in zip(folders, states, strict=True):
             np.testing.assert_array_equal(state['w'], expected)

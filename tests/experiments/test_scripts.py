@@ -269,7 +269,7 @@ MISTAKES = [
     ('benchmark', ['--arch=resnet18,seresnet18', '--against=flax'], "arch=seresnet18 has attention='se', which the"),
     ('evaluate', [], '--init_from or --workdir must name the weights'),
     ('evaluate', ['--workdir=/no/run'], '/no/run does not exist'),
-    ('evaluate', ['--init_from=WEIGHTS'], 'does not name the architecture of its tensors: give arch'),
+    ('evaluate', ['--init_from=WEIGHTS'], 'does not name its architecture: pass arch'),
     ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--std=0,1,1'], 'std=(0.0, 1.0, 1.0) must be above 0'),
     ('convert', ['--init_from=README.md', '--out=OUT.safetensors', '--arch=resnet20'], 'README.md'),
     ('resnet', ['--init_from=/no/file.pth'], '/no/file.pth does not exist'),

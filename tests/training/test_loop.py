@@ -198,7 +198,7 @@ def test_bad_values_write_nothing(shades, tmp_path):
             train_and_evaluate(SPEC, CONFIG.replace(**fields), workdir, dataset=shades)
     weights = tmp_path / 'weights.safetensors'
     write_safetensors(weights, {'conv1.weight': np.zeros((8, 1, 3, 3), np.float32)})
-    with pytest.raises(InputError, match=r'weights.safetensors: the tensors do not fit the network; \d+ missing'):
+    with pytest.raises(InputError, match=r'weights.safetensors: the tensors do not fit the network: \d+ missing'):
         train_and_evaluate(SPEC, CONFIG.replace(init_from=str(weights)), workdir, dataset=shades)
     assert not workdir.exists()
 
@@ -386,8 +386,8 @@ def test_weights_start_a_run_on_other_classes_and_channels(finished, shades, tmp
     colours = Dataset('colours', in_colour(shades.train), in_colour(shades.test), ('a', 'b'), (0.3,) * 3, (0.3,) * 3)
     config = CONFIG.replace(epochs=1, learning_rate=0.0, init_from=str(finished[0]))
     with (
-        pytest.warns(UserWarning, match='a new head for 2 classes in the place of one for 3'),
-        pytest.warns(UserWarning, match='a first kernel for 3 channels from one for 1'),
+        pytest.warns(UserWarning, match='a new head for 2 classes replaces that for 3'),
+        pytest.warns(UserWarning, match='the first kernel is adapted from 1 to 3 channels'),
     ):
         result = train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=colours)
     assert result['num_test_examples'] == 21

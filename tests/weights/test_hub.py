@@ -24,7 +24,7 @@ def check_published(hub, name):
     path = f'hf:timm/{name}'
     source = open_source(path, headers_only=True)
     if not classes:
-        with pytest.raises(InputError, match='has no head: give num_classes'):
+        with pytest.raises(InputError, match='has no head: pass num_classes'):
             model_of(source, path)
     model, arch = model_of(source, path, num_classes=None if classes else 7)
     assert arch == source.arch == known.arch
@@ -89,12 +89,15 @@ def test_what_the_hub_does_not_have_is_one_line(hub, small):
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ('{', 'not a config.json of timm: it must be JSON with an architecture'),
-        ('[]', 'not a config.json of timm: it must be JSON with an architecture'),
-        ('{"num_classes": 3}', 'not a config.json of timm: it must be JSON with an architecture'),
-        ('{"architecture": ["test_resnet"]}', 'not a config.json of timm: its architecture must be a name'),
+        ('{', 'not a timm config.json: expected JSON with the field architecture'),
+        ('[]', 'not a timm config.json: expected JSON with the field architecture'),
+        ('{"num_classes": 3}', 'not a timm config.json: expected JSON with the field architecture'),
+        ('{"architecture": ["test_resnet"]}', 'not a timm config.json: architecture must be a string'),
         ('{"architecture": "vit_tiny"}', "unknown architecture 'vit_tiny'"),
-        ('{"architecture": "test_resnet", "pretrained_cfg": 3}', r'config\.json: config is a int'),
+        (
+            '{"architecture": "test_resnet", "pretrained_cfg": 3}',
+            r'config must be a pretrained_cfg dict, got int',
+        ),
         ('{"architecture": "test_resnet", "pretrained_cfg": {"std": 3}}', r'config\.json: std=3 must be three numbers'),
     ],
 )

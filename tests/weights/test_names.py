@@ -137,8 +137,8 @@ def test_all_faults_are_told_at_once(small, tmp_path):
     message = str(caught.value)
     assert message.startswith(f'{path}: ')
     assert '2 missing: layer3.0.conv2.weight, bn1.bias;' in message
-    assert '2 not of this network: bn1.running_median, layer9.0.conv1.weight;' in message
-    assert '2 of another shape: ' in message
+    assert '2 unexpected: bn1.running_median, layer9.0.conv1.weight;' in message
+    assert '2 with wrong shapes: ' in message
     assert 'layer1.0.bn2.weight (7,) instead of (32,)' in message
     assert 'layer4.0.conv1.weight (96, 192, 1, 1) instead of (96, 192, 3, 3)' in message
 
@@ -148,7 +148,7 @@ def test_another_number_of_classes_gets_a_new_head_with_a_warning(small, tmp_pat
     path = tmp_path / 'weights.safetensors'
     write_safetensors(path, tensors)
     whole = load_weights(path, model)
-    with pytest.warns(UserWarning, match='a new head for 7 classes in the place of one for 1000'):
+    with pytest.warns(UserWarning, match='a new head for 7 classes replaces that for 1000'):
         other = load_weights(path, create_model('test_resnet', 7), key=jax.random.key(3))
     head = other['params'].pop('head')
     assert head['kernel'].shape == (96, 7)
@@ -163,7 +163,7 @@ def test_another_number_of_classes_gets_a_new_head_with_a_warning(small, tmp_pat
 def test_other_input_channels_adapt_the_first_kernel_alone(name, channels):
     """As timm.models.adapt_input_conv."""
     model, tensors = create_model(name), golden_tensors(name)
-    with pytest.warns(UserWarning, match=f'a first kernel for {channels} channels from one for 3'):
+    with pytest.warns(UserWarning, match=f'the first kernel is adapted from 3 to {channels} channels'):
         adapted = tensors_from_variables(variables_from_tensors(tensors, model, channels), model)
     first = next(key for key, value in tensors.items() if value.shape[1:2] == (3,))
     kernel = np.asarray(tensors[first])
@@ -176,11 +176,11 @@ def test_other_input_channels_adapt_the_first_kernel_alone(name, channels):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'fc.weight': np.zeros((7, 64), np.float32)}, r'fc.weight \(7, 64\) beside the other part of the head'),
+        ({'fc.weight': np.zeros((7, 64), np.float32)}, r'2 with wrong shapes: fc.weight \(7, 64\), fc.bias \(10,\)'),
         ({'fc.bias': np.zeros((), np.float32)}, r'fc.bias \(\) instead of \(10,\)'),
         ({'conv1.weight': np.zeros((16, 0, 3, 3), np.float32)}, r'conv1.weight \(16, 0, 3, 3\) instead of'),
-        ({'linear.bias': np.zeros(10, np.float32)}, '1 not of this network: linear.bias'),
-        ({'bn1.weight': np.zeros(16, np.int32)}, 'the tensor of stem/norm/scale is of int32'),
+        ({'linear.bias': np.zeros(10, np.float32)}, '1 unexpected: linear.bias'),
+        ({'bn1.weight': np.zeros(16, np.int32)}, 'the tensor of stem/norm/scale must be floating-point, got int32'),
     ],
 )
 def test_tensors_that_nearly_fit_are_refused(change, message):
@@ -254,12 +254,12 @@ def test_our_own_layout_goes_by_path_whatever_the_names(tmp_path):
     assert variables['params']['stage1_block1'].keys() >= {'kernel', 'scale', 'mean'}
     save_weights(path, model, variables, layout='flax')
     assert_equal(load_weights(path, model), variables)
-    with pytest.warns(UserWarning, match='a first kernel for 1 channels from one for 3'):
+    with pytest.warns(UserWarning, match='the first kernel is adapted from 3 to 1 channels'):
         kernel = load_weights(path, model, in_channels=1)['params']['stem']['conv']['kernel']
     old = variables['params']['stem']['conv']['kernel']
     np.testing.assert_array_equal(kernel, np.asarray(old).sum(2, keepdims=True))
     other = ResNet(with_changes(spec, num_classes=5))
-    with pytest.warns(UserWarning, match='a new head for 5 classes in the place of one for 3'):
+    with pytest.warns(UserWarning, match='a new head for 5 classes replaces that for 3'):
         loaded = load_weights(path, other)
     assert loaded['params'].pop('head')['kernel'].shape == (8, 5)
     assert_equal(loaded, {**variables, 'params': {k: v for k, v in variables['params'].items() if k != 'head'}})
@@ -268,9 +268,9 @@ def test_our_own_layout_goes_by_path_whatever_the_names(tmp_path):
         load_weights(path, wider)
     tensors = read_tensors(path)
     del tensors['params/stage1_block1/scale']
-    with pytest.raises(InputError, match=r'1 missing: params/stage1_block1/scale; 1 not of this network: params/extra'):
+    with pytest.raises(InputError, match=r'1 missing: params/stage1_block1/scale; 1 unexpected: params/extra'):
         variables_from_tensors(tensors | {'params/extra': np.zeros(3, np.float32)}, model)
-    with pytest.raises(InputError, match=r'would both be layer1\.0\.(weight|running_mean) with timm: use layout=flax'):
+    with pytest.raises(InputError, match=r'would both be named layer1\.0\.(weight|running_mean) in timm: use'):
         save_weights(path, model, variables)
 
 
@@ -283,5 +283,5 @@ def test_an_unknown_layout_is_refused(small, tmp_path):
 def test_a_spec_with_another_width_refuses_the_weights(small):
     _, tensors = small
     wider = ResNet(get_spec('test_resnet', stem_width=64))
-    with pytest.raises(InputError, match=r'of another shape: .*conv1\.0\.weight'):
+    with pytest.raises(InputError, match=r'with wrong shapes: .*conv1\.0\.weight'):
         match_tensors(tensors, wider)

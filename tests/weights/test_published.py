@@ -93,7 +93,7 @@ def test_list_checkpoints_takes_patterns():
 def test_an_unknown_name_gets_the_nearest_ones():
     with pytest.raises(InputError, match=r"unknown checkpoint 'resnet50.a1'; nearest known: .*resnet50\.a1_in1k"):
         get_checkpoint('resnet50.a1')
-    with pytest.raises(InputError, match=r"unknown checkpoint '!'; known: .*; list_checkpoints\(\) has all"):
+    with pytest.raises(InputError, match=r"unknown checkpoint '!'; known: .*; list_checkpoints\(\) lists all"):
         get_checkpoint('!')
 
 

@@ -38,7 +38,7 @@ def test_a_run_by_its_folder_and_by_a_checkpoint_of_it(trained):
     assert from_pretrained(folder, drop_path_rate=0.5).model.spec == with_changes(SPEC, drop_path_rate=0.5)
     with pytest.raises(InputError, match="unknown setting 'depth' of an architecture"):
         from_pretrained(folder, depth=3)
-    with pytest.warns(UserWarning, match='a first kernel for 3 channels from one for 1'):
+    with pytest.warns(UserWarning, match='the first kernel is adapted from 1 to 3 channels'):
         kernel = from_pretrained(folder, in_channels=3).variables['params']['stem']['conv']['kernel']
     expected = np.repeat(saved[8]['params']['stem']['conv']['kernel'], 3, 2) / 3
     np.testing.assert_allclose(kernel, expected, rtol=1e-6)

@@ -52,13 +52,13 @@ def test_another_configuration_beside_a_file_says_nothing(small, tmp_path, confi
 def test_a_plain_file_needs_the_architecture(small, tmp_path):
     model, variables, tensors = small
     write_safetensors(tmp_path / 'weights', tensors)
-    with pytest.raises(InputError, match='does not name the architecture of its tensors: give arch'):
+    with pytest.raises(InputError, match='does not name its architecture: pass arch'):
         from_pretrained(tmp_path / 'weights')
     loaded = from_pretrained(tmp_path / 'weights', 'test_resnet')
     assert (loaded.model, loaded.arch, loaded.preprocessing) == (model, 'test_resnet', None)
     assert_equal(loaded.variables, variables)
     with pytest.raises(
-        InputError, match=r'weights: the tensors do not fit the network; .*fc\.weight \(1000, 96\) instead'
+        InputError, match=r'weights: the tensors do not fit the network: .*fc\.weight \(1000, 96\) instead'
     ):
         from_pretrained(tmp_path / 'weights', 'resnet18')
     with pytest.raises(InputError, match="unknown architecture 'resnet19'"):
@@ -72,7 +72,7 @@ def test_a_plain_file_needs_the_architecture(small, tmp_path):
 def test_another_number_of_classes_gives_a_new_head(small, tmp_path):
     _, variables, tensors = small
     write_safetensors(tmp_path / 'weights', tensors)
-    with pytest.warns(UserWarning, match='a new head for 7 classes in the place of one for 1000'):
+    with pytest.warns(UserWarning, match='a new head for 7 classes replaces that for 1000'):
         loaded = from_pretrained(tmp_path / 'weights', 'test_resnet', 7, key=jax.random.key(1))
     assert loaded.variables['params']['head']['kernel'].shape[1] == loaded.model.spec.head.num_classes == 7
     for name in ('stem', 'stage1_block1'):
