@@ -108,7 +108,8 @@ def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:
     for split, by_class in parts.items():
         for label in classes if split == 'train' else by_class:
             if not by_class[label]:
-                raise InputError(f'{name!r}: class {label!r} has no {split} images ({", ".join(SUFFIXES)})')
+                kind = 'training' if split == 'train' else split
+                raise InputError(f'{name!r}: class {label!r} has no {kind} images ({", ".join(SUFFIXES)})')
     if not parts['test']:
         raise InputError(f'{name!r}: no test images found; at least one class needs two images, one for training')
     return {split: _joined(str(root), by_class, classes) for split, by_class in parts.items()}, classes

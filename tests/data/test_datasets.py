@@ -29,7 +29,7 @@ Examples = Sequence[Mapping[str, Any]]
 def prepare(
     data_dir: pathlib.Path, features: Mapping[str, Any], file_format: str = 'array_record', **splits: Examples
 ) -> pathlib.Path:
-    """Writes the examples as the TFDS data set `toy`; TFDS then knows it from its files alone."""
+    """Writes examples as the TFDS dataset ``toy``, which TFDS then reads from its files, without code."""
 
     class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version('1.2.3')
@@ -60,7 +60,7 @@ def encode(image: np.ndarray, image_format: str = 'png', mode: str | None = None
 
 
 def write_arrays(folder: pathlib.Path, **changes: Any) -> str:
-    """Two good files, but for what `changes` says: `train_images=...`, or None to leave an array out."""
+    """Writes two valid files with changes: ``train_images=…`` replaces an array, None omits it."""
     rng = np.random.default_rng(0)
     for split, num in (('train', 12), ('test', 6)):
         arrays = {'images': rng.integers(0, 256, (num, 5, 4, 3), np.uint8), 'labels': np.arange(num) % 3}
@@ -101,7 +101,7 @@ class TestDigits:
         digest = hashlib.sha256(np.concatenate([train, test]).astype('<i8').tobytes()).hexdigest()
         assert digest == 'd607de9cbfbc8e0646323c1249b790f8dbbfe2245decda6cdcdf0aedb3f6fa1f'
 
-    def test_split_is_stratified_disjoint_and_whole(self) -> None:
+    def test_split_is_stratified_disjoint_and_complete(self) -> None:
         labels = load_digits().target
         train, test = split_indices(labels)
         assert (len(train), len(test)) == (1437, 360)
@@ -130,7 +130,7 @@ class TestDigits:
         assert (len(digits.train), len(digits.test)) == (1437, 360)
         assert digits.class_names == tuple('0123456789')
 
-    def test_second_load_reads_the_files_in_silence(
+    def test_second_load_prints_nothing(
         self, digits: Dataset, digits_dir: str, capfd: pytest.CaptureFixture[str]
     ) -> None:
         files = {path: path.stat().st_mtime_ns for path in pathlib.Path(digits_dir).rglob('*')}
@@ -139,7 +139,7 @@ class TestDigits:
         assert {path: path.stat().st_mtime_ns for path in pathlib.Path(digits_dir).rglob('*')} == files
         assert capfd.readouterr() == ('', '')
 
-    def test_first_load_says_where_it_prepares_and_nothing_else(
+    def test_first_load_prints_only_the_folder(
         self, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
     ) -> None:
         load_dataset('digits', data_dir=str(tmp_path))
@@ -169,7 +169,7 @@ class TestDigits:
             else:
                 assert dataset.class_names == ('slant',)
                 assert (split.labels.dtype, split.labels.shape) == (np.float32, (len(split), 1))
-                # Of pixels in 256 steps or in 17, it is the same but for rounding.
+                # Equal for pixels with 256 or 17 levels, up to rounding.
                 np.testing.assert_allclose(split.labels[:, 0], slant(split.images[..., 0].astype(float)), atol=0.1)
 
     def test_slant_by_hand(self) -> None:
@@ -202,7 +202,7 @@ class TestStatistics:
         np.testing.assert_allclose(digits.mean, [scaled.mean()], rtol=1e-12)
         np.testing.assert_allclose(digits.std, [scaled.std()], rtol=1e-12)
 
-    def test_constant_images_can_be_divided_by_std(self, tmp_path: pathlib.Path) -> None:
+    def test_std_of_constant_images_is_positive(self, tmp_path: pathlib.Path) -> None:
         dataset = load_dataset(write_arrays(tmp_path, train_images=np.full((12, 5, 4, 3), 51, np.uint8)))
         assert dataset.mean == (0.2, 0.2, 0.2)
         assert dataset.std == (1 / 255, 1 / 255, 1 / 255)
@@ -236,7 +236,7 @@ class TestResize:
 
 
 class TestClasses:
-    def test_a_part_is_numbered_anew(self, digits: Dataset) -> None:
+    def test_selected_classes_are_renumbered(self, digits: Dataset) -> None:
         part = classes_of(digits, [3, 5, 9], 4)
         assert part.class_names == ('3', '5', '9')
         assert (len(part.train), len(part.test)) == (12, 108)
@@ -253,7 +253,7 @@ class TestClasses:
             ([5, 3], None, r'classes=\[5, 3\] must be in ascending order'),
         ],
     )
-    def test_what_is_not_there(self, classes: list[int], limit: int | None, message: str, digits: Dataset) -> None:
+    def test_invalid_selections(self, classes: list[int], limit: int | None, message: str, digits: Dataset) -> None:
         with pytest.raises(InputError, match=message):
             classes_of(digits, classes, limit)
 
@@ -267,7 +267,7 @@ class TestSynthetic:
         assert (dataset.train.images.min(), dataset.train.images.max()) == (0, 255)
         assert load_dataset('synthetic', image_size=8).image_shape == (8, 8, 3)
 
-    def test_depends_on_the_seed_alone(self) -> None:
+    def test_depends_only_on_the_seed(self) -> None:
         first, again, other = (load_dataset('synthetic', image_size=8, seed=seed) for seed in (3, 3, 4))
         np.testing.assert_array_equal(first.train.images, again.train.images)
         np.testing.assert_array_equal(first.test.labels, again.test.labels)
@@ -300,7 +300,7 @@ class TestArrays:
         (tmp_path / 'classes.txt').write_text('ant\nbee\ncat\n\ndög\n', encoding='utf-8')
         assert load_dataset(name).class_names == ('ant', 'bee', 'cat', 'dög')
 
-    def test_other_keys_are_not_even_read(self, tmp_path: pathlib.Path) -> None:
+    def test_other_arrays_are_not_read(self, tmp_path: pathlib.Path) -> None:
         name = write_arrays(tmp_path)
         arrays = dict(np.load(tmp_path / 'train.npz'))
         np.savez(tmp_path / 'train.npz', **arrays, names=np.array([{'a': 1}], object))
@@ -459,7 +459,7 @@ class TestArrays:
         message = error_of(name, task='regression')
         assert message.endswith(f'{tmp_path}/train.npz and {tmp_path}/test.npz differ: [(2,), ()]')
 
-    def test_names_must_be_as_many_as_the_columns(self, tmp_path: pathlib.Path) -> None:
+    def test_number_of_names_must_match_the_columns(self, tmp_path: pathlib.Path) -> None:
         name = write_arrays(tmp_path, train_labels=np.arange(12) % 2, test_labels=np.arange(6) % 2)
         (tmp_path / 'classes.txt').write_text('a\nb\nc\n')
         assert error_of(name, task='binary').endswith('expected 2 names for task=binary, found 3')
@@ -501,7 +501,7 @@ class TestTfds:
         scaled = dataset.train.images / 255
         np.testing.assert_allclose(dataset.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
 
-    def test_prepared_by_code_that_is_not_here(self, tmp_path: pathlib.Path) -> None:
+    def test_prepared_by_code_that_is_not_installed(self, tmp_path: pathlib.Path) -> None:
         subprocess.run([sys.executable, '-c', ELSEWHERE, tmp_path], check=True, capture_output=True)
         dataset = load_dataset('elsewhere', data_dir=str(tmp_path))
         assert dataset.class_names == ('a', 'b')
@@ -632,7 +632,7 @@ class TestTfds:
         message = error_of('toy', data_dir=str(tmp_path))
         assert message == "'toy': expected a split train with labels, found extra, other"
 
-    def test_one_in_five_is_for_testing_where_there_are_none(self, tmp_path: pathlib.Path, rng: np.random.Generator):
+    def test_without_a_test_split_every_fifth_is_held_out(self, tmp_path: pathlib.Path, rng: np.random.Generator):
         examples = make_examples(rng, 12)
         prepare(tmp_path, {'image': IMAGE, 'label': LABEL}, train=examples)
         dataset = load_dataset('toy', data_dir=str(tmp_path))
@@ -692,7 +692,7 @@ class TestTfds:
 
 
 class Registered(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder whose code is here, unlike those of `prepare`."""
+    """A builder with code, unlike those of ``prepare``."""
 
     VERSION = tfds.core.Version('1.0.0')
     FEATURES: Mapping[str, Any] = {'image': IMAGE, 'label': LABEL}
@@ -747,7 +747,7 @@ class Overtaken(Registered):
 
 class TestPreparing:
     def test_once(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        first = load_dataset('overtaken', data_dir=str(tmp_path))  # whose files another process finishes first
+        first = load_dataset('overtaken', data_dir=str(tmp_path))  # another process finishes its files first
         assert Overtaken.overtaken
         monkeypatch.setattr(Overtaken, '_split_generators', None)
         again = load_dataset('overtaken', data_dir=str(tmp_path))
@@ -774,7 +774,7 @@ class TestPreparing:
         ('name', 'reason'),
         [('needs_care', 'using instructions: Ask for it. Wait.)'), ('needs_package', "'a_package_that_nobody_has')")],
     )
-    def test_other_needs(self, name: str, reason: str, tmp_path: pathlib.Path) -> None:
+    def test_other_errors_while_preparing(self, name: str, reason: str, tmp_path: pathlib.Path) -> None:
         message = error_of(name, data_dir=str(tmp_path))
         assert message.startswith(f"'{name}': TFDS could not prepare the dataset (")
         assert reason in message

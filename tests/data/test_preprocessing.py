@@ -1,4 +1,4 @@
-"""Preprocessing against arithmetic written out here, and to the bit against timm where that is installed."""
+"""Preprocessing compared with explicit arithmetic, and bit by bit with timm if installed."""
 
 import dataclasses
 import itertools
@@ -34,7 +34,7 @@ def bytes_of(image, **fields) -> np.ndarray:
 
 
 def bilinear(pixels: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """A triangle as wide as the larger of the two pixels, cut off at the border: what Pillow calls bilinear."""
+    """A triangle filter as wide as the larger of the two pixels, clipped at the border: Pillow's bilinear."""
     old = pixels.shape[axis]
     scale = old / size
     centers = (np.arange(size) + 0.5) * scale
@@ -46,7 +46,7 @@ def bilinear(pixels: np.ndarray, size: int, axis: int) -> np.ndarray:
 
 @pytest.mark.parametrize('crop_pct', [0.875, 0.95, 1.0])
 @pytest.mark.parametrize(('width', 'height'), SIZES)
-def test_bilinear_and_center_written_out(width, height, crop_pct):
+def test_bilinear_and_center_by_hand(width, height, crop_pct):
     image = noise(width, height)
     short = math.floor(32 / crop_pct)
     rows, columns = (int(short * side / min(width, height)) for side in (height, width))
@@ -54,21 +54,21 @@ def test_bilinear_and_center_written_out(width, height, crop_pct):
     top, left = round((rows - 32) / 2), round((columns - 32) / 2)
     expected = resized[top : top + 32, left : left + 32]
     actual = bytes_of(image, size=32, crop_pct=crop_pct)
-    # Pillow rounds to whole numbers after each of the two axes.
+    # Pillow rounds to integers after each axis.
     assert np.abs(actual - expected).max() < 1.1
 
 
 def test_the_crop_is_the_middle():
-    """Whole numbers, so that nothing is resized: rows and columns can be counted."""
+    """Sizes without resizing, so that rows and columns can be counted."""
     image = np.zeros((8, 13, 3), np.uint8)
     image[..., 0], image[..., 1] = np.arange(8)[:, None], np.arange(13)
     cropped = bytes_of(image, size=6, crop_pct=0.75, interpolation='bicubic')
     assert cropped.shape == (6, 6, 3)
     assert cropped[:, 0, 0].tolist() == [1, 2, 3, 4, 5, 6]
-    assert cropped[0, :, 1].tolist() == [4, 5, 6, 7, 8, 9]  # from 3.5, which rounds to the even neighbour
+    assert cropped[0, :, 1].tolist() == [4, 5, 6, 7, 8, 9]  # from 3.5, rounded to even
 
 
-def test_halves_go_to_the_even_neighbour():
+def test_halves_are_rounded_to_even():
     image = np.zeros((4, 9, 3), np.uint8)
     image[..., 0] = np.arange(9)
     assert bytes_of(image, size=4, crop_pct=1.0)[0, :, 0].tolist() == [2, 3, 4, 5]  # from 2.5
@@ -81,13 +81,13 @@ def test_a_crop_larger_than_the_image_is_padded_with_black():
     assert padded.sum() == 16 * 200
 
 
-def test_squash_shows_everything():
+def test_squash_keeps_the_whole_image():
     image = noise(40, 20)
     squashed = bytes_of(image, size=20, crop_pct=1.0, crop_mode='squash', interpolation='nearest')
     np.testing.assert_array_equal(squashed, image[:, 1::2])
 
 
-def test_border_shows_everything_and_adds_the_mean_colour():
+def test_border_keeps_the_whole_image_and_pads_with_the_mean_color():
     image = noise(40, 21)
     bordered = preprocess(image, Preprocessing(40, 1.0, 'bicubic', (0.5, 0.2, 0.4), (1.0, 1.0, 1.0), 'border'))
     bordered = np.rint((bordered + np.array([0.5, 0.2, 0.4])) * 255)
@@ -107,7 +107,7 @@ def test_all_values_normalized_by_hand():
 
 
 def test_goldens():
-    """Computed once and equal to timm's then; they would show a change where timm is not installed."""
+    """Computed once, when they equaled timm's; they detect changes without timm."""
     image = noise(53, 41)
     bicubic = preprocess(image, Preprocessing(24, 0.95, 'bicubic'))
     bilinear_ = preprocess(image, Preprocessing(24, 0.875, 'bilinear', (0.5,) * 3, (0.5,) * 3))
@@ -121,12 +121,12 @@ def test_goldens():
 
 @pytest.mark.parametrize('crop_mode', ['center', 'squash', 'border'])
 @pytest.mark.parametrize('crop_pct', [0.5, 0.875, 0.965, 1.0, 1.15])
-def test_any_image_gives_a_square_between_the_extremes(crop_mode, crop_pct, rng):
+def test_values_stay_between_the_extremes(crop_mode, crop_pct, rng):
     for size in (1, 2, 7, 32):
         width, height = (int(side) for side in rng.integers(5, 90, 2))
         config = Preprocessing(size, crop_pct, 'bilinear', **PLAIN, crop_mode=crop_mode)
         if math.floor(size / crop_pct) * min(width, height) / max(width, height) < 1:
-            continue  # nothing would be left of the shorter side
+            continue  # the shorter side would have no pixels
         out = preprocess(noise(width, height), config)
         assert out.shape == (size, size, 3)
         assert out.min() >= 0
@@ -139,7 +139,7 @@ def test_any_image_gives_a_square_between_the_extremes(crop_mode, crop_pct, rng)
 
 @pytest.mark.parametrize(('width', 'height'), SIZES)
 def test_squash_commutes_with_transposition(width, height):
-    """Not to the bit, as Pillow resizes and rounds columns first."""
+    """Not bit by bit, since Pillow resizes and rounds columns first."""
     image = noise(width, height)
     one = bytes_of(image, size=32, crop_mode='squash').astype(int)
     other = bytes_of(np.ascontiguousarray(image.swapaxes(0, 1)), size=32, crop_mode='squash').astype(int)
@@ -305,7 +305,7 @@ def test_photographs_equal_timm_to_the_bit(reference_data):
             np.testing.assert_array_equal(preprocess(image, config), timm_preprocess(image, config))
 
 
-def test_configurations_are_read_as_timm_reads_them():
+def test_configurations_are_read_as_in_timm():
     timm = pytest.importorskip('timm')
     seen = 0
     for name in timm.list_pretrained():

@@ -1,4 +1,4 @@
-"""Files of weights: every kind gives the same arrays, and no file does more than give arrays or an InputError."""
+"""Weights files: all formats give the same arrays, and damaged or malicious files an InputError."""
 
 import io
 import json
@@ -17,11 +17,11 @@ import safetensors
 from resnet_jax import InputError
 from resnet_jax.weights.files import TensorHeader, read_tensors, write_safetensors
 
-# A writer of PyTorch's files: its pickles name what PyTorch's do, so that PyTorch is not needed.
+# A writer of PyTorch files without PyTorch: its pickles refer to the same names.
 
 
 class Name:
-    """A class or function of another library, which the pickle names."""
+    """A class or function of another library that the pickle refers to."""
 
     def __init__(self, module, name):
         self.line = f'c{module}\n{name}\n'.encode()
@@ -55,7 +55,7 @@ class Empty:
 
 
 class Called:
-    """Something made by a call of what has this name."""
+    """The result of a call of the function with this name."""
 
     def __init__(self, module, name, *args):
         self.reduced = Name(module, name), args
@@ -81,7 +81,7 @@ class Pickler(pickle._Pickler):
 
 
 def tensor(values, kind='FloatStorage', **more):
-    """A contiguous tensor with a storage of its own."""
+    """A contiguous tensor with its own storage."""
     values = np.asarray(values)
     strides = tuple(stride // values.itemsize for stride in np.empty(values.shape, values.dtype).strides)
     return Tensor(Store(values.ravel(), kind), values.shape, strides, **more)
@@ -116,7 +116,7 @@ def legacy(content):
 
 
 def safe(tensors, header=None, length=None, **more):
-    """A safetensors file, of arrays or of a header as it is."""
+    """A safetensors file of arrays, or with a given header."""
     data = b''.join(value.tobytes() for value in tensors.values())
     entries, at = dict(more), 0
     for name, value in tensors.items():
@@ -233,7 +233,7 @@ def test_views(read, write):
     assert np.shares_memory(found['whole'], found['later'])
 
 
-def test_what_is_beyond_float32_is_infinite(read):
+def test_values_beyond_float32_become_infinite(read):
     value = np.array([1e300, -1e300, np.nan, 1e-300])
     assert_same(read(zipped({'a': tensor(value, 'DoubleStorage')})), {'a': np.float32([np.inf, -np.inf, np.nan, 0])})
 
@@ -266,7 +266,7 @@ def test_checkpoints_are_unwrapped(read, write, content):
     assert_same(read(write(content)), {'a': F32, 'b': F32[0]})
 
 
-def test_prefixes_of_some_names_stay(read):
+def test_prefixes_of_only_some_names_are_kept(read):
     assert list(read(zipped({'model.a': A, 'fc': B}))) == ['model.a', 'fc']
     assert list(read(zipped({'module.': A}))) == ['module.']
 
@@ -339,7 +339,7 @@ def test_one_storage_read_as_two_types_is_refused(read):
 
 
 def test_the_same_network_in_two_files(reference_data):
-    """Files of another project's training."""
+    """Files trained by another project."""
     folder = reference_data / 'akamaster'
     found, expected = (read_tensors(folder / name) for name in ('resnet20-12fca82f.th', 'resnet20.safetensors'))
     assert len(found) == 97
@@ -357,7 +357,7 @@ def test_headers_of_a_large_file_are_quick(tmp_path):
     assert time.perf_counter() - start < 1
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_files_can_be_read(tmp_path):
     path = tmp_path / 'new.safetensors'
     tensors = {'t': F32.T, 's': F32[0, 0], 'i': np.arange(3), 'b': np.array([True]), 'e': F32[:0]}
     write_safetensors(path, tensors, {'arch': 'resnet20'})
@@ -385,14 +385,14 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, tensors, met
 
 
 def directory(count):
-    """A zip file of nothing but a directory of entries that are not there."""
+    """A zip file of only a directory, whose entries do not exist."""
     entry = b'PK\1\2' + bytes(24) + struct.pack('<H', 8) + bytes(16)
     entries = b''.join(entry + b'%08d' % number for number in range(count))
     return b'PK\3\4' + entries + b'PK\5\6' + struct.pack('<4H2IH', 0, 0, 0, 0, len(entries), 4, 0)
 
 
 def overlapping():
-    """A zip file whose 500 entries are all the same megabyte."""
+    """A zip file whose 500 entries share the same megabyte."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w') as archive:
         archive.writestr('archive/data/0', bytes(10**6))
@@ -431,7 +431,7 @@ SHARED = Store(np.zeros(1_000_000, np.float16), 'HalfStorage')
 
 
 def peak_of_reading(path):
-    """The most memory that NumPy and Python took at a time; what was read, or None for an InputError; seconds."""
+    """The peak memory of NumPy and Python; the result, or None for an InputError; the seconds."""
     tracemalloc.start()
     start = time.perf_counter()
     found, message = None, ''
@@ -448,7 +448,7 @@ def peak_of_reading(path):
 
 
 @pytest.mark.parametrize('kind', BOMBS)
-def test_bombs_take_little_memory_and_time(tmp_path, kind):
+def test_malicious_files_need_little_memory_and_time(tmp_path, kind):
     path = tmp_path / 'bomb'
     path.write_bytes(BOMBS[kind]())
     peak, found, seconds = peak_of_reading(path)
@@ -458,7 +458,7 @@ def test_bombs_take_little_memory_and_time(tmp_path, kind):
 
 
 def seeds():
-    """A small file of each kind, with several tensors, and what is in it."""
+    """A small file of each format with several tensors, and its content."""
     store = Store(F32.ravel(), 'FloatStorage')
     content = {
         'layer.a': Tensor(store, (3, 2), (1, 3)),
@@ -530,7 +530,7 @@ def test_many_damaged_files_are_read_or_refused(tmp_path, seed):
     check_mutants(tmp_path / 'mutant', 2000, seed)
 
 
-def test_files_of_pytorch_itself(tmp_path):
+def test_files_written_by_pytorch(tmp_path):
     torch = pytest.importorskip('torch')
     rng = np.random.default_rng(0)
     values = rng.normal(size=(4, 6)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""PyTorch's tensors in our networks: every name, shape and value, without PyTorch itself (``parity.py`` says how)."""
+"""Names, shapes and values of PyTorch's tensors in our networks, without PyTorch (see ``parity.py``)."""
 
 import re
 
@@ -42,7 +42,7 @@ from resnet_jax.weights.files import TensorHeader, read_tensors, write_safetenso
 from resnet_jax.weights.names import match_tensors, tensors_from_variables, torch_shape, variables_from_tensors
 from tests.weights.helpers import random_variables
 
-LARGEST_FILE = 100_000_000  # of values; larger networks take their tensors without a file between
+LARGEST_FILE = 100_000_000  # bytes; tensors of larger networks are not written to files
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +55,7 @@ def small():
 
 @pytest.fixture(scope='module', params=sampled(NAMES))
 def loaded(request, tmp_path_factory):
-    """A network by name, with the generator's weights."""
+    """A network by name, with the weights of the generator."""
     name, tensors = request.param, golden_tensors(request.param)
     model = create_model(name)
     if sum(np.prod(value.shape) for value in tensors.values()) > LARGEST_FILE:
@@ -63,7 +63,7 @@ def loaded(request, tmp_path_factory):
     path = tmp_path_factory.mktemp('weights') / f'{name}.safetensors'
     write_safetensors(path, tensors)
     variables = load_weights(path, model)
-    path.unlink()  # all of them are too much for a disk
+    path.unlink()  # all files together are too large
     return name, model, variables
 
 
@@ -80,12 +80,12 @@ def assert_close_to_golden(key, model, variables, batch):
     assert np.all(np.abs(statistics(stages) - expected_statistics) <= allowed * expected_statistics[:, 2:])
 
 
-def test_outputs_are_those_of_pytorch(loaded):
+def test_outputs_equal_pytorch(loaded):
     name, model, variables = loaded
     assert_close_to_golden(name, model, variables, images())
 
 
-def test_exported_tensors_are_the_loaded_ones_bit_by_bit(loaded):
+def test_exported_tensors_are_bit_identical(loaded):
     name, model, variables = loaded
     back = tensors_from_variables(variables, model)
     assert {key: value.shape for key, value in back.items()} == golden_shapes(name)
@@ -96,8 +96,8 @@ def test_exported_tensors_are_the_loaded_ones_bit_by_bit(loaded):
 
 
 @pytest.mark.parametrize('name', sampled(NAMES))
-def test_names_and_shapes_are_those_of_pytorch(name):
-    """By shapes alone, each of ours has one of theirs, and each of theirs one of ours."""
+def test_names_and_shapes_equal_pytorch(name):
+    """Names and shapes correspond one to one."""
     spec = IMAGENET[name]
     model = ResNet(spec)
     headers = {key: TensorHeader(shape, np.dtype(np.float32)) for key, shape in golden_shapes(name).items()}
@@ -110,14 +110,14 @@ def test_names_and_shapes_are_those_of_pytorch(name):
 
 
 @pytest.mark.parametrize('key', VARIANTS)
-def test_outputs_of_variants_are_those_of_pytorch(key):
+def test_outputs_of_variants_equal_pytorch(key):
     variant = VARIANTS[key]
     model = create_model(variant.name, **variant.ours)
     variables = variables_from_tensors(golden_tensors(key), model)
     assert_close_to_golden(key, model, variables, images(variant.size))
 
 
-def test_the_comparison_notices_two_kernels_in_each_others_place(small):
+def test_the_comparison_detects_swapped_kernels(small):
     model, tensors = small
     first, second = 'layer1.0.conv1.weight', 'layer1.0.conv2.weight'
     swapped = tensors | {first: tensors[second], second: tensors[first]}
@@ -125,7 +125,7 @@ def test_the_comparison_notices_two_kernels_in_each_others_place(small):
     assert difference(logits[:, ::EVERY], golden_outputs('test_resnet')[0]) > 100 * tolerance(model.spec)
 
 
-def test_all_faults_are_told_at_once(small, tmp_path):
+def test_all_mismatches_are_reported_at_once(small, tmp_path):
     model, tensors = small
     path = tmp_path / 'weights.safetensors'
     wrong = {name: value for name, value in tensors.items() if name not in ('bn1.bias', 'layer3.0.conv2.weight')}
@@ -160,8 +160,8 @@ def test_another_number_of_classes_gets_a_new_head_with_a_warning(small, tmp_pat
 
 @pytest.mark.parametrize('name', ['test_resnet', 'resnetv2_18', 'legacy_seresnet18'])
 @pytest.mark.parametrize('channels', [1, 4])
-def test_other_input_channels_adapt_the_first_kernel_alone(name, channels):
-    """As timm.models.adapt_input_conv."""
+def test_other_input_channels_adapt_only_the_first_kernel(name, channels):
+    """As in timm.models.adapt_input_conv."""
     model, tensors = create_model(name), golden_tensors(name)
     with pytest.warns(UserWarning, match=f'the first kernel is adapted from 3 to {channels} channels'):
         adapted = tensors_from_variables(variables_from_tensors(tensors, model, channels), model)
@@ -190,7 +190,7 @@ def test_tensors_that_nearly_fit_are_refused(change, message):
         variables_from_tensors(tensors | change, model)
 
 
-def test_there_is_at_least_one_channel():
+def test_zero_channels_are_refused():
     with pytest.raises(InputError, match='in_channels=0 must be at least 1'):
         variables_from_tensors({}, create_model('resnet20'), 0)
 
@@ -206,7 +206,7 @@ def test_there_is_at_least_one_channel():
         ),  # kuangliu/pytorch-cifar
     ],
 )
-def test_names_of_other_code_bases_are_known(name, stage_sizes, renamed, tmp_path, rng):
+def test_names_of_other_code_bases(name, stage_sizes, renamed, tmp_path, rng):
     model = create_model(name, stage_sizes=stage_sizes)
     shapes = jax.eval_shape(lambda key: init_variables(model, key, (32, 32, 3)), jax.random.key(0))
     variables = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), shapes)
@@ -219,14 +219,14 @@ def test_names_of_other_code_bases_are_known(name, stage_sizes, renamed, tmp_pat
     assert_equal(load_weights(tmp_path / 'weights.safetensors', model), variables)
 
 
-def test_arrays_of_big_transfer_are_the_same_weights(tmp_path):
+def test_arrays_of_big_transfer(tmp_path):
     name = 'resnetv2_50x1_bit'
     model, tensors = create_model(name), golden_tensors(name)
     np.savez(tmp_path / 'BiT-M-R50x1.npz', **bit_arrays(tensors))
     assert_equal(load_weights(tmp_path / 'BiT-M-R50x1.npz', model), variables_from_tensors(tensors, model))
 
 
-def test_our_own_layout_comes_back_bit_by_bit(small, tmp_path):
+def test_our_layout_is_restored_bit_by_bit(small, tmp_path):
     model, tensors = small
     variables = variables_from_tensors(tensors, model)
     save_weights(tmp_path / 'weights.safetensors', model, variables, layout='flax')
@@ -237,7 +237,7 @@ def test_our_own_layout_comes_back_bit_by_bit(small, tmp_path):
 
 
 class OddlyNamed(BasicBlock):
-    """A block whose parameters would share names with PyTorch, and with its running statistics."""
+    """A block with parameters whose names would collide in PyTorch, also with running statistics."""
 
     def forward(self, x, mode, drop_rate):
         y = super().forward(x, mode, drop_rate)
@@ -247,7 +247,7 @@ class OddlyNamed(BasicBlock):
         return y - mean.value[None, None, None]
 
 
-def test_our_own_layout_goes_by_path_whatever_the_names(tmp_path):
+def test_our_layout_supports_names_that_collide_in_pytorch(tmp_path):
     spec = make_spec(OddlyNamed, (1,), (8,), (1,), 'cifar', 8, num_classes=3)
     model, path = ResNet(spec), tmp_path / 'weights.safetensors'
     variables = random_variables(model)
@@ -280,7 +280,7 @@ def test_an_unknown_layout_is_refused(small, tmp_path):
         save_weights(tmp_path / 'weights', model, variables_from_tensors(tensors, model), layout='caffe')
 
 
-def test_a_spec_with_another_width_refuses_the_weights(small):
+def test_weights_of_another_width_are_refused(small):
     _, tensors = small
     wider = ResNet(get_spec('test_resnet', stem_width=64))
     with pytest.raises(InputError, match=r'with wrong shapes: .*conv1\.0\.weight'):

@@ -1,4 +1,4 @@
-"""The machine that reads PyTorch's pickles: what it makes, and that it runs nothing."""
+"""The restricted unpickler: its results, and that it executes no code."""
 
 import contextlib
 import io
@@ -46,37 +46,37 @@ VALUES = {
 
 @pytest.mark.parametrize('protocol', range(2, 6))
 @pytest.mark.parametrize('kind', VALUES)
-def test_plain_values_are_those_of_python(kind, protocol):
+def test_plain_values_equal_python(kind, protocol):
     value = {'a': VALUES[kind], 'again': (VALUES[kind], VALUES[kind])}
     assert load(pickle.dumps(value, protocol)) == value
 
 
-def test_bytes_are_values_too():
+def test_bytes():
     value = [b'', b'x', b'x' * 300, bytearray(b'y')]
     assert load(pickle.dumps(value, 5)) == value
 
 
-def test_only_texts_are_keys():
+def test_only_string_keys_are_kept():
     assert load(pickle.dumps({'a': 1, 5: 2, 0.5: 3, None: 4, (1, (2, 3)): 5})) == {'a': 1}
 
 
-def test_several_pickles_follow_each_other():
+def test_consecutive_pickles():
     unpickler = Unpickler(io.BytesIO(pickle.dumps([1]) + pickle.dumps('b')), 100)
     assert (unpickler.load(), unpickler.load()) == ([1], 'b')
     with pytest.raises(InputError, match='ends too early'):
         unpickler.load()
 
 
-def test_a_tensor_is_a_record():
+def test_tensors_become_records():
     record = load(tensor((2, 3), (3, 1)) + b'.')
     assert record == TensorRecord(Storage('float32', '0', 6), 'float32', 0, (2, 3), (3, 1))
 
 
-def test_sets_and_foreign_objects_have_no_content():
+def test_sets_and_unknown_objects_have_no_content():
     assert load(pickle.dumps({1}, 2)) is INERT
     assert load(pickle.dumps({1}, 4)) == [1]
     assert load(b'cargparse\nNamespace\n)\x81}' + text('a') + b'K\x01sb.') is INERT
-    assert load(DICT + b'(]]' + text('a') + b'aK\x01aatR.') == {'a': 1}  # as Python 2 wrote it
+    assert load(DICT + b'(]]' + text('a') + b'aK\x01aatR.') == {'a': 1}  # written by Python 2
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_views_stay_within_their_storage(shape, strides, offset, message):
         load(tensor(shape, strides, offset) + b'.')
 
 
-def test_a_storage_has_one_type_and_size():
+def test_contradictory_storages_are_refused():
     other = storage(b'ctorch\nHalfStorage\n')
     with pytest.raises(InputError, match='two different descriptions'):
         load(b'(' + storage() + other + b't.')
