@@ -48,10 +48,10 @@ def estimate(function: Callable[..., Any], *arguments: Any, topology: str = 'v5e
     device = _devices(topology)[0]
     place = SingleDeviceSharding(device)
     arguments = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments)
-    return _read_off(jax.jit(function).lower(*arguments))[0]
+    return _compile_and_analyze(jax.jit(function).lower(*arguments))[0]
 
 
-def _read_off(lowered: Any) -> tuple[dict[str, float], str]:
+def _compile_and_analyze(lowered: Any) -> tuple[dict[str, float], str]:
     """Compiles a lowered function; returns the numbers of ``estimate`` and the text of the compiled program."""
     start = time.perf_counter()
     compiled = lowered.compile()
@@ -108,7 +108,7 @@ def estimate_job(
 
     whole, split = shardings(devices)
     lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(placed(state, whole), placed(batch, split))
-    numbers, text = _read_off(lowered)
+    numbers, text = _compile_and_analyze(lowered)
     return {**numbers, 'devices': len(devices), 'collectives': collectives_of(text)}
 
 

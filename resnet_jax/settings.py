@@ -106,7 +106,7 @@ class Settings:
                     raise InputError(f'{field.name}=None must be {expected(about, kind)}')
                 check(field.name, value, about, kind)
             elif isinstance(about, Choice):
-                value = _chosen(field.name, about, value, None)
+                value = _resolve_choice(field.name, about, value, None)
             object.__setattr__(self, field.name, value)
         self.check_together()
 
@@ -126,7 +126,7 @@ class Settings:
         Raises:
           InputError: an unknown name, a value that is not allowed, or one that has no effect.
         """
-        changed, left = _replaced(self, dict(changes))
+        changed, left = _apply_changes(self, dict(changes))
         known = all_settings(type(self))
         for name, value in left.items():
             if name not in known:
@@ -198,26 +198,26 @@ def _join_owners(owners: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f'{", ".join(names[:-1])} or {names[-1]}'
 
 
-def _replaced(node: Settings, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _apply_changes(node: Settings, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Applies changes to a node; returns the new node and the changes that match none of its settings."""
     new: dict[str, Any] = {}
     for field in dataclasses.fields(node):  # type: ignore[arg-type]
         value, about = getattr(node, field.name), field.metadata.get('setting')
         if isinstance(about, Choice) and field.name in changes:
-            value = _chosen(field.name, about, changes.pop(field.name), value)
+            value = _resolve_choice(field.name, about, changes.pop(field.name), value)
         elif isinstance(about, _Group) and isinstance(changes.get(field.name, ...), _types_of(about, field.default)):
             value = changes.pop(field.name)
         elif isinstance(about, _Group) and field.default is None:
-            value = _toggled_group(about.kind, value, changes)
+            value = _toggle_group(about.kind, value, changes)
         elif field.name in changes and not isinstance(about, _Group):
             value = changes.pop(field.name)
         if isinstance(value, Settings):
-            value, changes = _replaced(value, changes)
+            value, changes = _apply_changes(value, changes)
         new[field.name] = value
     return dataclasses.replace(node, **new), changes  # type: ignore[type-var]
 
 
-def _chosen(name: str, about: Choice, asked: Any, now: Any) -> Any:
+def _resolve_choice(name: str, about: Choice, asked: Any, now: Any) -> Any:
     """The value of a choice for a name or an object; the name of the current alternative keeps its settings."""
     if isinstance(asked, str) and asked in about.alternatives:
         kind = about.alternatives[asked]
@@ -233,7 +233,7 @@ def _types_of(about: _Group, default: Any) -> tuple[type, ...]:
     return (about.kind, type(None)) if default is None else (about.kind,)
 
 
-def _toggled_group(kind: type, value: Any, changes: dict[str, Any]) -> Any:
+def _toggle_group(kind: type, value: Any, changes: dict[str, Any]) -> Any:
     """The value of an optional group after a change of its switch."""
     switch = switch_of(kind)
     if switch not in changes or isinstance(changes[switch], kind):

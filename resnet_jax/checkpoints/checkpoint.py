@@ -95,7 +95,7 @@ def _partial(folder: pathlib.Path, step: int) -> pathlib.Path:
 def _commit(folder: pathlib.Path, step: int) -> None:
     """Renames a written step to its final name, replacing an earlier step of that name."""
     path = folder / str(step)
-    doomed = _make_way(path) if os.path.lexists(path) else None
+    doomed = _move_aside(path) if os.path.lexists(path) else None
     try:
         _partial(folder, step).rename(path)
     except OSError:
@@ -108,7 +108,7 @@ def _commit(folder: pathlib.Path, step: int) -> None:
         discard(doomed)
 
 
-def _make_way(path: pathlib.Path) -> pathlib.Path:
+def _move_aside(path: pathlib.Path) -> pathlib.Path:
     doomed = path.with_name(f'{path.name}.removed{PARTIAL}')
     discard(doomed)
     return path.rename(doomed)
@@ -116,7 +116,7 @@ def _make_way(path: pathlib.Path) -> pathlib.Path:
 
 def _remove(path: pathlib.Path) -> None:
     """Renames and removes a step, so that a killed process leaves no partial step."""
-    discard(_make_way(path))
+    discard(_move_aside(path))
 
 
 @contextlib.contextmanager
@@ -148,10 +148,10 @@ def checkpoint_steps(folder: pathlib.Path) -> list[int]:
     Raises:
       StorageError: the folder cannot be listed.
     """
-    return [step for step in _names(folder) if (folder / str(step)).is_dir()]
+    return [step for step in _numbered_entries(folder) if (folder / str(step)).is_dir()]
 
 
-def _names(folder: pathlib.Path) -> list[int]:
+def _numbered_entries(folder: pathlib.Path) -> list[int]:
     """Numbers of all files and folders named like a step, in ascending order."""
     try:
         names = os.listdir(folder)
@@ -285,20 +285,20 @@ def restore_newest_of_all(
       InputError: as ``restore_newest``.
       StorageError: as ``restore_newest``.
     """
-    common = set.intersection(*(set(_names(folder)) for folder in folders))
+    common = set.intersection(*(set(_numbered_entries(folder)) for folder in folders))
     for step in sorted(common, reverse=True):
         states = []
         for folder in folders:
             try:
                 states.append(_read(folder.absolute() / str(step), like))
             except DamageError as error:
-                report(_set_aside(error))
+                report(_move_to_damaged(error))
         if len(states) == len(folders):
             return step, states
     return None
 
 
-def _set_aside(error: DamageError) -> str:
+def _move_to_damaged(error: DamageError) -> str:
     """Moves a damaged step away; returns a line that reports it."""
     what, place = f'checkpoint {error.path} is damaged ({error.why})', error.path.parent / DAMAGED
     target, number = place / error.path.name, 1

@@ -68,21 +68,21 @@ class Manifest:
 
 def describe_arrays(tree: Any) -> dict[str, str]:
     """Describes every array of a pytree as ``path: dtype[shape]``."""
-    return {name: _describe(leaf) for name, leaf in _named(tree)}
+    return {name: _describe(leaf) for name, leaf in _arrays_by_path(tree)}
 
 
 def _describe(array: Any) -> str:
     return f'{array.dtype}{list(array.shape)}'
 
 
-def _named(tree: Any) -> list[tuple[str, Any]]:
+def _arrays_by_path(tree: Any) -> list[tuple[str, Any]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf) for path, leaf in leaves]
 
 
 def _checksums(tree: Any) -> dict[str, int]:
     # As bytes, since zlib does not accept buffers of bfloat16.
-    return {name: zlib.crc32(np.ravel(array).view(np.uint8).data) for name, array in _named(tree)}
+    return {name: zlib.crc32(np.ravel(array).view(np.uint8).data) for name, array in _arrays_by_path(tree)}
 
 
 def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None) -> None:
@@ -114,13 +114,13 @@ def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None)
     sync_tree(folder)
 
 
-def _is_ours(record: logging.LogRecord) -> bool:
+def _is_wanted_record(record: logging.LogRecord) -> bool:
     return '_SignalingThread' not in record.getMessage()
 
 
 def _orbax() -> ocp.Checkpointer:
     # Threads of Orbax log long tracebacks of errors that are also raised here.
-    logging.getLogger('absl').addFilter(_is_ours)
+    logging.getLogger('absl').addFilter(_is_wanted_record)
     here = jax.process_index()
     # As the only active process, which is also the primary one, no process waits for others.
     options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
@@ -214,10 +214,10 @@ def read_arrays(path: pathlib.Path, manifest: Manifest, like: Any) -> Any:
     for name in describe_arrays(like):
         if found.get(name) != manifest.arrays[name] or checksums[name] != manifest.checksums.get(name):
             raise DamageError(path, f'array {name}: checksum mismatch')
-    return jax.tree.map(_place, tree, like)
+    return jax.tree.map(_with_sharding_of, tree, like)
 
 
-def _place(array: np.ndarray, like: Any) -> Any:
+def _with_sharding_of(array: np.ndarray, like: Any) -> Any:
     sharding = getattr(like, 'sharding', None)
     if sharding is None:
         return array

@@ -18,7 +18,7 @@ from resnet_jax.errors import InputError
 CHECKPOINTS = 'checkpoints'
 CONFIG = 'config.json'
 RESULT = 'result.json'
-# Version of a run's files; raised when older files can no longer be read.
+# Version of the format of a run's files; incremented when older files can no longer be read.
 FORMAT = 2
 # Parts of a record that affect results; the others describe the environment.
 _COMPARED = ('spec', 'config', 'dataset')
@@ -100,7 +100,7 @@ def claim_workdir(workdir: pathlib.Path, record: dict[str, Any], may_differ: Seq
         make_folder(workdir)
         write_json(workdir / CONFIG, record)
         return
-    found = differences(_compared(read_record(workdir)), _compared(record), may_differ)
+    found = differences(_compared_parts(read_record(workdir)), _compared_parts(record), may_differ)
     if found:
         raise InputError(
             f'workdir={workdir} holds a run of another configuration: {"; ".join(found)};'
@@ -128,7 +128,7 @@ def finished_result(
     return None if differences(known, _as_json(parts), may_differ) else read_json(workdir / RESULT)
 
 
-def _compared(record: dict[str, Any]) -> dict[str, Any]:
+def _compared_parts(record: dict[str, Any]) -> dict[str, Any]:
     return {part: record.get(part) for part in _COMPARED}
 
 
@@ -146,7 +146,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], may_differ: Sequence[s
       those of a group that is None. Lists of dicts are compared field by field: ``stages.size=[3, 3] before, [5, 5]
       now``.
     """
-    found = _unequal(old, new, (), {tuple(path.split('.')) for path in may_differ})
+    found = _find_differences(old, new, (), {tuple(path.split('.')) for path in may_differ})
     # The name of an alternative is the value of its group: optimizer='sgd'.
     paths = [path[:-1] if path[-1] == 'name' and len(path) > 1 else path for path, _, _ in found]
     times = Counter(path[-1] for path in paths)
@@ -169,7 +169,9 @@ def flat_settings(nested: dict[str, Any]) -> dict[str, Any]:
 _ABSENT = object()
 
 
-def _unequal(old: Any, new: Any, path: tuple[str, ...], skipped: set[tuple[str, ...]]) -> list[tuple[Any, Any, Any]]:
+def _find_differences(
+    old: Any, new: Any, path: tuple[str, ...], skipped: set[tuple[str, ...]]
+) -> list[tuple[Any, Any, Any]]:
     """The path and both values of every difference."""
     if path in skipped or old == new:
         return []
@@ -184,7 +186,7 @@ def _unequal(old: Any, new: Any, path: tuple[str, ...], skipped: set[tuple[str, 
         return [(path, old, new)]
     below = []
     for name in old.keys() | new.keys():
-        below += _unequal(old.get(name, _ABSENT), new.get(name, _ABSENT), (*path, name), skipped)
+        below += _find_differences(old.get(name, _ABSENT), new.get(name, _ABSENT), (*path, name), skipped)
     return below
 
 

@@ -26,7 +26,7 @@ def load_dataset(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Loads a dataset into memory; of a dataset of photographs, only the list of files is read.
+    """Loads a dataset: images in memory, or a list of photographs, which are read during training.
 
     Args:
       name: ``digits``: scikit-learn's 1,797 handwritten digits, 8 x 8 x 1, without a download;
@@ -68,7 +68,7 @@ def load_dataset(
         raise InputError(f'data_dir={data_dir!r} must be a folder, not a file')
     if name == 'synthetic':
         if kind.needs_targets and not (kind.has_class_targets and kind.num_names is None):
-            raise InputError(f'dataset=synthetic only supports task={DEFAULT_TASK}, got task={kind.name}')
+            raise InputError(f'dataset=synthetic has random classes, which do not fit task={kind.name}')
         return _load_synthetic(image_size or 32, seed, kind)
     if name.startswith('arrays:'):
         return load_arrays(name, kind, image_size)

@@ -97,7 +97,7 @@ class Split:
         return images, self.labels
 
 
-_CLASSES = get_task(DEFAULT_TASK)
+_MULTICLASS = get_task(DEFAULT_TASK)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    task: Task = _CLASSES
+    task: Task = _MULTICLASS
     image_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -269,7 +269,7 @@ def dataset_from_arrays(
       train: images uint8 ``[N, H, W, C]`` with 1 or 3 channels, and targets ``[N]`` or ``[N, K]`` as the task expects
         them, or None for a task without targets.
       test: likewise, with the same image shape.
-      class_names: names of the classes, labels or values; if empty, they are numbered.
+      class_names: names of the classes, labels or values; if empty, default names are used.
       task: the kind of target: a name, or a subclass of ``Task`` or an instance of one.
       places: names of the training and test data in messages.
 

@@ -95,9 +95,9 @@ def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:
                 raise InputError(
                     f'{name!r}: next to {train}, expected one of the folders {", ".join(TEST_NAMES)}, found {others}'
                 )
-            parts = _divided(_by_class(root, train))
+            parts = _hold_out(_by_class(root, train))
         else:
-            parts = _divided(_by_class(root, ''))
+            parts = _hold_out(_by_class(root, ''))
     except OSError as error:
         raise InputError(f'cannot read {name!r}: {reason(error)}') from error
     classes = tuple(parts['train'])
@@ -112,7 +112,7 @@ def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:
                 raise InputError(f'{name!r}: class {label!r} has no {kind} images ({", ".join(SUFFIXES)})')
     if not parts['test']:
         raise InputError(f'{name!r}: no test images found; at least one class needs two images, one for training')
-    return {split: _joined(str(root), by_class, classes) for split, by_class in parts.items()}, classes
+    return {split: _split_of(str(root), by_class, classes) for split, by_class in parts.items()}, classes
 
 
 def _folders(path: pathlib.Path) -> list[str]:
@@ -138,7 +138,7 @@ def find_images(root: pathlib.Path, folder: str = '') -> Iterator[str]:
                 yield os.path.join(folder, entry.name)
 
 
-def _divided(by_class: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
+def _hold_out(by_class: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
     """Holds out a fraction of each class for testing: at least one image, but never the only one."""
     parts: dict[str, dict[str, list[str]]] = {'train': {}, 'test': {}}
     for label, names in by_class.items():
@@ -149,7 +149,7 @@ def _divided(by_class: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
     return parts
 
 
-def _joined(root: str, by_class: dict[str, list[str]], classes: tuple[str, ...]) -> Split:
+def _split_of(root: str, by_class: dict[str, list[str]], classes: tuple[str, ...]) -> Split:
     counts = [len(by_class.get(label, ())) for label in classes]
     names = [name for label in classes for name in by_class.get(label, ())]
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)

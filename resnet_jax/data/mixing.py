@@ -19,7 +19,7 @@ def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -
       Mixed images and targets, of the same shapes.
     """
     share = jax.random.beta(key, alpha, alpha)
-    return _mixed(images, share), _mixed(targets, share)
+    return _mix_with_reverse(images, share), _mix_with_reverse(targets, share)
 
 
 def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
@@ -48,7 +48,7 @@ def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) 
         covered = (places >= middle - half) & (places < middle + half)
         inside &= jnp.expand_dims(covered, 1 - axis)
     kept = 1 - jnp.mean(inside, dtype=jnp.float32)
-    return jnp.where(inside[None, :, :, None], images[::-1], images), _mixed(targets, kept)
+    return jnp.where(inside[None, :, :, None], images[::-1], images), _mix_with_reverse(targets, kept)
 
 
 def mix(
@@ -76,5 +76,5 @@ def mix(
     return jnp.where(is_cut, cut[0], mixed[0]), jnp.where(is_cut, cut[1], mixed[1])
 
 
-def _mixed(values: jax.Array, share: jax.Array) -> jax.Array:
+def _mix_with_reverse(values: jax.Array, share: jax.Array) -> jax.Array:
     return share * values + (1 - share) * values[::-1]

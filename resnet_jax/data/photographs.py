@@ -14,9 +14,9 @@ from resnet_jax.tasks.kinds import DEFAULT_TASK, TaskLike, get_task
 
 DEFAULT_SIZE = 224
 # The channel statistics are computed from this many photographs, evenly spread over the training images,
-_MEASURED = 256
+_SAMPLED_IMAGES = 256
 # and about this many pixels of each.
-_PIXELS = 10_000
+_SAMPLED_PIXELS = 10_000
 
 
 def squares(images: EncodedImages, count: int, size: int) -> np.ndarray:
@@ -97,14 +97,14 @@ def _with_targets(split: Split) -> Split:
 def _channel_statistics_of(name: str, images: EncodedImages) -> tuple[Any, Any]:
     """Mean and standard deviation of each channel, where 1 is white, over a sample of the images."""
     measured = []
-    for index in np.linspace(0, len(images) - 1, min(_MEASURED, len(images))).astype(int).tolist():
+    for index in np.linspace(0, len(images) - 1, min(_SAMPLED_IMAGES, len(images))).astype(int).tolist():
         try:
             data, _ = images.read(index)
             pixels = decode(data)
-            apart = max(math.isqrt(pixels.size // (3 * _PIXELS)), 1)
+            apart = max(math.isqrt(pixels.size // (3 * _SAMPLED_PIXELS)), 1)
             measured.append(pixels[::apart, ::apart].reshape(-1, 3))
         except (DamagedImageError, OSError):
             continue  # training reports it
     if not measured:
-        raise InputError(f'{name!r}: none of {min(_MEASURED, len(images))} images could be decoded')
+        raise InputError(f'{name!r}: none of {min(_SAMPLED_IMAGES, len(images))} images could be decoded')
     return channel_statistics(np.concatenate(measured)[None, None])

@@ -21,7 +21,7 @@ _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 _FIRST_TABLE, _FIRST_BLEND = _NUMBER['brightness'], _NUMBER['color']
 
 # Tolerance for magnitudes that are integers up to float32 rounding.
-_NOISE = 1e-3
+_TOLERANCE = 1e-3
 
 # Operation numbers and magnitudes drawn for one image, both [L], applied in order.
 Drawn = tuple[jax.Array, jax.Array]
@@ -71,7 +71,7 @@ def _apply(
         image_ops.brightness_table(magnitude),
         image_ops.contrast_table(image, magnitude),
         image_ops.posterize_table(jnp.clip(whole, 0, 8)),
-        image_ops.solarize_table(jnp.ceil(magnitude - _NOISE)),
+        image_ops.solarize_table(jnp.ceil(magnitude - _TOLERANCE)),
         image_ops.solarize_add_table(whole),
     ]
     tables = [jnp.broadcast_to(table, (channels, 256)) for table in single]
@@ -89,7 +89,7 @@ def _apply(
     return image_ops.sharpness(image, jnp.where(operation == _NUMBER['sharpness'], magnitude, 1.0))
 
 
-def _signed(key: jax.Array, magnitudes: jax.Array, signed: jax.Array) -> jax.Array:
+def _random_signs(key: jax.Array, magnitudes: jax.Array, signed: jax.Array) -> jax.Array:
     """Negates each signed magnitude with probability 0.5."""
     return jnp.where(signed & jax.random.bernoulli(key, 0.5, magnitudes.shape), -magnitudes, magnitudes)
 
@@ -98,7 +98,7 @@ _SIGNED = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'bright
 _FACTORS = ('brightness', 'contrast', 'color', 'sharpness')
 
 
-def _draw_by_strength(
+def _draw_magnitudes(
     key: jax.Array,
     operations: jax.Array,
     strengths: Sequence[float | jax.Array],
@@ -119,8 +119,8 @@ def _draw_by_strength(
     factors = jnp.array([name in _FACTORS for name in OPERATIONS])[operations]
     translated = (operations == _NUMBER['translate_x']) | (operations == _NUMBER['translate_y'])
     sizes = positions * ranges
-    sizes = jnp.where(translated & whole_pixels, jnp.floor(sizes + _NOISE), sizes)
-    magnitudes = _signed(key, sizes, signed) + factors
+    sizes = jnp.where(translated & whole_pixels, jnp.floor(sizes + _TOLERANCE), sizes)
+    magnitudes = _random_signs(key, sizes, signed) + factors
     bits = 8 - jnp.round(positions * ranges)
     magnitudes = jnp.where(operations == _NUMBER['posterize'], bits, magnitudes)
     return operations, jnp.where(operations == _NUMBER['solarize'], 255 * (1 - positions), magnitudes)
@@ -160,7 +160,7 @@ def rand_augment(num_operations: int = 2, magnitude: int = 9, bins: int = 31) ->
         chosen, signs = jax.random.split(key)
         operations = jax.random.choice(chosen, jnp.array(_TORCHVISION), (num_operations,))
         strengths = _strengths(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4.0)
-        return _draw_by_strength(signs, operations, strengths, jnp.full(num_operations, magnitude / (bins - 1)))
+        return _draw_magnitudes(signs, operations, strengths, jnp.full(num_operations, magnitude / (bins - 1)))
 
     return draw
 
@@ -177,7 +177,7 @@ def trivial_augment_wide(bins: int = 31) -> PolicyFunction:
         chosen, signs, positions = jax.random.split(key, 3)
         operations = jax.random.choice(chosen, jnp.array(_TORCHVISION), (1,))
         position = jax.random.randint(positions, (1,), 0, bins) / (bins - 1)
-        return _draw_by_strength(signs, operations, _strengths(0.99, (32.0, 32.0), 135.0, 0.99, 6.0), position)
+        return _draw_magnitudes(signs, operations, _strengths(0.99, (32.0, 32.0), 135.0, 0.99, 6.0), position)
 
     return draw
 
@@ -258,7 +258,7 @@ def auto_augment(name: str) -> PolicyFunction:
         pair = jax.random.randint(chosen, (), 0, len(steps))
         operations = jnp.where(jax.random.uniform(happens, (2,)) < shares[pair], numbers[pair], _NUMBER['identity'])
         strengths = _strengths(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4.0)
-        return _draw_by_strength(signs, operations, strengths, tenths[pair] / 9)
+        return _draw_magnitudes(signs, operations, strengths, tenths[pair] / 9)
 
     return draw
 
@@ -293,7 +293,7 @@ def rand_augment_increasing(
         drawn = magnitude + deviation * jax.random.normal(noise, (num_operations,))
         positions = jnp.clip(drawn, 0, 10) / 10
         strengths = _strengths(0.3, (0.45 * height, 0.45 * width), 30.0, 0.9, 4.0)
-        _, magnitudes = _draw_by_strength(signs, operations, strengths, positions, whole_pixels=False)
+        _, magnitudes = _draw_magnitudes(signs, operations, strengths, positions, whole_pixels=False)
         for name, value in (
             ('posterize', 4 - jnp.floor(positions * 4)),
             ('solarize', 256 - jnp.minimum(256, jnp.floor(positions * 256))),

@@ -40,7 +40,7 @@ def random_crop(key: jax.Array, image: jax.Array, size: tuple[int, int]) -> jax.
       ``[H', W', C]``.
     """
     room = jnp.array([image.shape[0] - size[0], image.shape[1] - size[1]])
-    corner = _integers(jax.random.uniform(key, (2,)), room + 1)
+    corner = _to_integers(jax.random.uniform(key, (2,)), room + 1)
     return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (*size, image.shape[2]))
 
 
@@ -65,14 +65,14 @@ def crop_box(
       The box.
     """
     sides_key, place_key = jax.random.split(key)
-    wide, high = _sides(sides_key, height * width, area, ratio)
+    wide, high = _draw_sides(sides_key, height * width, area, ratio)
     fits = (wide > 0) & (wide <= width) & (high > 0) & (high <= height)
     middle = decode.Box.centered(height, width, ratio)
     first = jnp.argmax(fits)
     found = jnp.any(fits)
     rows, columns = jnp.where(found, high[first], middle.height), jnp.where(found, wide[first], middle.width)
     room = jnp.stack([height - rows, width - columns])
-    corner = jnp.where(found, _integers(jax.random.uniform(place_key, (2,)), room + 1), room // 2)
+    corner = jnp.where(found, _to_integers(jax.random.uniform(place_key, (2,)), room + 1), room // 2)
     return corner[0], corner[1], rows, columns
 
 
@@ -119,7 +119,7 @@ def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
 
     def enhanced(image: jax.Array, numbers: jax.Array, factors: jax.Array) -> jax.Array:
         # A loop, since XLA would recompute an unrolled chain for each pixel that uses its result.
-        return jax.lax.scan(lambda image, step: (_enhanced(image, *step), None), image, (numbers, factors))[0]
+        return jax.lax.scan(lambda image, step: (_adjust(image, *step), None), image, (numbers, factors))[0]
 
     if len(factors) == 3:
         return enhanced(image, order, factors[order])
@@ -180,12 +180,12 @@ def lighting_shift(key: jax.Array, deviation: float) -> jax.Array:
 def erasing_box(key: jax.Array, height: int, width: int) -> DrawnBox:
     """Draws the box of random erasing as in torchvision's ``RandomErasing``; empty if none of ten boxes fits."""
     sides_key, place_key = jax.random.split(key)
-    high, wide = _sides(sides_key, height * width, ERASED_AREA, ERASED_RATIO)
+    high, wide = _draw_sides(sides_key, height * width, ERASED_AREA, ERASED_RATIO)
     fits = (high < height) & (wide < width)
     first = jnp.argmax(fits)
     rows, columns = (jnp.where(jnp.any(fits), sides[first], 0) for sides in (high, wide))
     room = jnp.stack([height - rows, width - columns])
-    corner = _integers(jax.random.uniform(place_key, (2,)), room + 1)
+    corner = _to_integers(jax.random.uniform(place_key, (2,)), room + 1)
     return corner[0], corner[1], rows, columns
 
 
@@ -194,7 +194,7 @@ def random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax.
     happens, box_key = jax.random.split(key)
     top, left, rows, columns = erasing_box(box_key, *image.shape[:2])
     rows = jnp.where(jax.random.uniform(happens) < probability, rows, 0)
-    return _erased(image, (top, left, rows, columns))
+    return _erase(image, (top, left, rows, columns))
 
 
 def cutout(key: jax.Array, image: jax.Array, side: int) -> jax.Array:
@@ -211,19 +211,19 @@ def cutout(key: jax.Array, image: jax.Array, side: int) -> jax.Array:
     Returns:
       ``[H, W, C]``.
     """
-    middle = _integers(jax.random.uniform(key, (2,)), jnp.array(image.shape[:2], jnp.int32))
+    middle = _to_integers(jax.random.uniform(key, (2,)), jnp.array(image.shape[:2], jnp.int32))
     length = jnp.int32(side)
-    return _erased(image, (middle[0] - side // 2, middle[1] - side // 2, length, length))
+    return _erase(image, (middle[0] - side // 2, middle[1] - side // 2, length, length))
 
 
-def _erased(image: jax.Array, box: DrawnBox) -> jax.Array:
+def _erase(image: jax.Array, box: DrawnBox) -> jax.Array:
     top, left, rows, columns = box
     row, column = (jnp.arange(size) for size in image.shape[:2])
     inside = ((row >= top) & (row < top + rows))[:, None] & ((column >= left) & (column < left + columns))[None]
     return jnp.where(inside[..., None], 0, image)
 
 
-def _enhanced(image: jax.Array, number: jax.Array, factor: jax.Array) -> jax.Array:
+def _adjust(image: jax.Array, number: jax.Array, factor: jax.Array) -> jax.Array:
     """Changes brightness, contrast or saturation (0, 1, 2): blends with black, the mean gray or the gray image."""
     light = image_ops.gray(image)
     flat = jnp.where(number == 0, 0, image_ops.mean_gray(light))
@@ -231,7 +231,7 @@ def _enhanced(image: jax.Array, number: jax.Array, factor: jax.Array) -> jax.Arr
     return image_ops.blend(degenerate[..., None], image, factor)
 
 
-def _sides(
+def _draw_sides(
     key: jax.Array, pixels: int, area: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[jax.Array, jax.Array]:
     """Draws the sides of boxes, int32 ``[_TRIES]`` each; ``ratio`` is that of the first side to the second."""
@@ -244,6 +244,6 @@ def _sides(
     )
 
 
-def _integers(uniform: jax.Array, bounds: jax.Array) -> jax.Array:
+def _to_integers(uniform: jax.Array, bounds: jax.Array) -> jax.Array:
     """Converts uniform numbers in [0, 1) to integers in [0, bound), of the same shape."""
     return jnp.minimum((uniform * bounds).astype(jnp.int32), bounds - 1)

@@ -123,14 +123,14 @@ class TrainingImages:
             source %= len(self.images)
             try:
                 data, label = self.images.read(source)
-                image = self._part(data, np.random.default_rng((_CROP, *drawn_for)))
+                image = self._crop(data, np.random.default_rng((_CROP, *drawn_for)))
                 return _with_label({'image': image, 'source': np.int32(source)}, label)
             except (DamagedImageError, OSError) as error:
                 failures.append(error)
         more = '' if tries == 1 else f', nor can the following {tries - 1}'
         raise InputError(f'{self.images.name(example)}: cannot be decoded ({reason(failures[0])}){more}')
 
-    def _part(self, data: bytes, random: np.random.Generator) -> np.ndarray:
+    def _crop(self, data: bytes, random: np.random.Generator) -> np.ndarray:
         def choose(height: int, width: int) -> Box:
             return self.crop.draw(random, height, width)
 
@@ -203,7 +203,7 @@ def batches(
         # Parts of batches, so that all cores work on the next batch; two batches are read ahead on any number of cores.
         part = max(divisor for divisor in range(1, min(size, _PART) + 1) if size % divisor == 0)
         ahead = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=max(2 * size // part, cores))
-        return iter(dataset.batch(part).to_iter_dataset(ahead).batch(size // part, batch_fn=_joined))
+        return iter(dataset.batch(part).to_iter_dataset(ahead).batch(size // part, batch_fn=_concatenate))
     from absl import flags
 
     if not flags.FLAGS.is_parsed():  # grain reads absl flags, which are unparsed outside of a script
@@ -214,7 +214,7 @@ def batches(
     return _from_workers(iter(iterated), last - first)
 
 
-def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _concatenate(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -23,7 +23,7 @@ import safetensors
 import safetensors.numpy
 
 from resnet_jax.errors import InputError
-from resnet_jax.weights.torch_pickle import ITEM_SIZES, TensorRecord, Unpickler, damaged, is_shape, shown
+from resnet_jax.weights.torch_pickle import ITEM_SIZES, TensorRecord, Unpickler, damaged, is_shape, printable
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -80,8 +80,8 @@ def read_tensors(path: str | os.PathLike, headers_only: bool = False) -> dict[st
       their dtype. The arrays are read-only; tensors that share memory in the file share it here, too.
 
     Raises:
-      InputError: the file does not exist, has another format, is damaged, has no tensors, or its pickle has other
-        content than tensors and containers. The message is one line that names the file.
+      InputError: the file does not exist, has another format, is damaged, has no tensors, or its pickle refers
+        to classes or functions that are not allowed. The message is one line that names the file.
     """
     try:
         if not os.path.isfile(path):
@@ -95,11 +95,11 @@ def read_tensors(path: str | os.PathLike, headers_only: bool = False) -> dict[st
     except OSError as error:
         if error.errno == errno.EINVAL:  # raised by seek
             raise InputError(f'{path} is damaged: an offset is negative') from error
-        raise InputError(f'{path} cannot be read: {shown(error.strerror or str(error))}') from error
+        raise InputError(f'{path} cannot be read: {printable(error.strerror or str(error))}') from error
     except MemoryError as error:
         raise InputError(f'{path} does not fit in memory') from error
     except _DAMAGE as error:
-        raise InputError(f'{path} is damaged: {shown(str(error))}') from error
+        raise InputError(f'{path} is damaged: {printable(str(error))}') from error
     return _without_prefixes(tensors)
 
 
@@ -131,7 +131,7 @@ def write_safetensors(
         partial.write_bytes(safetensors.numpy.save(arrays, metadata))
         partial.replace(path)
     except (OSError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f'cannot write {path}: {shown(str(error))}') from error
+        raise InputError(f'cannot write {path}: {printable(str(error))}') from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -215,7 +215,7 @@ def _read_safetensors(file: _File, headers_only: bool) -> dict[str, Any]:
             part = content.get_slice(name)
             shape, dtype = tuple(part.get_shape()), part.get_dtype()
             if dtype not in _SAFETENSORS or not is_shape(shape):
-                raise InputError(f'has the tensor {shown(name)} of an unsupported dtype ({dtype}) or shape')
+                raise InputError(f'has the tensor {printable(name)} of an unsupported dtype ({dtype}) or shape')
             headers[name] = TensorHeader(shape, _result_dtype(_SAFETENSORS[dtype]))
     if headers_only:
         return headers
@@ -246,14 +246,16 @@ def _read_npz(archive: zipfile.ZipFile, file_bytes: int, headers_only: bool) -> 
     for entry in entries:
         name = entry.filename.removesuffix('.npy')
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or name == entry.filename:
-            raise InputError(f'has the entry {shown(name)}, which is not a NumPy array')
+            raise InputError(f'has the entry {printable(name)}, which is not a NumPy array')
         with archive.open(entry) as part:
             shape, by_columns, dtype = _npy_header(part)
             start = part.tell()
             if dtype.kind not in 'biufc' or not is_shape(shape):
-                raise InputError(f'has the array {shown(name)} of an unsupported dtype ({shown(str(dtype))}) or shape')
+                raise InputError(
+                    f'has the array {printable(name)} of an unsupported dtype ({printable(str(dtype))}) or shape'
+                )
             if math.prod(shape) * dtype.itemsize != entry.file_size - start:
-                raise damaged(f'array {shown(name)} of shape {shape} has {entry.file_size - start} bytes')
+                raise damaged(f'array {printable(name)} of shape {shape} has {entry.file_size - start} bytes')
             tensors[name] = TensorHeader(shape, _result_dtype(dtype.newbyteorder('=')))
             if not headers_only:
                 values = _values(part.read(), dtype.name, '>' if dtype.str[0] == '>' else '<')
@@ -282,7 +284,7 @@ class _Contents:
     byteorder: Literal['<', '>'] = '<'
 
 
-def _most_steps(file_bytes: int) -> int:
+def _max_steps(file_bytes: int) -> int:
     """The limit of opcodes: far more than a file of this size needs, but few enough to bound memory by its size."""
     return min(100_000 + file_bytes // 32, 2_000_000)
 
@@ -298,7 +300,7 @@ def _zipped(archive: zipfile.ZipFile, file_bytes: int) -> _Contents:
     if len(pickles) != 1:
         raise damaged(f'it has {len(pickles)} data.pkl entries instead of one')
     folder = pickles[0].removesuffix('data.pkl')
-    saved = Unpickler(io.BytesIO(archive.read(pickles[0])), _most_steps(file_bytes)).load()
+    saved = Unpickler(io.BytesIO(archive.read(pickles[0])), _max_steps(file_bytes)).load()
     byteorder = archive.read(f'{folder}byteorder') if f'{folder}byteorder' in entries else b'little'
     if byteorder not in (b'little', b'big'):
         raise damaged('its byte order must be little or big')
@@ -309,7 +311,7 @@ def _zipped(archive: zipfile.ZipFile, file_bytes: int) -> _Contents:
 
 def _legacy(file: _File) -> _Contents:
     """Reads the legacy format: five pickles, then the storages in the order of the fifth, each after its size."""
-    unpickler = Unpickler(file, _most_steps(file.length))
+    unpickler = Unpickler(file, _max_steps(file.length))
     if unpickler.load() != _LEGACY_MAGIC or unpickler.load() != _LEGACY_PROTOCOL:
         raise InputError('is a pickle, but not of torch.save')
     unpickler.load()  # describes the system that wrote it; storages are always little-endian
@@ -323,7 +325,7 @@ def _legacy(file: _File) -> _Contents:
         (numel,) = struct.unpack('<q', file.read(8))
         starts[key], sizes[key] = file.tell(), numel * ITEM_SIZES[storage.dtype]
         if numel != storage.numel or starts[key] + sizes[key] > file.length:
-            raise damaged(f'storage {shown(key)} does not have {storage.numel} elements')
+            raise damaged(f'storage {printable(key)} does not have {storage.numel} elements')
         file.seek(starts[key] + sizes[key])
 
     def data(key: str) -> bytes:
@@ -339,7 +341,7 @@ def _read_torch(contents: _Contents, headers_only: bool) -> dict[str, Any]:
     for name, record in _state_dict(contents.saved).items():
         key, stored = record.storage.key, record.storage.numel * ITEM_SIZES[record.storage.dtype]
         if contents.sizes.get(key) != stored:
-            raise damaged(f'storage {shown(key)} has {contents.sizes.get(key, 0)} bytes instead of {stored}')
+            raise damaged(f'storage {printable(key)} has {contents.sizes.get(key, 0)} bytes instead of {stored}')
         if headers_only:
             tensors[name] = TensorHeader(record.shape, _result_dtype(record.dtype))
             continue
@@ -347,7 +349,9 @@ def _read_torch(contents: _Contents, headers_only: bool) -> dict[str, Any]:
             loaded[key] = record.dtype, _values(contents.data(key), record.dtype, contents.byteorder)
         dtype, values = loaded[key]
         if dtype != record.dtype:
-            raise InputError(f'is refused: {shown(name)} reads as {record.dtype} what another tensor reads as {dtype}')
+            raise InputError(
+                f'is refused: {printable(name)} reads as {record.dtype} what another tensor reads as {dtype}'
+            )
         tensors[name] = _view(values, record)
     return tensors
 

@@ -117,7 +117,7 @@ _BIT: tuple[Rule, ...] = (
 )
 
 
-def _in_timms_names(tensors: Mapping[str, Any], spec: ResNetSpec) -> dict[str, Any]:
+def _with_timm_names(tensors: Mapping[str, Any], spec: ResNetSpec) -> dict[str, Any]:
     """Tensors of any supported code base under timm's names, without unused counters."""
     if any(name.startswith('resnet/root_block/') for name in tensors):  # BiT's arrays have our order of axes
         return {_rewrite(name, _BIT).replace('/', '.'): _Transposed(tensor) for name, tensor in tensors.items()}
@@ -213,7 +213,7 @@ def match_tensors(
         numbers of classes or input channels are allowed.
     """
     our_layout = _in_our_layout(tensors)
-    given = dict(tensors) if our_layout else _in_timms_names(tensors, model.spec)
+    given = dict(tensors) if our_layout else _with_timm_names(tensors, model.spec)
     ours = _paths(variable_shapes(model, in_channels))
     names = _names_of(ours, model.spec, our_layout)
     if headless:

@@ -128,7 +128,7 @@ def open_source(
         return _open_run_source(path, which, block)
     config, tensors = path.with_name(CONFIG), read_tensors(path, headers_only)
     # Next to a file from the hub, config.json is timm's; next to other files, it may be anything.
-    return _with_config(tensors, config) if _is_of_timm(config) else Source(tensors)
+    return _with_config(tensors, config) if _is_timm_config(config) else Source(tensors)
 
 
 def _open_run_source(path: pathlib.Path, which: str | int, block: Any) -> Source:
@@ -155,7 +155,7 @@ def _by_path(variables: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(x, np.float32) for path, x in leaves}
 
 
-def _is_of_timm(path: pathlib.Path) -> bool:
+def _is_timm_config(path: pathlib.Path) -> bool:
     try:
         return 'architecture' in json.loads(path.read_text())
     except (OSError, ValueError, TypeError):

@@ -17,8 +17,8 @@ import numpy as np
 
 from resnet_jax.errors import InputError
 
-MOST_DIMENSIONS = 32
-MOST_ELEMENTS = 2**47  # far beyond any memory, far below overflow in NumPy
+MAX_DIMENSIONS = 32
+MAX_ELEMENTS = 2**47  # far beyond any memory, far below overflow in NumPy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def damaged(what: str) -> InputError:
     return InputError(f'is damaged: {what}')
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """Makes a string from a file printable: one line of at most 80 characters."""
     name = name.encode('ascii', 'backslashreplace').decode()
     return ''.join(c if c.isprintable() else '?' for c in name[:80]) + ('…' if len(name) > 80 else '')
@@ -101,13 +101,13 @@ def shown(name: str) -> str:
 
 def is_shape(value: Any) -> bool:
     """Whether a value is a valid shape: a tuple of sizes within the limits of this module."""
-    if not isinstance(value, tuple) or len(value) > MOST_DIMENSIONS:
+    if not isinstance(value, tuple) or len(value) > MAX_DIMENSIONS:
         return False
-    return all(map(_is_count, value)) and math.prod(max(size, 1) for size in value) <= MOST_ELEMENTS
+    return all(map(_is_count, value)) and math.prod(max(size, 1) for size in value) <= MAX_ELEMENTS
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MOST_ELEMENTS
+    return type(value) is int and 0 <= value <= MAX_ELEMENTS
 
 
 def _tensor(args: tuple[Any, ...]) -> TensorRecord:
@@ -199,16 +199,16 @@ class Unpickler:
 
     Args:
       file: the file; a read beyond its end must return the remaining bytes.
-      most_steps: limit of opcodes and copied entries in total, which bounds memory (about 100 bytes each) and time.
+      max_steps: limit of opcodes and copied entries in total, which bounds memory (about 100 bytes each) and time.
 
     Attributes:
       storages: every storage referred to so far, by key.
     """
 
-    def __init__(self, file: IO[bytes], most_steps: int):
+    def __init__(self, file: IO[bytes], max_steps: int):
         self.storages: dict[str, Storage] = {}
         self._file = file
-        self._steps_left = most_steps
+        self._steps_left = max_steps
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stack below each mark
         self._memo: dict[int, Any] = {}  # a dict, since indices may be large
@@ -220,8 +220,7 @@ class Unpickler:
           Python containers and scalars, ``TensorRecord`` and ``INERT``; dicts have only their string keys.
 
         Raises:
-          InputError: the pickle is damaged, or has other content than tensors and containers; the message does not name
-            the file.
+          InputError: the pickle is damaged, or refers to a forbidden name; the message does not name the file.
         """
         self._stack, self._below, self._memo = [], [], {}
         while True:
@@ -282,9 +281,9 @@ class Unpickler:
             items = [self._pop(), self._pop()][::-1] if name == 'SETITEM' else self._since_mark()
             _update(self._stack[-1], items)
         else:
-            self._step_of_objects(name)
+            self._step_object(name)
 
-    def _step_of_objects(self, name: str) -> None:
+    def _step_object(self, name: str) -> None:
         """Executes one of the opcodes that import or call in Python's unpickler."""
         if name == 'GLOBAL':
             self._stack.append(_look_up(self._line(), self._line()))
@@ -356,7 +355,7 @@ class Unpickler:
             raise InputError('has a view of a storage (a legacy format), which is not supported')
         storage = Storage(kind.dtype, key, numel)
         if self.storages.setdefault(key, storage) != storage:
-            raise damaged(f'storage {shown(key)} has two different descriptions')
+            raise damaged(f'storage {printable(key)} has two different descriptions')
         return storage
 
 
@@ -376,7 +375,7 @@ def _look_up(module: Any, name: Any) -> Any:
         return _ALLOWED[f'{module} {name}']
     except KeyError:
         raise InputError(
-            f'is refused: its pickle refers to {shown(f"{module}.{name}")}; only tensors and containers are allowed'
+            f'is refused: its pickle refers to {printable(f"{module}.{name}")}; only tensors and containers are allowed'
         ) from None
 
 

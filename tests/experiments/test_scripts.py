@@ -290,7 +290,7 @@ MISTAKES = [
     ('convert', ['--out=OUT.safetensors'], '--init_from must be given'),
     ('convert', FILE, '--out must be given'),
     ('convert', [*FILE, '--out=OUT.pth'], 'must end in .safetensors'),
-    ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'give arch'),
+    ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'pass arch'),
     ('convert', [*FILE, '--out=OUT/x.safetensors'], 'cannot write'),
 ]
 
