@@ -1,4 +1,4 @@
-"""Extension from outside of the package: every program of docs/extend.md is run, resumed, and its run is loaded."""
+"""Extension points, used from outside the package: every program of docs/extend.md is run, resumed and loaded."""
 
 import importlib
 import json

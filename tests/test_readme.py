@@ -1,4 +1,4 @@
-"""The code examples, links and tables of the README."""
+"""Commands, links and Python of the README run, and the list of commands names every architecture."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ def test_python_examples_run(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # they write files
     names = {}
     with contextlib.redirect_stdout(io.StringIO()):
-        for example in code_blocks(root, 'python'):  # each continues the one before
+        for example in code_blocks(root, 'python'):  # in one namespace, since later blocks use earlier names
             exec(example, names)
     assert int(names['state'].step) == 1
     assert names['logits'].shape == (2, 10)
@@ -39,7 +39,7 @@ def test_scripts_and_recipes_of_the_readme_exist(root):
 
 
 def test_every_architecture_is_in_the_readme(root):
-    """The table abbreviates common prefixes: ``resnet18 34 50`` are three names; a star matches anything."""
+    """The table writes a common prefix once: ``resnet18 34 50`` names three; a star stands for anything."""
     text = re.sub(r'```.*?```', '', (root / 'README.md').read_text(), flags=re.DOTALL)
     named = set()
     for group in re.findall(r'`([^`]+)`', text):
