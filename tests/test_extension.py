@@ -17,7 +17,7 @@ EXTEND = pathlib.Path(__file__).parent.parent / 'docs' / 'extend.md'
 TEXT = EXTEND.read_text()
 PROGRAMS = dict(re.findall(r'^## An? (\w+)\n.*?```python\n(.*?)```', TEXT, re.M | re.S))
 NUMBERS = re.findall(r'^## Numbers elsewhere.*?```python\n(.*?)```', TEXT, re.M | re.S)[0]
-# One block is enough, and takes a third of the time to compile.
+# One block is enough, and compiles in a third of the time.
 SMALL = ('stage_sizes=(1, 1, 1)', 'stage_sizes=(1,), widths=(16,), strides=(1,)')
 KINDS = ('block', 'optimizer', 'schedule', 'loss', 'task', 'augmentation', 'dataset')
 # Where each object is recorded; a dataset by its own name.

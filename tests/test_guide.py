@@ -15,7 +15,7 @@ from resnet_jax import RECIPES, TrainConfig, list_models
 from resnet_jax.settings import all_settings
 
 DOCUMENTS = ('README.md', 'README.tr.md', 'docs/guide.md', 'docs/guide.tr.md')
-# Flags that shorten a command; if a flag is repeated, the last one counts.
+# What makes a command short; a script takes the last of two equal flags.
 BRIEF = {
     'resnet': ['--epochs=1'],
     'preact_resnet': ['--epochs=1'],
