@@ -1,4 +1,4 @@
-"""Residual networks in JAX and Flax: networks, their training, their measurement."""
+"""Residual networks in JAX and Flax: models, training and evaluation."""
 
 from resnet_jax.data.augment import Augmentation, Policy, ResizedCrop
 from resnet_jax.data.datasets import load_dataset

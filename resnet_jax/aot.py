@@ -1,4 +1,4 @@
-"""What a program would cost on a TPU, from its compiler alone: no TPU is needed, but the package ``libtpu``."""
+"""Ahead-of-time cost estimates for TPUs, from the compiler alone: needs the package ``libtpu`` but no TPU."""
 
 import math
 import os
@@ -12,8 +12,8 @@ from jax.sharding import SingleDeviceSharding
 
 from resnet_jax.errors import InputError
 
-# Read by libtpu as it is loaded. Without them it asks the network which machine it is on, and complains at length;
-# refuses to be loaded by two processes at once, though a compiler shares nothing; and leaves log files behind.
+# libtpu reads these when it is loaded. Without them, it queries the network for the machine it runs on and logs long
+# warnings, cannot be loaded by two processes at once (which is harmless for compilation), and leaves log files behind.
 _ENVIRONMENT = {
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost',
@@ -24,33 +24,35 @@ _ENVIRONMENT = {
 
 
 def estimate(function: Callable[..., Any], *arguments: Any, topology: str = 'v5e:2x2') -> dict[str, float]:
-    """Compiles a function for one device of a TPU topology and reads off the compiler's own estimates.
+    """Compiles a function for one device of a TPU topology and returns the compiler's estimates.
 
-    They are a model, not a measurement: good for comparing two forms of one program, not for a time. A loop's body is
-    counted once, however often it runs. Where libtpu is installed and JAX may look for a TPU, set
-    ``JAX_PLATFORMS=cpu`` or call this before anything else of JAX: JAX's own look makes libtpu write to stderr.
+    The estimates come from the compiler's cost model and are not measurements: they can compare two versions of a
+    program, but they do not predict its run time. A loop body is counted once, however often it runs. If libtpu is
+    installed and JAX may look for a TPU, set ``JAX_PLATFORMS=cpu`` or call this before any other JAX function:
+    otherwise JAX's search for a TPU makes libtpu write to stderr.
 
     Args:
-      function: of arrays, in any nesting.
-      *arguments: its arguments, or ``jax.ShapeDtypeStruct`` in place of their arrays: only shapes and dtypes count.
+      function: a function of pytrees of arrays.
+      *arguments: its arguments, as arrays or ``jax.ShapeDtypeStruct``: only shapes and dtypes matter.
       topology: kind and arrangement of the chips, such as ``v4:2x2x1``, ``v5e:2x2``, ``v5p:2x2x1`` or ``v6e:2x2``. The
-        program runs on the first device.
+        program is compiled for the first device.
 
     Returns:
-      ``cycles``, the sum of the estimates of all instructions; ``flops``; ``temp_bytes``, ``argument_bytes``,
-      ``output_bytes`` and ``peak_bytes``, what it needs at once, of the device's memory; ``compile_seconds`` here.
+      A dict of ``cycles``, summed over all instructions; ``flops``; the device memory ``temp_bytes``,
+      ``argument_bytes``, ``output_bytes`` and ``peak_bytes``, the most in use at once; and ``compile_seconds``, the
+      compilation time on this machine.
 
     Raises:
-      InputError: no ``libtpu``, or a topology that it does not know.
+      InputError: ``libtpu`` is not installed or does not know the topology.
     """
     device = _devices(topology)[0]
     place = SingleDeviceSharding(device)
     arguments = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments)
-    return _read_off(jax.jit(function).lower(*arguments))[0]
+    return _compile_and_analyze(jax.jit(function).lower(*arguments))[0]
 
 
-def _read_off(lowered: Any) -> tuple[dict[str, float], str]:
-    """The numbers of ``estimate``, with ``peak_bytes``, all that the device needs at once, and the program's text."""
+def _compile_and_analyze(lowered: Any) -> tuple[dict[str, float], str]:
+    """Compiles a lowered function; returns the numbers of ``estimate`` and the text of the compiled program."""
     start = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
@@ -79,33 +81,34 @@ def estimate_job(
     topology: str,
     donate: bool = True,
 ) -> dict[str, Any]:
-    """Compiles a step for all devices of a TPU topology: what one of them holds, and what they exchange.
+    """Compiles a step for all devices of a TPU topology; estimates memory per device and communication.
 
     Args:
-      function: ``(state, batch)`` to a new state and more.
-      state: arrays or their shapes.
-      batch: likewise; the first axis of each array is that of the examples.
-      shardings: from the topology's devices to the ``jax.sharding.Sharding`` of ``state`` and that of ``batch``.
+      function: maps ``(state, batch)`` to a new state and further outputs.
+      state: pytree of arrays or ``jax.ShapeDtypeStruct``.
+      batch: likewise; the first axis of each array is the example axis.
+      shardings: maps the topology's devices to the ``jax.sharding.Sharding`` of ``state`` and of ``batch``.
       topology: as in ``estimate``, such as ``v5e:16x16``.
-      donate: the new state takes the memory of the old one.
+      donate: whether the new state reuses the memory of the old one.
 
     Returns:
-      Of one device what ``estimate`` returns; ``devices``; ``collectives`` as in ``collectives_of``.
+      The dict of ``estimate`` for one device, with the number of ``devices`` and the ``collectives``, as
+      ``collectives_of`` returns them.
 
     Raises:
-      InputError: as in ``estimate``, or a batch that does not divide by the devices.
+      InputError: as in ``estimate``, or the batch size is not a multiple of the number of devices.
     """
     devices = _devices(topology)
     sizes = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
     if any(size % len(devices) for size in sizes):
-        raise InputError(f'a batch of {max(sizes)} must be divisible by the {len(devices)} devices of {topology}')
+        raise InputError(f'batch size {max(sizes)} must be a multiple of {len(devices)}, the devices of {topology}')
 
     def placed(tree: Any, sharding: Any) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
     whole, split = shardings(devices)
     lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(placed(state, whole), placed(batch, split))
-    numbers, text = _read_off(lowered)
+    numbers, text = _compile_and_analyze(lowered)
     return {**numbers, 'devices': len(devices), 'collectives': collectives_of(text)}
 
 
@@ -116,7 +119,15 @@ _ARRAY = re.compile(r'\b(pred|[a-z]+(\d+))\[([\d,]*)\]')
 
 
 def collectives_of(text: str) -> dict[str, dict[str, int]]:
-    """How often devices exchange something in a compiled program's text, and how many bytes come out of it on each."""
+    """Counts the collective operations in the text of a compiled program.
+
+    Args:
+      text: HLO of a compiled program.
+
+    Returns:
+      For each kind of collective, such as ``all-reduce``, a dict of its ``count`` and the ``bytes`` of its results on
+      one device.
+    """
     found: dict[str, dict[str, int]] = {}
     for match in _COLLECTIVE.finditer(text):
         shapes, kind = match[1], match[2]
@@ -130,7 +141,7 @@ def collectives_of(text: str) -> dict[str, dict[str, int]]:
 
 
 def estimated_cycles(text: str) -> int:
-    """Sum of the cycles that libtpu wrote to the instructions of a compiled program's text."""
+    """Sums the cycles that libtpu noted next to the instructions in the text of a compiled program."""
     return sum(int(cycles) for cycles in re.findall(r'"estimated_cycles":"(\d+)"', text))
 
 
@@ -139,11 +150,11 @@ def _devices(topology: str) -> Any:
 
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if not topology:  # libtpu would take a v2 without a word
-        raise InputError("topology='' must be the name of a TPU topology, such as v5e:2x2")
+    if not topology:  # libtpu would silently assume a v2
+        raise InputError("topology='' must be a TPU topology, such as v5e:2x2")
     try:
         return topologies.get_topology_desc(topology_name=topology, platform='tpu').devices
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f'topology={topology!r}: {str(error).splitlines()[0]}') from error
-    except RuntimeError as error:  # what JAX raises where it finds no plugin for TPUs
-        raise InputError('estimates for a TPU need its compiler: pip install libtpu') from error
+    except RuntimeError as error:  # raised by JAX if there is no TPU plugin
+        raise InputError('estimates for TPUs need the package libtpu: pip install libtpu') from error

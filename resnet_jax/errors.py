@@ -1,4 +1,4 @@
-"""Errors that end a script with one line instead of a traceback, and what their messages share."""
+"""Errors that end a script with one line instead of a traceback, and helpers for their messages."""
 
 import difflib
 import textwrap
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: a name, a path, a value.
+    """Invalid user input: a name, a path or a value.
 
     The message is one line that names the value and what is allowed; the experiment scripts print it and exit with
     status 2.
@@ -14,14 +14,14 @@ class InputError(ValueError):
 
 
 class DivergenceError(RuntimeError):
-    """Training cannot go on because the loss is not finite; the message says where and what is left."""
+    """Training stopped because the loss is not finite; the message says at which step and what was saved."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended a run, in good order; the message says what was saved.
+    """A signal stopped a run, which shut down cleanly; the message says what was saved.
 
     Attributes:
-      signal: its number.
+      signal: the signal's number.
     """
 
     def __init__(self, message: str, signal: int):
@@ -30,21 +30,21 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StorageError(RuntimeError):
-    """A file cannot be written, or read for a reason that lies in the machine; what was written before is whole.
+    """A file could not be written, or could not be read for lack of system resources; earlier files are intact.
 
-    The message is one line that names the path, the system's reason and what is left.
+    The message is one line that names the path, the system's reason and what is still usable.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What may have been meant by an unknown name, as a part of a message.
+    """Suggests known names similar to an unknown one, as part of an error message.
 
     Args:
-      name: as the user gave it, in any case.
-      known: the names there are.
+      name: the name that the user gave; upper and lower case are the same.
+      known: all known names.
 
     Returns:
-      ``nearest known: a, b`` with at most five of them, or ``known: a, b, c …`` where none is near.
+      ``nearest known: a, b`` with at most five names, or ``known: a, b, c …`` if none is similar.
     """
     by_lower = {one.lower(): one for one in known}
     near = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=0.5)]

@@ -1,9 +1,9 @@
-"""The ResNet family in NumPy alone: every layer, block and network, forward and backward.
+"""The ResNet family in pure NumPy: every layer, block and network, forward and backward.
 
-To be read beside the papers; also the oracle that the Flax modules are tested against. Each
-function returns its value with a closure `backward`, which takes the gradient of a loss with
-respect to that value and returns, by a formula written out here, the gradients with respect to
-the inputs and parameters.
+Written to be read alongside the papers, and used as the oracle in the tests of the Flax modules.
+Each function returns its value and a closure `backward`, which maps the gradient of a loss with
+respect to that value to the gradients with respect to the inputs and parameters, by a formula
+written out here.
 
 Papers: residual learning and the shortcuts A, B, C (He et al. 2015, arXiv:1512.03385), batch
 normalization (Ioffe & Szegedy 2015, arXiv:1502.03167), pre-activation (He et al. 2016,
@@ -32,12 +32,12 @@ ModuleResult = tuple[ndarray, Tree, Backward]  # y, new running statistics, back
 def _taps(padded: ndarray, window: tuple[int, int], stride: int, dilation: int = 1) -> list[ndarray]:
     """Lists the views padded[:, s i + d u, s j + d v] [N, H', W', C], one for each offset (u, v).
 
-    A sliding window needs no loop over pixels: each of its few offsets, taken in row-major order,
-    meets one strided slice of the whole map.
+    A sliding window needs no loop over pixels: each of its few offsets, in row-major order,
+    corresponds to one strided slice of the whole map.
     """
     rows, columns = (padded.shape[1 + i] - dilation * (window[i] - 1) for i in (0, 1))
     if rows < 1 or columns < 1:
-        raise ValueError(f'window {window}, dilation {dilation}: too large for {padded.shape[1:3]}')
+        raise ValueError(f'window {window} with dilation {dilation} is too large for {padded.shape[1:3]}')
     offsets = [(u * dilation, v * dilation) for u in range(window[0]) for v in range(window[1])]
     return [padded[:, u : u + rows : stride, v : v + columns : stride] for u, v in offsets]
 
@@ -51,14 +51,14 @@ def convolution(
     dilation: int = 1,
     groups: int = 1,
 ) -> tuple[ndarray, Backward]:
-    """Computes a strided, dilated, grouped convolution (as networks do, without flipping).
+    """Computes a strided, dilated, grouped convolution (a cross-correlation: no flipping).
 
         y[n, i, j, o] = sum_{u, v, c} x[n, s i + d u - p, s j + d v - p, c] kernel[u, v, c, o]
 
     where c runs over the input channels in the group of o, and x is 0 outside the image.
 
-    Args: x [N, H, W, C]; kernel [kh, kw, C / groups, C_out]; padding p, the zeros on each side,
-        one number or (vertical, horizontal), by default (k - 1) // 2 * d.
+    Args: x [N, H, W, C]; kernel [kh, kw, C / groups, C_out]; padding p, the number of zeros on
+        each side, one number or (vertical, horizontal), by default (k - 1) // 2 * d.
     Returns: y [N, H', W', C_out], H' = floor((H + 2 p - d (kh - 1) - 1) / s) + 1;
         backward(dy) -> (dx, dkernel).
     """
@@ -110,9 +110,9 @@ def batch_norm(
 
         x_hat = (x - mean) / sqrt(var + epsilon),    y = scale x_hat + bias
 
-    In training, mean and (biased) var are those of the m = N H W values of the batch, and
-    new running = decay running + (1 - decay) batch, where the batch's var counts m / (m - 1)
-    times, as an unbiased estimate for the population. Otherwise they are the running values.
+    In training, mean and (biased) var are computed over the m = N H W values of the batch, and
+    new running = decay running + (1 - decay) batch, where the batch's var is multiplied by
+    m / (m - 1) to make it unbiased. Otherwise they are the running values.
 
     Args: x [N, H, W, C]; scale, bias and the running mean and var [C].
     Returns: y [N, H, W, C]; new running (mean, var); backward(dy) -> (dx, dscale, dbias).
@@ -130,8 +130,8 @@ def batch_norm(
     def backward(dy: ndarray) -> tuple[ndarray, ndarray, ndarray]:
         dx_hat, dscale, dbias = dy * scale, (dy * x_hat).sum(axes), dy.sum(axes)
         if train:
-            # mean and var depend on x too: a shift of all of x is undone by the one, a stretch
-            # by the other, so the gradient loses its components along 1 and along x_hat.
+            # mean and var depend on x, too: mean cancels a shift of x and var a rescaling, so the
+            # gradient loses its components along 1 and along x_hat.
             dx_hat = dx_hat - dx_hat.mean(axes) - x_hat * (dx_hat * x_hat).mean(axes)
         return dx_hat * inv_std, dscale, dbias
 
@@ -170,13 +170,13 @@ def max_pool(x: ndarray, window: int = 3, stride: int = 2, padding: int = 1) -> 
 
 
 def avg_pool(x: ndarray, window: int = 2, stride: int = 2) -> tuple[ndarray, Backward]:
-    """Takes the mean of each window, of its valid pixels alone where it hangs over the edge.
+    """Takes the mean of each window, over its valid pixels only where it extends past the edge.
 
         y[n, i, j, c] = mean{ x[n, s i + u, s j + v, c] : 0 <= u, v < window, inside the image }
 
     Args: x [N, H, W, C].
-    Returns: y [N, H', W', C], H' = ceil((H - window) / s) + 1, or one less where the last window
-        would begin outside the image; backward(dy) -> dx.
+    Returns: y [N, H', W', C], H' = ceil((H - window) / s) + 1, or one less if the last window
+        would start outside the image; backward(dy) -> dx.
     """
     _, h, w, _ = x.shape
     overhangs = [(window - size) % stride for size in (h, w)]
@@ -239,7 +239,7 @@ def sigmoid(logits: ndarray) -> tuple[ndarray, Backward]:
 def softmax_cross_entropy(
     logits: ndarray, labels: ndarray, label_smoothing: float = 0.0
 ) -> tuple[np.floating, Backward]:
-    """Computes the mean over images of the cross-entropy of their one label.
+    """Computes the mean cross-entropy of images with one label each.
 
         loss = -1/N sum_{n, k} t_nk log softmax(z_n)_k,    t_n = (1 - a) onehot(label_n) + a / K
 
@@ -256,7 +256,7 @@ def softmax_cross_entropy(
 
 
 def sigmoid_cross_entropy(logits: ndarray, targets: ndarray) -> tuple[np.floating, Backward]:
-    """Computes the mean over all entries of the cross-entropy of independent labels.
+    """Computes the cross-entropy of independent binary labels, averaged over all entries.
 
         loss = mean[-t log p - (1 - t) log(1 - p)] = mean[max(z, 0) - z t + log(1 + exp(-|z|))]
 
@@ -271,7 +271,7 @@ def sigmoid_cross_entropy(logits: ndarray, targets: ndarray) -> tuple[np.floatin
 
 
 def _sequence(params: Tree, stats: Tree, x: ndarray, layers: str, train: bool, **conv_options: Tree) -> ModuleResult:
-    """Composes the layers named in order, as in 'conv1 norm1 relu', conv1={'stride': 2}."""
+    """Composes the named layers in order, for example 'conv1 norm1 relu' with conv1={'stride': 2}."""
     new_stats: Tree = {}
     steps: list[tuple[str, tuple[str, ...], Backward]] = []
     for name in layers.split():
@@ -299,10 +299,10 @@ def _sequence(params: Tree, stats: Tree, x: ndarray, layers: str, train: bool, *
 
 
 def _pad_channels(x: ndarray, features: int, stride: int) -> ModuleResult:
-    """Subsamples x [N, H, W, C] and puts features - C zero channels around it (option A)."""
+    """Subsamples x [N, H, W, C] and pads it with features - C zero channels (option A)."""
     c = x.shape[-1]
     if features < c:
-        raise ValueError(f"shortcut 'A' only adds channels: cannot map {c} to {features}")
+        raise ValueError(f"shortcut 'A' cannot map {c} to {features} channels: it can only add channels")
     front = (features - c) // 2
     y = np.pad(x[:, ::stride, ::stride], ((0, 0),) * 3 + ((front, features - c - front),))
 
@@ -325,25 +325,25 @@ def shortcut(
     norm: bool = True,
     train: bool,
 ) -> ModuleResult:
-    """Carries x past the residual branch: unchanged where the shape allows it, else by kind.
+    """Computes the shortcut around the residual branch: the identity, or a mapping by kind.
 
-        'identity'  y = x only, an error where the shape changes
-        'A'         y = x[:, ::s, ::s], with zero channels in front and behind
-        'B'         y = norm(conv(x)), a 1x1 convolution with the stride, where the shape changes
+        'identity'  y = x always; an error if the shape changes
+        'A'         y = x[:, ::s, ::s], padded with zero channels in front and behind
+        'B'         y = norm(conv(x)), a 1x1 convolution with the stride, if the shape changes
         'C'         y = norm(conv(x)) in every block
-        'D'         y = norm(conv(avg_pool(x))) where the shape changes; it drops no pixel
+        'D'         y = norm(conv(avg_pool(x))) if the shape changes; uses every pixel
 
     Args: params {'conv': {'kernel'}, 'norm': {'scale', 'bias'}} and stats {'norm': {'mean',
-        'var'}} where it projects, else {}; x [N, H, W, C]; features, the channels of y;
+        'var'}} for projections, else {}; x [N, H, W, C]; features, the channels of y;
         norm, False for no norm (pre-activation).
     Returns: y [N, ceil(H / s), ceil(W / s), features]; new stats; backward(dy) -> (dx, grads).
     """
     if kind not in ('identity', 'A', 'B', 'C', 'D'):
-        raise ValueError(f"shortcut kind {kind!r} is none of 'identity', 'A', 'B', 'C', 'D'")
+        raise ValueError(f"shortcut kind {kind!r} must be one of 'identity', 'A', 'B', 'C', 'D'")
     changes_shape = stride != 1 or x.shape[-1] != features
     if kind == 'identity' and changes_shape:
         target = (x.shape[0], -(-x.shape[1] // stride), -(-x.shape[2] // stride), features)
-        others = "kinds 'A', 'B', 'C' and 'D' change the shape"
+        others = "use kind 'A', 'B', 'C' or 'D'"
         raise ValueError(f"shortcut 'identity' cannot map {x.shape} to {target}; {others}")
     if kind == 'A':
         return _pad_channels(x, features, stride)
@@ -369,7 +369,7 @@ def _without_empty(tree: Tree) -> Tree:
 def _residual(
     params: Tree, stats: Tree, x: ndarray, layers: str, train: bool, skip: Tree, **convs: Tree
 ) -> ModuleResult:
-    """Computes y = relu(F(x) + shortcut(x)), F the named layers, skip the shortcut's options."""
+    """Computes y = relu(F(x) + shortcut(x)); F: the named layers, skip: options of the shortcut."""
     branch, new_stats, branch_back = _sequence(params, stats, x, layers, train, **convs)
     skip_trees = params.get('shortcut', {}), stats.get('shortcut', {})
     carried, skip_stats, skip_back = shortcut(*skip_trees, x, branch.shape[-1], train=train, **skip)
@@ -378,7 +378,7 @@ def _residual(
     def backward(dy: ndarray) -> tuple[ndarray, Tree]:
         dsum = relu_back(dy)
         dx_branch, grads = branch_back(dsum)
-        dx_skip, skip_grads = skip_back(dsum)  # dsum itself, undiminished, through an identity
+        dx_skip, skip_grads = skip_back(dsum)  # an identity passes dsum on unchanged
         return dx_branch + dx_skip, _without_empty({**grads, 'shortcut': skip_grads})
 
     return y, _without_empty({**new_stats, 'shortcut': skip_stats}), backward
@@ -387,11 +387,11 @@ def _residual(
 def _preact_residual(
     params: Tree, stats: Tree, x: ndarray, layers: str, train: bool, skip: Tree, first: bool, **convs: Tree
 ) -> ModuleResult:
-    """Computes h = relu(norm1(x)), y = F(h) + shortcut(h or x), F and skip as in _residual."""
+    """Computes h = relu(norm1(x)), y = F(h) + shortcut(h or x); F and skip as in _residual."""
     h, first_stats, first_back = _sequence(params, stats, x, 'norm1 relu', train)
     branch, new_stats, branch_back = _sequence(params, stats, h, layers, train, **convs)
     features = branch.shape[-1]
-    # An identity carries the raw x from block to block; what changes the shape takes what F takes.
+    # An identity passes on the raw x; a projection has the same input as F.
     from_h = first or skip['kind'] == 'C' or skip['stride'] != 1 or x.shape[-1] != features
     skip_trees = params.get('shortcut', {}), stats.get('shortcut', {})
     carried, skip_stats, skip_back = shortcut(
@@ -410,7 +410,7 @@ def _preact_residual(
 
 
 def plain_block(params: Tree, stats: Tree, x: ndarray, *, stride: int = 1, train: bool) -> ModuleResult:
-    """Computes the block of the plain networks, which residual learning is compared to.
+    """Computes the block of plain networks, the baseline of residual learning.
 
         y = relu(norm2(conv2(relu(norm1(conv1(x))))))
 
@@ -428,7 +428,7 @@ def basic_block(
         y = relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x))
 
     Args: params {'conv1': {'kernel'}, 'norm1': {'scale', 'bias'}, 'conv2', 'norm2', 'shortcut'},
-        stats {'norm1': {'mean', 'var'}, 'norm2', 'shortcut'}, 'shortcut' only where it has any;
+        stats {'norm1': {'mean', 'var'}, 'norm2', 'shortcut'}, 'shortcut' only for projections;
         x [N, H, W, C].
     Returns: y [N, ceil(H / s), ceil(W / s), C_out]; new stats; backward(dy) -> (dx, grads).
     """
@@ -471,12 +471,12 @@ def preact_basic_block(
     first: bool = False,
     train: bool,
 ) -> ModuleResult:
-    """Computes the pre-activation basic block, also that of the wide networks.
+    """Computes the pre-activation basic block, which wide networks use, too.
 
         h = relu(norm1(x)),    y = conv2(relu(norm2(conv1(h)))) + shortcut(h or x)
 
-    The shortcut takes h where it changes the shape, is of kind 'C', or the block is the network's first
-    (the appendix of He et al. 2016), and else x.
+    The input of the shortcut is h if it changes the shape, is of kind 'C', or the block is the
+    network's first (appendix of He et al. 2016), else x.
     Args, Returns: as basic_block, with C channels in norm1 and no norm in the shortcut.
     """
     layers, skip = 'conv1 norm2 relu conv2', {'stride': stride, 'kind': shortcut_kind}
@@ -518,11 +518,11 @@ _BLOCKS: dict[str, Callable[..., ModuleResult]] = {
 
 
 def _stem(params: Tree, stats: Tree, images: ndarray, kind: str, layers: str, train: bool) -> ModuleResult:
-    """Computes layers(images), and for kind 'imagenet' with stride 2 and then a max-pool."""
+    """Computes layers(images); for kind 'imagenet' with stride 2 and followed by a max-pool."""
     if kind == 'cifar':
         return _sequence(params, stats, images, layers, train)
     if kind != 'imagenet':
-        raise ValueError(f"stem {kind!r} is neither 'imagenet' nor 'cifar'")
+        raise ValueError(f"stem {kind!r} must be 'imagenet' or 'cifar'")
     x, new_stats, conv_back = _sequence(params, stats, images, layers, train, conv={'stride': 2})
     y, pool_back = max_pool(x, window=3, stride=2, padding=1)
     return y, new_stats, lambda dy: conv_back(pool_back(dy))
@@ -544,17 +544,17 @@ def resnet(
 ) -> tuple[Tree, Tree, Backward]:
     """Computes a residual network: stem, stages of blocks, global average pool, linear head.
 
-    The first block of a stage has its stride. Pre-activation stems are bare convolutions, and
-    norm and relu come after the last stage instead.
+    The first block of a stage has the stage's stride. Pre-activation stems are plain convolutions:
+    norm and relu follow the last stage instead.
 
     Args: params {'stem': {'conv', 'norm'}, 'stage1_block1', ..., 'head': {'kernel', 'bias'}} and
-        for pre-activation 'norm', with stats alike; images [N, H, W, C]; block, a key of _BLOCKS;
+        for pre-activation 'norm', stats likewise; images [N, H, W, C]; block, a key of _BLOCKS;
         stem, 'imagenet' (7x7 stride 2, max-pool) or 'cifar' (3x3); the rest as for the block.
     Returns: outputs 'stem', 'stage1', ..., 'pooled' and 'logits'; new stats;
         backward(dlogits) -> (dimages, grads).
     """
     if block not in _BLOCKS:
-        raise ValueError(f'block {block!r} is none of {", ".join(_BLOCKS)}')
+        raise ValueError(f'block {block!r} must be one of {", ".join(_BLOCKS)}')
     preact = block.startswith('preact')
     options: Tree = {} if block == 'plain' else {'shortcut_kind': shortcut_kind}
     options |= {'cardinality': cardinality} if 'bottleneck' in block else {}
@@ -601,7 +601,7 @@ def resnet18_init(rng: np.random.Generator, num_classes: int = 1000, in_channels
 
         kernel ~ N(0, 2 / fan_out), fan_out = kh kw C_out;    head ~ U(-1, 1) / sqrt(C_in)
 
-    with which gradients keep their variance through relu; scale, var = 1 and bias, mean = 0.
+    which preserves the variance of gradients through relu; scale, var = 1 and bias, mean = 0.
 
     Returns: params, stats.
     """

@@ -1,13 +1,14 @@
-"""ResNet-18 on a vector of numbers: the network's plan with nothing around it, in NumPy alone.
+"""ResNet-18 on a vector of numbers, in pure NumPy: the structure of the network and nothing else.
 
-A "convolution" here is ``w x + b`` with one weight and one bias for all numbers of the vector: a 1x1 convolution of one
-channel along one axis. Four blocks of five of them stand for the four stages of ResNet-18: two residual blocks of two
-convolutions each, and the projection in the first block's shortcut.
+A "convolution" here is ``w x + b`` with one weight and one bias for the whole vector: a 1x1 convolution of one channel
+along one axis. Four blocks represent the four stages of ResNet-18. Each has five convolutions: two residual blocks of
+two convolutions each, and the projection shortcut of the first.
 
     h = relu(w1 x + b1)        F(x) = w2 h + b2        y = relu(F(x) + w5 x + b5)
     h = relu(w3 y + b3)        F(y) = w4 h + b4        z = relu(F(y) + y)
 
-Then global average pooling to one number, a linear output, and the sigmoid, for two classes: 21 weights, 21 biases.
+Global average pooling to one number, a linear output and the sigmoid follow, for two classes: 21 weights and 21
+biases.
 """
 
 from typing import Any
@@ -15,47 +16,47 @@ from typing import Any
 import numpy as np
 
 BLOCKS = 4
-LAYERS = 5  # of a block
+LAYERS = 5  # per block
 SIZE = BLOCKS * LAYERS + 1
 
 
 def convolve(x: np.ndarray, weight: float, bias: float) -> np.ndarray:
-    """``w x + b``."""
+    """Computes ``w x + b``."""
     return weight * x + bias
 
 
 def relu(x: np.ndarray) -> np.ndarray:
-    """``max(x, 0)``."""
+    """Computes ``max(x, 0)``."""
     return np.maximum(x, 0)
 
 
 def gap(x: np.ndarray) -> np.ndarray:
-    """Global average pooling: the mean over the last axis."""
+    """Global average pooling: computes the mean over the last axis."""
     return x.mean(-1)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """``1 / (1 + exp(-x))``, without overflow."""
+    """Computes ``1 / (1 + exp(-x))`` without overflow."""
     return np.exp(-np.logaddexp(0, -x))
 
 
 class ResNet18:
-    """The simplified network; it has no state, weights are arguments."""
+    """The simplified network. It is stateless: weights are passed as arguments."""
 
     def stages(self, x: Any, weights: Any, biases: Any) -> dict[str, np.ndarray]:
-        """Every intermediate result by name, in order.
+        """Computes all intermediate results.
 
         Args:
-          x: ``[D]`` or ``[N, D]``.
-          weights: ``[21]``: block after block, w1 to w5, then the output's.
-          biases: ``[21]``, likewise.
+          x: vectors, ``[D]`` or ``[N, D]``.
+          weights: ``[21]``: w1 to w5 of each block in order, then the output's weight.
+          biases: ``[21]``, in the same order.
 
         Returns:
-          ``input``, for blocks 1 to 4 ``blockB_h1``, ``blockB_y``, ``blockB_h2`` and ``blockB_z``, then ``gap``,
-          ``output`` and ``probability``.
+          A dict, in the order of computation: ``input``; ``blockB_h1``, ``blockB_y``, ``blockB_h2`` and ``blockB_z``
+          for blocks B = 1 to 4; ``gap``, ``output`` and ``probability``.
 
         Raises:
-          ValueError: another number of weights or biases.
+          ValueError: the number of weights or biases is not 21.
         """
         weights, biases = (_checked(name, values) for name, values in (('weights', weights), ('biases', biases)))
         x = np.asarray(x, float)
@@ -75,20 +76,35 @@ class ResNet18:
         return results
 
     def predict(self, x: Any, weights: Any, biases: Any) -> np.ndarray:
-        """The probability of the second class: ``[D]`` to one number, ``[N, D]`` to ``[N]``; as ``stages``."""
-        return self.stages(x, weights, biases)['probability']
-
-    def gradients(self, x: Any, labels: Any, weights: Any, biases: Any) -> tuple[float, np.ndarray, np.ndarray]:
-        """Mean binary cross entropy and its gradients.
+        """Computes the probability of the second class.
 
         Args:
-          x: ``[D]`` or ``[N, D]``.
-          labels: 0 or 1, one for each vector.
+          x: vectors, ``[D]`` or ``[N, D]``.
           weights: as in ``stages``.
           biases: as in ``stages``.
 
         Returns:
-          The loss, and the derivatives by the weights ``[21]`` and by the biases ``[21]``.
+          One number for ``[D]``, ``[N]`` for ``[N, D]``.
+
+        Raises:
+          ValueError: as in ``stages``.
+        """
+        return self.stages(x, weights, biases)['probability']
+
+    def gradients(self, x: Any, labels: Any, weights: Any, biases: Any) -> tuple[float, np.ndarray, np.ndarray]:
+        """Computes the mean binary cross entropy and its gradients.
+
+        Args:
+          x: vectors, ``[D]`` or ``[N, D]``.
+          labels: 0 or 1 for each vector.
+          weights: as in ``stages``.
+          biases: as in ``stages``.
+
+        Returns:
+          The loss, and its gradients with respect to the weights ``[21]`` and the biases ``[21]``.
+
+        Raises:
+          ValueError: as in ``stages``.
         """
         x, labels = np.atleast_2d(np.asarray(x, float)), np.atleast_1d(np.asarray(labels, float))
         weights = _checked('weights', weights)
@@ -98,12 +114,12 @@ class ResNet18:
         dweights, dbiases = np.zeros(SIZE), np.zeros(SIZE)
 
         def through(dy: np.ndarray, x: np.ndarray, layer: int) -> np.ndarray:
-            """Back through one convolution: its weight and its bias, then its input."""
+            """Backpropagates through one convolution: adds its parameters' gradients, returns its input's gradient."""
             dweights[layer] += (dy * x).sum()
             dbiases[layer] += dy.sum()
             return weights[layer] * dy
 
-        # The sigmoid and the cross entropy together: probability less label.
+        # Gradient of sigmoid and cross entropy combined: probability - label.
         dgap = through((results['probability'] - labels) / len(labels), results['gap'], SIZE - 1)
         dz = np.broadcast_to(dgap[:, None] / x.shape[1], x.shape)
         for block in reversed(range(BLOCKS)):
@@ -120,10 +136,21 @@ class ResNet18:
     def fit(
         self, x: Any, labels: Any, weights: Any, biases: Any, learning_rate: float = 0.1, steps: int = 500
     ) -> tuple[np.ndarray, np.ndarray, list[float]]:
-        """Gradient descent on all examples at once.
+        """Trains by full-batch gradient descent.
+
+        Args:
+          x: vectors, ``[D]`` or ``[N, D]``.
+          labels: 0 or 1 for each vector.
+          weights: initial weights, as in ``stages``.
+          biases: initial biases, as in ``stages``.
+          learning_rate: step size.
+          steps: number of updates.
 
         Returns:
-          Weights, biases, and the loss before each step.
+          The trained weights and biases, and the loss before each step.
+
+        Raises:
+          ValueError: as in ``stages``.
         """
         weights, biases = _checked('weights', weights).copy(), _checked('biases', biases).copy()
         losses = []
@@ -139,6 +166,6 @@ def _checked(name: str, values: Any) -> np.ndarray:
     values = np.asarray(values, float)
     if values.shape != (SIZE,):
         raise ValueError(
-            f'{name} of shape {values.shape} must be [{SIZE}]: {BLOCKS} blocks of {LAYERS}, and the output'
+            f'{name} must be of shape ({SIZE},), {BLOCKS} blocks of {LAYERS} and the output, got {values.shape}'
         )
     return values

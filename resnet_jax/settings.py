@@ -1,9 +1,9 @@
-"""Settings: fields of frozen dataclasses that carry their help, their unit and what they may be.
+"""Settings: fields of frozen dataclasses that carry their help text, unit and allowed values.
 
-A configuration is a tree of such dataclasses. Three kinds of fields make the tree: a group, a group that may be absent
-(whose one field without a default switches it on), and a choice between alternatives, each with its own settings. All
-other fields are settings, whose names are unique in any one configuration: ``replace`` finds each by its name alone,
-and command-line flags are made of ``all_settings``.
+A configuration is a tree of such dataclasses. Three kinds of fields make the tree: a group, an optional group (which is
+switched on by its only field without a default), and a choice between alternatives, each with its own settings. All
+other fields are settings. Their names are unique within a configuration, so ``replace`` finds a setting by its name
+alone, and command-line flags are generated from ``all_settings``.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ from resnet_jax.given import is_qualified, qualified_name
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is known of a field besides its type and default.
+    """Metadata of a setting, in addition to the field's type and default.
 
     Attributes:
-      help: one sentence or two, as ``--help`` shows them.
-      none: what None stands for, in a few words.
-      unit: of a number, such as ``epochs``.
+      help: one or two sentences for ``--help``.
+      none: what None means, in a few words.
+      unit: unit of a number, such as ``epochs``.
       choices: the allowed strings.
       at_least: the smallest allowed value.
       above: an exclusive lower bound.
       at_most: the largest allowed value.
       below: an exclusive upper bound.
-      off: what stands for None on a command line.
-      parse: turns a flag's string into the value, where the type does not say how; raises InputError.
-      by_value: a function, class or instance of the caller's is allowed, too.
+      off: the string that means None on the command line.
+      parse: converts a flag's string to the value if the type alone is not enough; raises InputError.
+      by_value: whether the user may also pass a function, class or instance.
     """
 
     help: str
@@ -52,20 +52,20 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """A field that holds settings of its own; ``kind`` is their dataclass."""
+    """Metadata of a field that holds a nested dataclass of settings, ``kind``."""
 
     kind: type
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A field that holds one of several dataclasses of settings, or a value of the caller's.
+    """Metadata of a field that holds one of several dataclasses of settings, or a user-supplied object.
 
     Attributes:
       help: as in ``Setting``.
       alternatives: the dataclasses by name.
-      from_value: makes the field's value of a value of the caller's, or of a name that is none of the alternatives';
-        gives None for a name that it does not know.
+      from_value: converts a user-supplied object, or a name that is not one of the alternatives, to the field's value;
+        returns None for an unknown name.
     """
 
     help: str
@@ -73,32 +73,32 @@ class Choice:
     from_value: Callable[[Any], Any]
 
     def name_of(self, value: Any) -> str:
-        """The name of an alternative, or the qualified name of a value of the caller's."""
+        """The name of an alternative, or the qualified name of a user-supplied object."""
         known = (name for name, kind in self.alternatives.items() if type(value) is kind)
         return next(known, None) or getattr(value, 'name', None) or qualified_name(value)
 
 
 def setting(default: Any = dataclasses.MISSING, help: str = '', **options: Any) -> Any:
-    """A field that is a setting; ``options`` as in ``Setting``."""
+    """Declares a field that is a setting; ``options`` are the attributes of ``Setting``."""
     return dataclasses.field(default=default, metadata={'setting': Setting(help, **options)})
 
 
 def group(kind: type, default: Any) -> Any:
-    """A field that is a group of settings; with the default None, one that may be absent."""
+    """Declares a field that is a group of settings, or with the default None an optional group."""
     return dataclasses.field(default=default, metadata={'setting': _Group(kind)})
 
 
 def choice(default: Any, help: str, alternatives: Mapping[str, type], **options: Any) -> Any:
-    """A field that is one of several groups; ``options`` as in ``Choice``."""
+    """Declares a field that holds one of several groups; ``options`` are the attributes of ``Choice``."""
     return dataclasses.field(default=default, metadata={'setting': Choice(help, alternatives, **options)})
 
 
 class Settings:
-    """The base of dataclasses whose fields are settings, groups and choices."""
+    """Base class of dataclasses whose fields are settings, groups and choices."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = as_tuple(getattr(self, field.name))  # JSON gives lists, NumPy its own scalars
+            value = as_tuple(getattr(self, field.name))  # JSON has lists, NumPy has its own scalars
             about = field.metadata.get('setting')
             if isinstance(about, Setting):
                 kind = type_of(type(self), field.name)
@@ -106,34 +106,37 @@ class Settings:
                     raise InputError(f'{field.name}=None must be {expected(about, kind)}')
                 check(field.name, value, about, kind)
             elif isinstance(about, Choice):
-                value = _chosen(field.name, about, value, None)
+                value = _resolve_choice(field.name, about, value, None)
             object.__setattr__(self, field.name, value)
         self.check_together()
 
     def check_together(self) -> None:
-        """Raises InputError for values that do not go together."""
+        """Raises InputError for values that exclude each other or have no effect."""
 
     def replace(self, **changes: Any) -> Self:
-        """The same with some settings replaced, wherever in the tree they are.
+        """Returns a copy with some settings replaced, at any depth of the tree.
 
         Args:
-          **changes: by the settings' names; a choice takes the name of an alternative, or a value. A group may be
-            replaced as a whole, by its field's name: ``averaging=Averaging(0.99)``.
+          **changes: new values by setting name. A choice takes the name of an alternative, or an object. The name of a
+            group's field replaces the whole group: ``averaging=Averaging(0.99)``.
+
+        Returns:
+          The new configuration.
 
         Raises:
-          InputError: an unknown name, a value that is refused, or one that has no effect.
+          InputError: an unknown name, a value that is not allowed, or one that has no effect.
         """
-        changed, left = _replaced(self, dict(changes))
+        changed, left = _apply_changes(self, dict(changes))
         known = all_settings(type(self))
         for name, value in left.items():
             if name not in known:
                 raise InputError(f'unknown setting {name!r}; {nearest(name, known)}')
             if value != known[name].default:
-                raise InputError(f'{name}={value!r} has no effect without {_listed(known[name].owners)}')
+                raise InputError(f'{name}={value!r} has no effect without {_join_owners(known[name].owners)}')
         return changed
 
     def to_json(self) -> dict[str, Any]:
-        """The tree as nested dicts; what the caller gave as a value is there by its qualified name."""
+        """The tree as nested dicts; user-supplied objects are represented by their qualified names."""
         record: dict[str, Any] = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value, about = getattr(self, field.name), field.metadata.get('setting')
@@ -148,10 +151,16 @@ class Settings:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_json`` where nothing was given as a value.
+        """The inverse of ``to_json``, for configurations without user-supplied objects.
+
+        Args:
+          record: nested dicts from ``to_json``.
+
+        Returns:
+          The configuration.
 
         Raises:
-          InputError: a field that is missing, unknown, or refused.
+          InputError: a missing or unknown field, a value that is not allowed, or a user-supplied object.
         """
         values: dict[str, Any] = {}
         fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -163,53 +172,53 @@ class Settings:
                 inner = {key: part for key, part in value.items() if key != 'name'}
                 values[name] = about.alternatives[value['name']].from_json(inner)  # type: ignore[attr-defined]
             elif isinstance(about, Choice):
-                values[name] = _given_again(name, about, value)
+                values[name] = _from_record(name, about, value)
             elif isinstance(about, _Group) and value is not None:
                 values[name] = about.kind.from_json(value)  # type: ignore[attr-defined]
             elif isinstance(about, Setting) and about.by_value and is_qualified(value):
-                raise InputError(f'{name} was given as a value: {value}')
+                raise InputError(f'{name} was user-supplied and cannot be restored from a record: {value}')
             else:
                 values[name] = value
         return cls(**values)
 
 
-def _given_again(name: str, about: Choice, record: Mapping[str, Any]) -> Any:
-    """What a choice was that is none of the alternatives, from its record."""
+def _from_record(name: str, about: Choice, record: Mapping[str, Any]) -> Any:
+    """Restores a choice that is not one of the alternatives from its record."""
     value = about.from_value(record['name'])
     if value is None:
-        raise InputError(f'{name} was given as a value: {record["name"]}')
+        raise InputError(f'{name} was user-supplied and cannot be restored from a record: {record["name"]}')
     names = {field.name for field in dataclasses.fields(value) if 'setting' in field.metadata}
     return dataclasses.replace(value, **{key: part for key, part in record.items() if key in names})
 
 
-def _listed(owners: Sequence[str]) -> str:
-    """Owners in words; those of one choice name it once: ``optimizer=sgd, lars or muon``."""
+def _join_owners(owners: Sequence[str]) -> str:
+    """Owners as text; a choice is named only once: ``optimizer=sgd, lars or muon``."""
     first, *others = owners
     names = [first, *(other.partition('=')[2] or other for other in others)]
     return names[0] if len(names) == 1 else f'{", ".join(names[:-1])} or {names[-1]}'
 
 
-def _replaced(node: Settings, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A node with changes, and those that are of none of its settings."""
+def _apply_changes(node: Settings, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Applies changes to a node; returns the new node and the changes that match none of its settings."""
     new: dict[str, Any] = {}
     for field in dataclasses.fields(node):  # type: ignore[arg-type]
         value, about = getattr(node, field.name), field.metadata.get('setting')
         if isinstance(about, Choice) and field.name in changes:
-            value = _chosen(field.name, about, changes.pop(field.name), value)
-        elif isinstance(about, _Group) and isinstance(changes.get(field.name, ...), _wholes(about, field.default)):
+            value = _resolve_choice(field.name, about, changes.pop(field.name), value)
+        elif isinstance(about, _Group) and isinstance(changes.get(field.name, ...), _types_of(about, field.default)):
             value = changes.pop(field.name)
         elif isinstance(about, _Group) and field.default is None:
-            value = _switched(about.kind, value, changes)
+            value = _toggle_group(about.kind, value, changes)
         elif field.name in changes and not isinstance(about, _Group):
             value = changes.pop(field.name)
         if isinstance(value, Settings):
-            value, changes = _replaced(value, changes)
+            value, changes = _apply_changes(value, changes)
         new[field.name] = value
     return dataclasses.replace(node, **new), changes  # type: ignore[type-var]
 
 
-def _chosen(name: str, about: Choice, asked: Any, now: Any) -> Any:
-    """What a choice is when a name or a value is asked for; the name of what it is already changes nothing."""
+def _resolve_choice(name: str, about: Choice, asked: Any, now: Any) -> Any:
+    """The value of a choice for a name or an object; the name of the current alternative keeps its settings."""
     if isinstance(asked, str) and asked in about.alternatives:
         kind = about.alternatives[asked]
         return now if type(now) is kind else kind()
@@ -219,13 +228,13 @@ def _chosen(name: str, about: Choice, asked: Any, now: Any) -> Any:
     return value
 
 
-def _wholes(about: _Group, default: Any) -> tuple[type, ...]:
-    """Types of what a group can be replaced by."""
+def _types_of(about: _Group, default: Any) -> tuple[type, ...]:
+    """Types that can replace a whole group."""
     return (about.kind, type(None)) if default is None else (about.kind,)
 
 
-def _switched(kind: type, value: Any, changes: dict[str, Any]) -> Any:
-    """A group that may be absent, after its switch was set."""
+def _toggle_group(kind: type, value: Any, changes: dict[str, Any]) -> Any:
+    """The value of an optional group after a change of its switch."""
     switch = switch_of(kind)
     if switch not in changes or isinstance(changes[switch], kind):
         return value
@@ -236,20 +245,20 @@ def _switched(kind: type, value: Any, changes: dict[str, Any]) -> Any:
 
 
 def switch_of(kind: type) -> str:
-    """The one field without a default of a group that may be absent."""
+    """The name of an optional group's only field without a default, which switches it on."""
     (name,) = (field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING)
     return name
 
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A setting that some configuration of a kind has.
+    """A setting that a configuration class can have.
 
     Attributes:
-      about: what it says of itself.
-      type: of its values.
-      default: of the first group that has it; None for what switches a group on.
-      owners: what must be so that it is there, in words; empty where it always is.
+      about: the setting's metadata.
+      type: type of its values.
+      default: default in the first group that has the setting; None if it switches on a group.
+      owners: the conditions under which the setting exists, as text; empty if it always does.
     """
 
     about: Setting | Choice
@@ -259,7 +268,7 @@ class Known:
 
 
 def all_settings(kind: type) -> dict[str, Known]:
-    """Every setting that a configuration of a kind can have, by name, in the order of the fields."""
+    """Every setting that a configuration of the class ``kind`` can have, by name, in the order of the fields."""
     found: dict[str, Known] = {}
     for name, known in _walk(kind, None):
         if name in found:
@@ -288,7 +297,7 @@ def _walk(kind: type, owner: str | None) -> Iterator[tuple[str, Known]]:
 
 
 def values_of(node: Settings) -> dict[str, Any]:
-    """The settings that a configuration has, by name; of a choice, the name of the alternative."""
+    """The values of all settings of a configuration, by name; a choice has the name of its alternative."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(node):  # type: ignore[arg-type]
         value, about = getattr(node, field.name), field.metadata.get('setting')
@@ -302,7 +311,7 @@ def values_of(node: Settings) -> dict[str, Any]:
 
 
 def as_tuple(value: Any) -> Any:
-    """Lists and NumPy's arrays as tuples, all the way down, and NumPy's scalars as Python's."""
+    """Converts lists and NumPy arrays to tuples, recursively, and NumPy scalars to Python's."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) and not hasattr(value, '_fields') else value
@@ -332,7 +341,7 @@ def takes_none(kind: type, name: str) -> bool:
 
 
 def type_of(kind: type, name: str) -> Any:
-    """The type of a field, as ``check`` and flags understand it: without None, ``tuple`` for any number of parts."""
+    """The type of a field, as ``check`` and flags use it: without None, and ``tuple`` for tuples of any length."""
     hint = _hint(kind, name)
     if isinstance(hint, types.UnionType):
         parts = [part for part in typing.get_args(hint) if part is not type(None)]
@@ -342,7 +351,7 @@ def type_of(kind: type, name: str) -> Any:
 
 
 def check(name: str, value: Any, about: Setting, kind: Any) -> None:
-    """Raises InputError for a value that a setting cannot have; whether it may be None is for ``takes_none``."""
+    """Raises InputError for a value of the wrong type or out of bounds; None is left to ``takes_none``."""
     if value is None or (about.by_value and not isinstance(value, _PLAIN)):
         return
     accepted = {float: int | float, object: object}.get(kind, kind)
@@ -359,7 +368,7 @@ def check(name: str, value: Any, about: Setting, kind: Any) -> None:
 
 
 def expected(about: Setting, kind: Any) -> str:
-    """What a value of a setting must be, in words."""
+    """The allowed values of a setting, as text."""
     if about.choices:
         return f'one of {", ".join(about.choices)}'
     if about.by_value:

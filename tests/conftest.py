@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests."""
+"""Settings and fixtures for all tests."""
 
 import gc
 import importlib.metadata
@@ -9,12 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-# Before JAX starts: two CPU devices, or as many as RESNET_JAX_TEST_DEVICES says for the tests that take any number, so
-# that everything runs where a batch is split. Tests compile much and compute
-# little: LLVM optimizes nothing, which saves two fifths of their time, and XLA emits one module; jaxlib 0.10 can also
-# emit fusions without MLIR's pipeline, which saves a third of what is left. XLA's own passes stay as they are.
+# Set before JAX is initialized. Two CPU devices, so that every batch is sharded; RESNET_JAX_TEST_DEVICES sets another
+# number, for the tests that work with any. Tests compile much and compute little: disabling LLVM's optimizations saves
+# 40% of their time, and XLA emits a single module. jaxlib 0.10 can also emit fusions without the MLIR pipeline, which
+# saves a third of the remaining time. XLA's own passes are unchanged.
 # XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' tests the machine code that users
-# run; later versions need and know the first alone. The last of two equal flags counts.
+# run; later versions need and accept only the first flag. If a flag is repeated, the last one counts.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
     '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 '
@@ -30,7 +30,7 @@ import pytest
 from resnet_jax.data.examples import Dataset, Split
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# Tracing makes millions of objects, few of them in cycles: to look for cycles less often saves an eighth of its time.
+# Tracing creates millions of objects, few of them in cycles: collecting less often saves an eighth of its time.
 gc.freeze()
 gc.set_threshold(100_000)
 
@@ -44,13 +44,13 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope='session', autouse=True)
 def compiled_programs() -> Iterator[None]:
-    """Tests and what they start keep compiled programs in the checkout, for each other and the next run."""
+    """Tests and their subprocesses share a compilation cache in the checkout, also with later runs."""
     settings = {'jax_compilation_cache_dir': str(ROOT / '.cache'), 'jax_persistent_cache_min_compile_time_secs': 0.3}
     before = {name: getattr(jax.config, name) for name in settings}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))  # of commands
+            patch.setenv(name.upper(), str(value))  # for subprocesses
         yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -58,7 +58,7 @@ def compiled_programs() -> Iterator[None]:
 
 @pytest.fixture(scope='session', autouse=True)
 def cache_home(tmp_path_factory) -> Iterator[pathlib.Path]:
-    """The folder for caches, which is not the user's."""
+    """A temporary cache folder in place of the user's."""
     folder = tmp_path_factory.mktemp('cache')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(folder))
@@ -67,22 +67,22 @@ def cache_home(tmp_path_factory) -> Iterator[pathlib.Path]:
 
 @pytest.fixture(scope='session')
 def root() -> pathlib.Path:
-    """The folder of README.md."""
+    """The root folder of the repository."""
     return ROOT
 
 
 @pytest.fixture(scope='session')
 def reference_data() -> pathlib.Path:
-    """Real data that does not come with the sources."""
+    """The folder of real data, which is not part of the repository."""
     path = pathlib.Path(os.environ.get('RESNET_JAX_REFERENCE_DATA', ROOT.parent / 'shared' / 'data'))
     if not path.is_dir():
-        pytest.skip('reference data are not here; RESNET_JAX_REFERENCE_DATA can name their folder')
+        pytest.skip('reference data not found; set RESNET_JAX_REFERENCE_DATA to their folder')
     return path
 
 
 @pytest.fixture(scope='session')
 def make_shades() -> Callable[[int], Dataset]:
-    """So many training images, and 21 test images, whose brightness tells their class."""
+    """Returns a function that makes a dataset with 21 test images; brightness determines the class."""
 
     def make(num_train: int) -> Dataset:
         rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def small_disk(tmp_path) -> Iterator[pathlib.Path]:
     mount = shutil.which('mount')
     command = [mount, '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(place)]
     if mount is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip('a file system of a given size cannot be mounted here')
+        pytest.skip('cannot mount a file system of limited size')
     try:
         yield place
     finally:
@@ -114,7 +114,7 @@ def small_disk(tmp_path) -> Iterator[pathlib.Path]:
 
 @pytest.fixture
 def start(root) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts Python code with arguments; what still runs at the end of the test is killed."""
+    """Returns a function that starts Python code in a subprocess; it is killed at the end of the test."""
     processes = []
 
     def start_code(code: str, *args: object) -> subprocess.Popen:
@@ -133,7 +133,7 @@ def start(root) -> Iterator[Callable[..., subprocess.Popen]]:
 
 @pytest.fixture
 def run(start) -> Callable[..., str]:
-    """Runs Python code with arguments and gives what it printed."""
+    """Returns a function that runs Python code in a subprocess and returns its output."""
 
     def run_code(code: str, *args: object) -> str:
         process = start(code, *args)

@@ -1,4 +1,4 @@
-"""Figures of the structure, measured: ``python -m tests.figures`` prints them, and a test holds them to their goals."""
+"""Metrics of the code structure: ``python -m tests.figures`` prints them, and a test checks their goals."""
 
 import ast
 import dataclasses
@@ -15,15 +15,15 @@ PACKAGE, EXPERIMENTS = ROOT / 'resnet_jax', ROOT / 'experiments'
 
 
 def sources(*folders: pathlib.Path) -> Iterator[pathlib.Path]:
-    """All modules below some folders."""
+    """All modules in the folders and their subfolders."""
     for folder in folders:
         yield from sorted(folder.rglob('*.py'))
 
 
 def frames_to_the_loss() -> list[str]:
-    """Functions of the project from a script's ``main`` to the loss, in a traceback that is raised inside the loss.
+    """Functions of the project from a script's ``main`` to the loss, in a traceback raised inside the loss.
 
-    They are those of a run of one seed without accumulation.
+    The run has one seed and no gradient accumulation.
     """
     from experiments import resnet
     from experiments.shared import scripts
@@ -50,21 +50,21 @@ def frames_to_the_loss() -> list[str]:
 
 
 def settings_and_their_files() -> tuple[int, dict[str, list[str]]]:
-    """How many settings there are, and the files that name each, but for ``recipes.py``, which sets them."""
+    """The number of settings, and the files that name each, except ``recipes.py``, which sets them."""
     from resnet_jax.settings import all_settings
     from resnet_jax.training.config import TrainConfig
 
     texts = {path: path.read_text() for path in sources(PACKAGE, EXPERIMENTS) if path.name != 'recipes.py'}
     found: dict[str, list[str]] = {}
     for name in all_settings(TrainConfig):
-        # An attribute, a string, a declaration, a keyword.
+        # An attribute, a string, a declaration or a keyword.
         word = re.compile(rf"\.{name}\b|'{name}'|^ +{name}: .*= (setting|choice)\(|\b{name}=(?!=)", re.M)
         found[name] = [str(path.relative_to(ROOT)) for path, text in texts.items() if word.search(text)]
     return len(found), found
 
 
 def task_names_outside() -> list[str]:
-    """Places outside of ``tasks/`` where a string is the name of a task."""
+    """Places outside of ``tasks/`` where a string literal is the name of a task."""
     from resnet_jax.tasks.kinds import TASKS
 
     found = []
@@ -85,7 +85,7 @@ def files_that_know_stacked_blocks() -> list[str]:
 
 
 def late_attributes() -> list[str]:
-    """Attributes that first appear outside of ``__init__``, of classes that are no dataclasses."""
+    """Attributes of classes that are first assigned outside of ``__init__``."""
     found = []
     for path in sources(PACKAGE, EXPERIMENTS):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -115,7 +115,7 @@ def _late(node: ast.ClassDef) -> set[str]:
     return late - known
 
 
-# One file is the whole family in NumPy, to be read from top to bottom.
+# The whole family in NumPy is one file, to be read from top to bottom.
 _LONG = PACKAGE / 'numpy_reference.py'
 
 
@@ -151,12 +151,12 @@ def climbs() -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """What is measured, the most that it may be, and how.
+    """A metric of the code structure and its goal.
 
     Attributes:
-      what: in words.
-      goal: the largest value that is good enough.
-      measure: gives the value, and what it was counted from.
+      what: description of the metric.
+      goal: the largest acceptable value.
+      measure: returns the value, and the places that were counted.
     """
 
     what: str
@@ -184,7 +184,7 @@ FIGURES = (
 
 
 def main() -> None:
-    """Prints every figure, its goal, and where it comes from."""
+    """Prints every figure, its goal, and the places that were counted."""
     for figure in FIGURES:
         value, found = figure.measure()
         print(f'{value:4} (goal: at most {figure.goal})  {figure.what}')

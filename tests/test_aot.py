@@ -1,4 +1,4 @@
-"""Estimates of a TPU's compiler, where it is installed."""
+"""Cost estimates by the TPU compiler, if it is installed."""
 
 import importlib.util
 import subprocess
@@ -12,7 +12,7 @@ from resnet_jax import InputError, ResNet, aot, init_variables, make_spec
 from resnet_jax.devices import data_parallel
 
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec('libtpu') is None, reason='the compiler for TPUs is not here: pip install libtpu'
+    importlib.util.find_spec('libtpu') is None, reason='libtpu, the TPU compiler, is not installed'
 )
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -22,13 +22,13 @@ print(aot.estimate(lambda x: x @ x, jax.ShapeDtypeStruct((256, 256), jnp.bfloat1
 """
 
 
-def test_cycles_are_summed_over_the_instructions():
+def test_cycles_are_summed_over_instructions():
     text = 'a = f() backend_config={"estimated_cycles":"12"}\nb = g()\nc = h() {"estimated_cycles":"30","x":"1"}'
     assert aot.estimated_cycles(text) == 42
 
 
-def test_of_a_step_on_all_devices_what_they_exchange_is_counted(monkeypatch):
-    """Read off the compiler that is here: a sum over a batch that is split is one exchange of a gradient's bytes."""
+def test_collectives_of_a_data_parallel_step_are_counted(monkeypatch):
+    """Compiled for CPU: the sum over a sharded batch is one all-reduce of the gradient's size."""
     monkeypatch.setattr(aot, '_devices', lambda topology: jax.devices())
     weights, images = jnp.zeros((16, 4)), jax.ShapeDtypeStruct((8, 16), jnp.float32)
 
@@ -38,27 +38,27 @@ def test_of_a_step_on_all_devices_what_they_exchange_is_counted(monkeypatch):
     found = aot.estimate_job(step, weights, images, shardings=data_parallel, topology='here')
     assert found['devices'] == len(jax.devices()) == 2
     assert found['collectives'] == {'all-reduce': {'count': 1, 'bytes': weights.size * 4}}
-    assert found['argument_bytes'] == (weights.size + 4 * 16) * 4  # of a device: all weights and half of the images
-    with pytest.raises(InputError, match='a batch of 7 must be divisible by the 2 devices of here'):
+    assert found['argument_bytes'] == (weights.size + 4 * 16) * 4  # per device: all weights and half of the images
+    with pytest.raises(InputError, match='batch size 7 must be a multiple of 2, the devices of here'):
         aot.estimate_job(step, weights, jnp.zeros((7, 16)), shardings=data_parallel, topology='here')
 
 
-@pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is here')
-def test_without_libtpu_the_error_says_what_to_install():
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is not None, reason='libtpu is installed')
+def test_without_libtpu_the_error_names_the_package():
     with pytest.raises(InputError, match='pip install libtpu'):
         aot.estimate(jnp.sin, jnp.zeros(3))
 
 
 @needs_libtpu
 @pytest.mark.parametrize('topology', ['', 'v5e', 'v99:2x2', 'nonsense:2x2'])
-def test_an_unknown_topology_is_one_line(topology):
+def test_an_unknown_topology_is_a_one_line_error(topology):
     with pytest.raises(InputError, match=f'topology={topology!r}') as error:
         aot.estimate(jnp.sin, jnp.zeros(3), topology=topology)
     assert '\n' not in str(error.value)
 
 
 @needs_libtpu
-def test_a_networks_forward_pass():
+def test_estimates_of_a_forward_pass():
     model = ResNet(make_spec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=4))
     variables = jax.eval_shape(lambda key: init_variables(model, key, (8, 8, 3)), jax.random.key(0))
     images = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32)
@@ -71,8 +71,8 @@ def test_a_networks_forward_pass():
 
 
 @needs_libtpu
-def test_nothing_is_left_behind_or_said(tmp_path, root):
-    """No log files in the folder, no lines on stderr, although JAX has started before."""
+def test_libtpu_writes_no_logs(tmp_path, root):
+    """No log files in the folder and no output on stderr, although JAX was initialized before."""
     run = subprocess.run(
         [sys.executable, '-c', PROGRAM],
         capture_output=True,

@@ -1,9 +1,9 @@
-"""What a message suggests for an unknown name."""
+"""Suggestions for unknown names."""
 
 from resnet_jax.errors import nearest
 
 
-def test_near_names_in_any_case_or_all():
+def test_similar_names_are_suggested_in_any_case_else_all():
     known = ('cifar10', 'cifar100', 'MNIST', 'synthetic')
     assert nearest('cifar11', known) == 'nearest known: cifar10, cifar100'
     assert nearest('mnst', known) == 'nearest known: MNIST'

@@ -19,8 +19,8 @@ PROGRAMS = dict(re.findall(r'^## An? (\w+)\n.*?```python\n(.*?)```', TEXT, re.M 
 NUMBERS = re.findall(r'^## Experiment trackers.*?```python\n(.*?)```', TEXT, re.M | re.S)[0]
 # One block is enough, and compiles in a third of the time.
 SMALL = ('stage_sizes=(1, 1, 1)', 'stage_sizes=(1,), widths=(16,), strides=(1,)')
-DOORS = ('block', 'optimizer', 'schedule', 'loss', 'task', 'augmentation', 'dataset')
-# How each value is recorded; a dataset by the name that it has.
+KINDS = ('block', 'optimizer', 'schedule', 'loss', 'task', 'augmentation', 'dataset')
+# Where each object is recorded; a dataset by its own name.
 RECORDED = {
     'block': lambda record: record['spec']['stages'][0]['block'],
     'optimizer': lambda record: record['config']['optimizer']['name'],
@@ -43,87 +43,87 @@ NAMES = {
 
 @pytest.fixture(scope='module')
 def ran(tmp_path_factory):
-    """A function: the module that a program is, after it ran."""
+    """Returns a function that runs a program and returns its module and its workdir."""
     folder, modules = tmp_path_factory.mktemp('programs'), {}
 
-    def run(door):
-        if door not in modules:
-            (folder / f'program_{door}.py').write_text(PROGRAMS[door].replace(*SMALL))
+    def run(kind):
+        if kind not in modules:
+            (folder / f'program_{kind}.py').write_text(PROGRAMS[kind].replace(*SMALL))
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
                 patch.syspath_prepend(folder)
-                modules[door] = importlib.import_module(f'program_{door}')
-        return modules[door], folder / 'runs' / door
+                modules[kind] = importlib.import_module(f'program_{kind}')
+        return modules[kind], folder / 'runs' / kind
 
     yield run
-    for door in modules:
-        del sys.modules[f'program_{door}']
+    for kind in modules:
+        del sys.modules[f'program_{kind}']
 
 
-def test_every_door_has_its_program():
-    assert tuple(PROGRAMS) == DOORS
+def test_every_extension_point_has_a_program():
+    assert tuple(PROGRAMS) == KINDS
     assert all(SMALL[0] in program for program in (*PROGRAMS.values(), NUMBERS))
 
 
-@pytest.mark.parametrize('door', DOORS)
-def test_what_is_given_as_a_value(door, ran, monkeypatch):
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_user_supplied_object(kind, ran, monkeypatch):
     """Trained for two steps, saved, resumed to the same result, evaluated, and loaded for predictions."""
-    program, workdir = ran(door)
+    program, workdir = ran(kind)
     result = program.result
     assert result['steps'] == 2
     assert np.isfinite(result['test_loss'])
     record = json.loads((workdir / 'config.json').read_text())
-    assert RECORDED[door](record) == NAMES[door]
+    assert RECORDED[kind](record) == NAMES[kind]
     assert checkpoint.checkpoint_steps(workdir / 'checkpoints') == [2]
 
     (workdir / 'result.json').unlink()
-    monkeypatch.setattr(report, 'draw_report', lambda *_: None)  # it was drawn by the first
+    monkeypatch.setattr(report, 'draw_report', lambda *_: None)  # already drawn by the first run
     options = {'dataset': program.dataset} if hasattr(program, 'dataset') else {}
     again = train_and_evaluate(program.spec, program.config, workdir, **options)
     assert again['test_loss'] == result['test_loss']
 
     images = (program.dataset if options else load_dataset('digits')).test.images
     found = program.predictor(images)
-    outputs = 1 if door == 'task' else 2 if door == 'dataset' else 10
+    outputs = 1 if kind == 'task' else 2 if kind == 'dataset' else 10
     assert found.shape == (len(images), outputs)
     assert np.isfinite(found).all()
-    if door != 'task':
+    if kind != 'task':
         accuracy = np.mean(found.argmax(1) == (program.dataset if options else load_dataset('digits')).test.labels)
         assert accuracy == pytest.approx(result['test_accuracy'])
 
 
-@pytest.mark.parametrize('door', [door for door in DOORS if door not in ('block', 'task', 'dataset')])
-def test_a_run_goes_on_with_the_same_value_alone(door, ran):
-    program, workdir = ran(door)
+@pytest.mark.parametrize('kind', [kind for kind in KINDS if kind not in ('block', 'task', 'dataset')])
+def test_a_run_resumes_only_with_the_same_object(kind, ran):
+    program, workdir = ran(kind)
     before = {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
-    setting = {'augmentation': 'function'}.get(door, door)
+    setting = {'augmentation': 'function'}.get(kind, kind)
     others = {'optimizer': 'adam', 'schedule': 'cosine', 'loss': None, 'augmentation': None}
-    config = program.config.replace(**{'views': 1} if door == 'loss' else {})
-    config = config.replace(**{setting: others[door]})
-    name = re.escape(NAMES[door])
-    with pytest.raises(InputError, match=f'{setting}=.{name}. there, ') as error:
+    config = program.config.replace(**{'views': 1} if kind == 'loss' else {})
+    config = config.replace(**{setting: others[kind]})
+    name = re.escape(NAMES[kind])
+    with pytest.raises(InputError, match=f'{setting}=.{name}. before, ') as error:
         train_and_evaluate(program.spec, config, workdir)
     assert '\n' not in str(error.value)
     assert {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()} == before
 
 
-def test_a_network_is_loaded_with_its_own_block_and_task(ran):
+def test_loading_a_network_needs_its_block_and_task(ran):
     _, with_block = ran('block')
     _, with_task = ran('task')
     for load in (load_predictor, load_variables):
         with pytest.raises(
-            InputError, match='was trained with block program_block:ScaledBlock: give block=ScaledBlock'
+            InputError, match='was trained with block program_block:ScaledBlock: pass block=ScaledBlock'
         ):
             load(with_block)
         with pytest.raises(InputError, match=r'was trained with block program_block:ScaledBlock, not with .*Other'):
             load(with_block, block=type('Other', (ran('block')[0].ScaledBlock,), {}))
-    with pytest.raises(InputError, match='was trained with task program_task:Counts: give task=Counts'):
+    with pytest.raises(InputError, match='was trained with task program_task:Counts: pass task=Counts'):
         load_predictor(with_task)
     with pytest.raises(InputError, match='was trained with task program_task:Counts, not with multiclass'):
         load_predictor(with_task, task='multiclass')
 
 
-def test_a_block_of_ones_own_decays_by_role_and_learns(ran):
+def test_a_user_supplied_block_is_trained(ran):
     program, workdir = ran('block')
     gains = load_variables(workdir, block=program.ScaledBlock)['params']['stage1_block1']['gain']
     assert gains.shape == (16,)

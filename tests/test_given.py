@@ -1,4 +1,4 @@
-"""What a value that a user gives is called, and that another one, or none, is refused."""
+"""Qualified names of user-supplied objects, and the refusal of a missing or different object."""
 
 import functools
 import subprocess
@@ -49,8 +49,8 @@ def test_names(value, expected):
     assert is_qualified(expected)
 
 
-def test_transformations_are_told_apart_by_what_they_are_made_of():
-    """All of optax's chains have one name; neither memory nor process changes what is added to it."""
+def test_optax_transformations_have_distinct_names():
+    """All chains of optax have the same function name; the checksum distinguishes them reproducibly."""
 
     def rate(step):
         return 0.1 / (1 + step)
@@ -76,7 +76,7 @@ print(qualified_name(Mine), qualified_name(Mine()), qualified_name(lambda: 0))
 
 
 @pytest.mark.parametrize(('how', 'module'), [(['-m', 'own.blocks'], 'own.blocks'), (['own/blocks.py'], 'blocks')])
-def test_what_a_program_defines_is_named_as_if_imported(tmp_path, monkeypatch, root, how, module):
+def test_objects_of_main_are_named_as_if_imported(tmp_path, monkeypatch, root, how, module):
     (tmp_path / 'own').mkdir()
     (tmp_path / 'own' / 'blocks.py').write_text(PROGRAM)
     monkeypatch.setenv('PYTHONPATH', str(root))
@@ -84,7 +84,7 @@ def test_what_a_program_defines_is_named_as_if_imported(tmp_path, monkeypatch, r
     assert out.split() == [f'{module}:Mine', f'{module}:Mine', f'{module}:<lambda>']
 
 
-def test_a_recorded_value_must_be_given_again():
+def test_the_recorded_object_is_accepted():
     check_given('block', 'basic', None)
     check_given('block', None, None)
     check_given('block', 'basic', 'basic')
@@ -95,16 +95,16 @@ def test_a_recorded_value_must_be_given_again():
 @pytest.mark.parametrize(
     ('recorded', 'value', 'message'),
     [
-        ('mine:MyBlock', None, 'runs/a was trained with block mine:MyBlock: give block=MyBlock'),
-        ('mine:A.MyBlock(x=1.5)', None, 'runs/a was trained with block mine:A.MyBlock(x=1.5): give block=MyBlock'),
-        ('a:f.<locals>.init', None, 'runs/a was trained with block a:f.<locals>.init: give block=…'),
+        ('mine:MyBlock', None, 'runs/a was trained with block mine:MyBlock: pass block=MyBlock'),
+        ('mine:A.MyBlock(x=1.5)', None, 'runs/a was trained with block mine:A.MyBlock(x=1.5): pass block=MyBlock'),
+        ('a:f.<locals>.init', None, 'runs/a was trained with block a:f.<locals>.init: pass block=…'),
         ('mine:MyBlock', Block, f'runs/a was trained with block mine:MyBlock, not with {HERE}:Block'),
         ('mine:MyBlock', 'basic', 'runs/a was trained with block mine:MyBlock, not with basic'),
         ('basic', Block, f'runs/a was trained with block basic, not with {HERE}:Block'),
         (None, Block, f'runs/a was trained with block None, not with {HERE}:Block'),
     ],
 )
-def test_another_value_or_none_is_refused_in_one_line(recorded, value, message):
+def test_a_missing_or_different_object_is_refused(recorded, value, message):
     with pytest.raises(InputError) as error:
         check_given('block', recorded, value, 'runs/a')
     assert str(error.value) == message

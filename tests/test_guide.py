@@ -41,7 +41,7 @@ def blocks_of(text, language='python'):
 
 
 def is_flag(name, scripts):
-    """Whether a flag is made of a setting that the command line can give, or defined by scripts."""
+    """Whether a flag belongs to a setting that has a flag, or is defined by a script."""
     settings = all_settings(TrainConfig).keys() - {'function', 'views'}
     return name in settings or f"'{name}'" in scripts or f"'--{name}'" in scripts
 
@@ -57,10 +57,10 @@ def test_the_guide_runs_from_the_first_block_to_the_last(root, tmp_path, monkeyp
     with contextlib.redirect_stdout(out):
         for block in blocks_of(text_of(root, 'docs/guide.md')):
             exec(block, names)
-    said = out.getvalue()
-    assert '(1437, 8, 8, 1)' in said
-    assert 'train.npz: task=binary takes labels 0 and 1, found 2' in said
-    assert '269434\n' in said  # of 8 x 8 images with one channel, in ten classes
+    printed = out.getvalue()
+    assert '(1437, 8, 8, 1)' in printed
+    assert 'train.npz: task=binary takes labels 0 and 1, found 2' in printed
+    assert '269434\n' in printed  # parameters for 8 x 8 images with one channel, in ten classes
     assert names['result']['epochs'] == 2
     np.testing.assert_array_equal(names['mine'].train.images, names['digits'].train.images)
     for name, leaf in names['again']['params']['head'].items():
@@ -83,7 +83,7 @@ def test_both_languages_say_the_same(root, english, turkish):
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)
-def test_commands_and_links_lead_somewhere(root, document):
+def test_commands_flags_and_links_exist(root, document):
     text = text_of(root, document)
     shared = ''.join(path.read_text() for path in (root / 'experiments' / 'shared').glob('*.py'))
     for command in commands_of(text):
@@ -111,13 +111,13 @@ def test_flags_and_names_in_tables_exist(root, document):
         assert (root / 'experiments' / f'{script}.py').exists(), script
 
 
-# Where a command names a file or a repository that is not here.
+# In commands that need a file or a repository that does not exist here.
 ELSEWHERE = ('…', 'resnet20.th', 'hf:')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('document', ['README.md', 'docs/guide.md'])
-def test_the_commands_run_in_their_order(root, document, tmp_path, rng):
+def test_commands_run_in_order(root, document, tmp_path, rng):
     (tmp_path / 'DIR').mkdir()
     for name in ('train', 'test'):
         images = rng.integers(0, 256, (150, 32, 32, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""The NumPy reference against finite differences and against numbers worked out by hand."""
+"""The NumPy reference compared with finite differences and with values computed by hand."""
 
 import itertools
 
@@ -173,7 +173,7 @@ def test_convolution_against_its_definition(rng):
     np.testing.assert_allclose(y, expected, atol=1e-12)
 
 
-def test_convolution_rejects_what_does_not_fit():
+def test_convolution_errors():
     x = np.zeros((1, 4, 4, 6))
     with pytest.raises(ValueError, match='does not fit 6 channels in 2 groups'):
         ref.convolution(x, np.zeros((3, 3, 6, 4)), groups=2)
@@ -267,7 +267,7 @@ def test_avg_pool_of_an_odd_map_by_hand():
     ('length', 'window', 'stride', 'means'),
     [
         (4, 2, 1, [0.5, 1.5, 2.5]),
-        (6, 2, 3, [0.5, 3.5]),  # a third window would begin outside
+        (6, 2, 3, [0.5, 3.5]),  # a third window would start outside
         (7, 2, 3, [0.5, 3.5, 6]),
         (5, 3, 2, [1, 3]),
         (6, 3, 2, [1, 3, 4.5]),
@@ -438,7 +438,7 @@ def test_shortcut_errors():
         ref.shortcut({}, {}, x, 16, stride=2, kind='identity', train=True)
     message = str(error.value)
     assert '(2, 5, 4, 8) to (2, 3, 2, 16)' in message
-    assert "'A', 'B', 'C' and 'D'" in message
+    assert "'A', 'B', 'C' or 'D'" in message
     assert '\n' not in message
     with pytest.raises(ValueError, match='cannot map'):
         ref.shortcut({}, {}, x, 8, stride=2, kind='identity', train=True)
@@ -548,7 +548,7 @@ def scalar_block(weights, norm_scale=1.0, full=()):
         ('bottleneck', (-2, 3, 5), -1, 29),
         # h = relu(x), F = w2 relu(w1 h), y = F + x
         ('preact_basic', (2, -0.75), 4, -2),
-        ('preact_basic', (-2, 3), -1, -1),  # h = 0, the raw x passes by
+        ('preact_basic', (-2, 3), -1, -1),  # h = 0, the shortcut passes x
         ('preact_basic', (-2, 3), 1, 1),
         ('preact_bottleneck', (2, 3, -0.25), 4, -2),
         ('preact_bottleneck', (2, -3, 5), 4, 4),
@@ -578,7 +578,7 @@ def test_norms_come_before_relus(block, weights, x, y):
 
 
 @pytest.mark.parametrize('block', ['preact_basic', 'preact_bottleneck'])
-def test_preact_shortcut_takes_h_where_it_projects(block):
+def test_preact_projections_use_h(block):
     weights = (1, 1, 1) if 'bottleneck' in block else (1, 1)
     params, stats = scalar_block(weights, norm_scale=2.0)
     params['shortcut'] = {'conv': {'kernel': np.full((1, 1, 1, 1), 10.0)}}
@@ -615,7 +615,7 @@ def test_norm_follows_the_projection_of_a_post_activation_block():
     np.testing.assert_allclose(y.item(), 2 * (3 * 2 - 1) / 2 + 5)
 
 
-def test_where_the_bottleneck_strides():
+def test_stride_of_the_bottleneck():
     x = np.arange(1.0, 10.0).reshape(1, 3, 3, 1)
     params, stats = scalar_block((1, 1, 1), full=(2,))
 
@@ -719,7 +719,7 @@ def normalize(x, norm_params, norm_stats):
 
 @pytest.mark.parametrize('block', ['basic', 'preact_basic'])
 @pytest.mark.parametrize('stem', ['cifar', 'imagenet'])
-def test_what_stands_before_and_after_the_stages(rng, block, stem):
+def test_stem_and_head(rng, block, stem):
     params, stats = network_trees(rng, block, stem, 'B', 1)
     images = rng.normal(size=(2, 9, 9, 3))
     outputs, new_stats, _ = run_network(params, stats, images, block, stem, train=False)

@@ -1,4 +1,4 @@
-"""The vector form against a computation by hand and against finite differences."""
+"""The vector network compared with a computation by hand and with finite differences."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ X = [1.0, -0.5, 2.0]
 
 
 def test_a_computation_by_hand():
-    """Block 1 has w1 = 1, w2 = 0.5, w5 = 2, b5 = -1, w3 = -1, b3 = 3, w4 = 1; the others pass on what they get."""
+    """Block 1 has w1 = 1, w2 = 0.5, w5 = 2, b5 = -1, w3 = -1, b3 = 3, w4 = 1; the others are identities."""
     weights, biases = np.zeros(21), np.zeros(21)
     weights[:5], biases[:5] = [1, 0.5, -1, 1, 2], [0, 0, 3, 0, -1]
     weights[[9, 14, 19]] = 1  # the shortcuts of blocks 2, 3 and 4
@@ -29,7 +29,7 @@ def test_a_computation_by_hand():
 
 
 @pytest.mark.parametrize('x', [X, [X, [0.3, 0.2, -1.0], [-2.0, 1.0, 0.1]]])
-def test_gradients_are_those_of_finite_differences(x, rng):
+def test_gradients_match_finite_differences(x, rng):
     weights, biases = rng.uniform(0.5, 1, 21), rng.uniform(-0.1, 0.3, 21)
     labels = np.arange(len(np.atleast_2d(x))) % 2
     _, dweights, dbiases = ResNet18().gradients(x, labels, weights, biases)
@@ -44,7 +44,7 @@ def test_gradients_are_those_of_finite_differences(x, rng):
             assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(derivative[index], rel=1e-4, abs=1e-8)
 
 
-def test_it_learns_which_vectors_have_a_large_mean(rng):
+def test_it_learns_to_classify_vectors_by_their_mean(rng):
     x = rng.normal(size=(200, 3))
     labels = x.mean(1) > 0.2
     start = rng.uniform(0.2, 0.6, 21), rng.uniform(0, 0.1, 21)
@@ -58,6 +58,6 @@ def test_large_outputs_do_not_overflow():
     np.testing.assert_array_equal(numpy_vector.sigmoid(np.array([-1000.0, 0.0, 1000.0])), [0, 0.5, 1])
 
 
-def test_a_wrong_number_of_weights_is_named():
-    with pytest.raises(ValueError, match=r'weights of shape \(20,\) must be \[21\]'):
+def test_a_wrong_number_of_weights_is_refused():
+    with pytest.raises(ValueError, match=r'weights must be of shape \(21,\), .*, got \(20,\)'):
         ResNet18().predict(X, np.ones(20), np.ones(21))

@@ -55,7 +55,7 @@ def test_every_architecture_is_in_the_list_of_commands(root):
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_network_can_be_used_from_nnx():
-    """``ToNNX`` wraps a Linen module; ``lazy_init`` gives it its variables from an example."""
+    """``ToNNX`` wraps a Linen module; ``lazy_init`` initializes its variables from an example."""
     spec = make_spec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=3)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 6, 3)), jnp.float32)
     model = nnx.bridge.ToNNX(ResNet(spec), rngs=nnx.Rngs(0))

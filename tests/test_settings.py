@@ -1,4 +1,4 @@
-"""Settings of a small configuration: found by name, checked, written and read."""
+"""Settings of a small configuration: replaced by name, checked, and converted to JSON and back."""
 
 import dataclasses
 import json
@@ -48,39 +48,39 @@ class Config(Settings):
     share: float | None = setting(None, 'A part.', at_least=0, at_most=1)
 
 
-def test_settings_are_replaced_wherever_they_are():
+def test_replace_finds_settings_at_any_depth():
     config = Config().replace(depth=5, turbo=True, share=0.5)
     assert config == Config(inner=Inner(5), mode=Fast(turbo=True), share=0.5)
-    assert config.replace(mode='fast') == config  # which it is
+    assert config.replace(mode='fast') == config  # the mode it already has
     assert config.replace(mode='slow', pauses=[1, 2]).mode == Slow(pauses=(1, 2))
     assert config.replace(mode=Slow(0.2), rate=0.3).mode == Slow(0.3)
     assert Config().replace(mode=len).mode is len
 
 
-def test_a_group_that_may_be_absent_has_a_switch():
+def test_an_optional_group_is_switched_on_by_its_field_without_default():
     on = Config().replace(decay=0.9)
     assert on.smooth == Smooth(0.9)
     assert on.replace(decay=0.5, every=2).smooth == Smooth(0.5, 2)
     assert on.replace(decay=None) == on.replace(decay=0) == Config()
 
 
-def test_a_group_is_replaced_as_a_whole():
+def test_a_whole_group_can_be_replaced():
     assert Config().replace(inner=Inner(7), smooth=Smooth(0.9)) == Config(inner=Inner(7), smooth=Smooth(0.9))
     assert Config(smooth=Smooth(0.9)).replace(smooth=None) == Config()
     assert Config().replace(smooth=Smooth(0.9), every=2).smooth == Smooth(0.9, 2)
 
 
-def test_a_choice_is_taken_by_name_wherever_it_is_given():
+def test_a_choice_accepts_the_name_of_an_alternative():
     assert Config(mode='slow') == Config(mode=Slow())
     with pytest.raises(InputError, match="mode='middling' must be one of fast, slow"):
         Config(mode='middling')
 
 
-def test_lists_are_tuples_all_the_way_down():
+def test_nested_lists_become_tuples():
     assert as_tuple([1, [2, [3]], 'ab']) == (1, (2, (3,)), 'ab')
 
 
-def test_numpy_numbers_are_numbers():
+def test_numpy_values_become_python_values():
     config = Config(share=np.float32(0.5)).replace(depth=np.int64(4), mode='slow', pauses=np.array([1, 2]))
     assert config == Config(share=0.5, inner=Inner(4), mode=Slow(pauses=(1, 2)))
     json.dumps(config.to_json())
@@ -111,12 +111,12 @@ def test_numpy_numbers_are_numbers():
         ({'smooth': 0.9}, "unknown setting 'smooth'; known: .*decay.*"),
     ],
 )
-def test_what_is_refused(changes, message):
+def test_invalid_changes_are_refused(changes, message):
     with pytest.raises(InputError, match=f'^{message}$'):
         Config().replace(**changes)
 
 
-def test_a_value_that_would_do_nothing_is_no_mistake_where_it_is_the_default():
+def test_a_setting_without_effect_may_have_its_default():
     assert Config().replace(mode='slow', turbo=False).mode == Slow()
 
 
@@ -127,21 +127,23 @@ def test_json_and_back(config):
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_json_names_what_the_caller_gave():
+def test_json_has_the_qualified_names_of_user_supplied_objects():
     config = Config(mode=len, inner=Inner(function=max))
     record = config.to_json()
     instance = Config(inner=Inner(function=json.JSONDecoder()))
     assert instance.to_json()['inner']['function'] == 'json.decoder:JSONDecoder'
     assert record['mode'] == {'name': 'builtins:len'}
     assert record['inner']['function'] == 'builtins:max'
-    with pytest.raises(InputError, match='function was given as a value: builtins:max'):
+    with pytest.raises(
+        InputError, match='function was user-supplied and cannot be restored from a record: builtins:max'
+    ):
         Config.from_json(record)
-    with pytest.raises(InputError, match='mode was given as a value: builtins:len'):
+    with pytest.raises(InputError, match='mode was user-supplied and cannot be restored from a record: builtins:len'):
         Config.from_json(Config(mode=len).to_json())
 
 
 @pytest.mark.parametrize('wrong', [{'more': 1}, {'inner': {'depth': 3}}])
-def test_a_record_of_another_form_is_refused(wrong):
+def test_a_record_with_missing_or_unknown_fields_is_refused(wrong):
     with pytest.raises(InputError, match='is missing or unknown'):
         Config.from_json(Config().to_json() | wrong)
 
@@ -156,8 +158,8 @@ def test_all_settings_know_their_owners():
     assert 'every' not in values_of(Config())
 
 
-def test_every_setting_of_a_training_has_one_name_and_a_help():
-    """In any one configuration a name means one thing: groups that are there together share none."""
+def test_every_training_setting_has_a_unique_name_and_a_help_text():
+    """Within a configuration, setting names are unique across groups."""
     for known in all_settings(TrainConfig).values():
         assert known.about.help.endswith(('.', ')'))
     config = TrainConfig().replace(ema_decay=0.9, distill_from='x', crop_area=(0.1, 1), policy='rand_augment')

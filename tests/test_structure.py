@@ -1,4 +1,4 @@
-"""The rules that keep the tree readable: who may import whom, and what importing costs."""
+"""Rules of the code structure: allowed imports, import cost, and a test for every module."""
 
 import ast
 import pathlib
@@ -15,7 +15,7 @@ SOURCES = sorted(PACKAGE.rglob('*.py'))
 
 
 def imports_of(path):
-    """Dotted names of everything a file imports, wherever in it."""
+    """Dotted names of everything that a file imports, at any level."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -44,9 +44,9 @@ ROOMS = (
     'training',
     'inference',
 )
-# What a room may not import though it stands before it.
+# Earlier rooms that a room may not import.
 CLOSED = {'tasks': {'models'}, 'data': {'models'}, 'checkpoints': {'models', 'tasks', 'data'}}
-# Rooms of their own, and what they may import of the package.
+# Rooms outside of this order, and what they may import from the package.
 APART = {'aot': {'errors'}, 'numpy_reference': set(), 'numpy_vector': {'numpy_reference'}, '__init__': set(ROOMS)}
 
 
@@ -57,10 +57,10 @@ def allowed_rooms(room):
 
 
 @pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_who_imports_whom(path):
+def test_imports_follow_the_order_of_the_rooms(path):
     forbidden = {'experiments', 'tests', 'absl', 'tensorflow'}
     if path.name == 'stream.py':
-        forbidden.remove('absl')  # grain's processes want its flags parsed
+        forbidden.remove('absl')  # grain's processes need absl's flags parsed
     for name in imports_of(path):
         parts = name.split('.')
         assert parts[0] not in forbidden, f'{path} imports {name}'
@@ -68,19 +68,18 @@ def test_who_imports_whom(path):
             assert parts[1] in allowed_rooms(room_of(path)), f'{path} imports {name}'
 
 
-def test_the_reference_needs_numpy_alone():
+def test_the_numpy_reference_imports_only_numpy():
     allowed = {'numpy', 'collections', 'functools', 'typing', 'math', 'itertools'}
     assert {name.split('.')[0] for name in imports_of(PACKAGE / 'numpy_reference.py')} <= allowed
 
 
-def test_meshes_stay_in_one_file():
+def test_only_devices_mentions_meshes():
     for path in SOURCES:
         text = path.read_text()
         assert path.name == 'devices.py' or not any(word in text for word in ('Mesh(', 'PartitionSpec')), path
 
 
-def test_importing_does_no_work():
-    """No device is started and no dataset library loaded by ``import resnet_jax``."""
+def test_importing_starts_no_device_and_loads_no_dataset_library():
     code = (
         'import sys, resnet_jax; from jax._src import xla_bridge;'
         "print(xla_bridge.backends_are_initialized(), *{'tensorflow', 'tensorflow_datasets', 'sklearn', 'absl.app'}"
@@ -98,8 +97,8 @@ def test_requirements_are_those_of_the_package(root):
 
 
 def test_every_module_of_the_package_has_its_test(root):
-    """Tests mirror the source, so that each is found where one looks."""
-    # By tests of their users.
+    """Tests mirror the source."""
+    # Tested through the modules that use them.
     without = {'__init__', 'errors', 'devices', 'progress', 'report', 'journal', 'result'}
     without |= {'digits', 'arrays', 'examples', 'tfds_source'}
     for path in SOURCES:
@@ -109,6 +108,6 @@ def test_every_module_of_the_package_has_its_test(root):
 
 
 @pytest.mark.parametrize('figure', figures.FIGURES, ids=lambda figure: figure.what)
-def test_figures_of_the_structure_reach_their_goals(figure):
+def test_figures_meet_their_goals(figure):
     value, found = figure.measure()
     assert value <= figure.goal, found

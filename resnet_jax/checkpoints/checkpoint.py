@@ -1,8 +1,8 @@
 """Checkpoints of a train state.
 
-A checkpoint is a folder ``checkpoints/STEP``, as ``checkpoints.files`` describes it. It is written under another name
-and renamed when all of it is on the disk, so a killed process leaves no half a checkpoint. One that was damaged later
-is found by its checksums, and a run goes on from the one before it.
+A checkpoint is a folder ``checkpoints/STEP``, in the format of ``checkpoints.files``. It is written under a temporary
+name and renamed when all of it is on disk, so a killed process leaves no partial checkpoint. Later damage is detected
+by checksums; the run then resumes from the previous checkpoint.
 """
 
 import contextlib
@@ -29,45 +29,46 @@ from resnet_jax.errors import InputError, StorageError
 
 DAMAGED = 'damaged'
 
-# Folder, state and score of one of several runs that are saved together.
+# Folder, state and score of one of several runs saved at the same step.
 Entry = tuple[pathlib.Path, Any, float | None]
 
 
 def save_checkpoint(folder: pathlib.Path, step: int, state: Any, score: float | None) -> None:
-    """Writes ``folder/STEP`` and removes the steps that are neither the last nor the best of those written.
+    """Writes ``folder/STEP`` and removes all other steps except the last and the best one.
 
     Args:
       folder: ``WORKDIR/checkpoints``.
-      step: steps taken.
-      state: tree of arrays that this process has whole, none of them empty.
-      score: the primary metric of the test set, higher being better; None if the step was not evaluated.
+      step: number of steps taken.
+      state: pytree of non-empty arrays that are fully addressable by this process.
+      score: the primary metric on the test set, higher is better; None if the step was not evaluated.
 
     Raises:
-      StorageError: the disk is full or broken; the earlier checkpoints are as they were.
+      StorageError: the checkpoint could not be written; earlier checkpoints are unchanged.
     """
     save_checkpoints(step, [(folder, state, score)])
 
 
 def save_checkpoints(step: int, entries: Sequence[Entry], keep: int = 1) -> None:
-    """``save_checkpoint`` for several runs at the same step: all are written before any loses an older step.
+    """``save_checkpoint`` for several runs at the same step: older steps are removed only when all are written.
 
-    So there is always a step that all of them have, which ``restore_newest_of_all`` finds.
+    There is thus always a step that all runs have, which ``restore_newest_of_all`` finds.
 
     Args:
-      step: steps taken.
-      entries: ``(folder, state, score)`` of each run, the folders all different.
-      keep: how many of the last steps are kept, at least 1. With 1, nothing older is left to go on from, should the
-        last step be damaged, where it is also the best, or where the runs' best steps are not the same.
+      step: number of steps taken.
+      entries: ``(folder, state, score)`` of each run, with distinct folders.
+      keep: number of the last steps to keep, at least 1. With 1, there may be no older step to resume from if the last
+        one is damaged: when the last step is also the best, or when the runs have different best steps.
 
     Raises:
-      StorageError: as ``save_checkpoint``; where a folder already has the new step, it has its older ones, too.
+      ValueError: ``keep`` is below 1, or a folder occurs twice.
+      StorageError: as ``save_checkpoint``; a folder that has the new step already keeps its older ones, too.
     """
     entries = [(folder.absolute(), jax.tree.map(np.asarray, state), score) for folder, state, score in entries]
     folders = [folder for folder, _, _ in entries]
     if keep < 1:
         raise ValueError(f'keep={keep} must be at least 1')
     if len(set(folders)) < len(folders):
-        raise ValueError(f'folders must all be different: {folders}')
+        raise ValueError(f'folders must be distinct, got {folders}')
     try:
         for folder, state, score in entries:
             with _storage_errors(folder, step):
@@ -83,7 +84,7 @@ def save_checkpoints(step: int, entries: Sequence[Entry], keep: int = 1) -> None
         steps = checkpoint_steps(folder)
         last = [other for other in steps if other <= step][-keep:]
         for other in set(steps) - {*last, best_step(folder)}:
-            with contextlib.suppress(OSError):  # what cannot be removed stays until a later step is saved
+            with contextlib.suppress(OSError):  # what cannot be removed stays until the next step is saved
                 _remove(folder / str(other))
 
 
@@ -92,9 +93,9 @@ def _partial(folder: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def _commit(folder: pathlib.Path, step: int) -> None:
-    """Gives a step that is written its name, which an earlier one may have."""
+    """Renames a written step to its final name, replacing an earlier step of that name."""
     path = folder / str(step)
-    doomed = _make_way(path) if os.path.lexists(path) else None
+    doomed = _move_aside(path) if os.path.lexists(path) else None
     try:
         _partial(folder, step).rename(path)
     except OSError:
@@ -107,26 +108,26 @@ def _commit(folder: pathlib.Path, step: int) -> None:
         discard(doomed)
 
 
-def _make_way(path: pathlib.Path) -> pathlib.Path:
+def _move_aside(path: pathlib.Path) -> pathlib.Path:
     doomed = path.with_name(f'{path.name}.removed{PARTIAL}')
     discard(doomed)
     return path.rename(doomed)
 
 
 def _remove(path: pathlib.Path) -> None:
-    """Removes a step; under another name, so that a killed process does not leave half of it as a step."""
-    discard(_make_way(path))
+    """Renames and removes a step, so that a killed process leaves no partial step."""
+    discard(_move_aside(path))
 
 
 @contextlib.contextmanager
 def _storage_errors(folder: pathlib.Path, step: int) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # Orbax says in classes of several libraries that a disk is full
-        discard(_partial(folder, step))  # to make room for what follows
+    except Exception as error:  # for a full disk, Orbax raises exceptions of several libraries
+        discard(_partial(folder, step))  # to free disk space
         last = next((other for other in reversed(checkpoint_steps(folder)) if _is_intact(folder / str(other))), 'none')
         raise StorageError(
-            f'cannot write checkpoint {folder / str(step)}: {reason(error)}; the last intact step there is {last}'
+            f'cannot write checkpoint {folder / str(step)}: {reason(error)}; last intact step: {last}'
         ) from error
 
 
@@ -139,16 +140,19 @@ def _is_intact(path: pathlib.Path) -> bool:
 
 
 def checkpoint_steps(folder: pathlib.Path) -> list[int]:
-    """Steps in a ``checkpoints`` folder, ascending, without those set aside; empty if there is no folder.
+    """Lists the steps in a ``checkpoints`` folder in ascending order, without damaged ones that were moved away.
+
+    Args:
+      folder: ``WORKDIR/checkpoints``; if it does not exist, the list is empty.
 
     Raises:
       StorageError: the folder cannot be listed.
     """
-    return [step for step in _names(folder) if (folder / str(step)).is_dir()]
+    return [step for step in _numbered_entries(folder) if (folder / str(step)).is_dir()]
 
 
-def _names(folder: pathlib.Path) -> list[int]:
-    """Whatever is called like a step, be it a folder or not, ascending."""
+def _numbered_entries(folder: pathlib.Path) -> list[int]:
+    """Numbers of all files and folders named like a step, in ascending order."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -159,9 +163,12 @@ def _names(folder: pathlib.Path) -> list[int]:
 
 
 def best_step(folder: pathlib.Path) -> int | None:
-    """The kept step with the highest test accuracy, the later of equals; None if none was evaluated.
+    """The step with the highest score, the later one of equals; None if no step was evaluated.
 
-    A damaged step counts as not evaluated: the other steps are as good as before.
+    Damaged steps are ignored.
+
+    Args:
+      folder: ``WORKDIR/checkpoints``.
     """
     found = {step: score_of(folder, step) for step in checkpoint_steps(folder)}
     scores = {step: score for step, score in found.items() if score is not None and not math.isnan(score)}
@@ -169,7 +176,7 @@ def best_step(folder: pathlib.Path) -> int | None:
 
 
 def score_of(folder: pathlib.Path, step: int) -> float | None:
-    """The primary metric that a step was saved with; None if it was not evaluated, or is damaged."""
+    """The score that a step was saved with; None if it was not evaluated or is damaged."""
     try:
         return read_manifest(folder / str(step)).score
     except DamageError:
@@ -177,45 +184,49 @@ def score_of(folder: pathlib.Path, step: int) -> float | None:
 
 
 def restore_checkpoint(folder: pathlib.Path, step: int, like: Any, part: bool = False) -> Any:
-    """The state of a step, after a check of every file and every array. Reads on its own in a job of many processes.
+    """Reads the state of a step and verifies every file and array. Does not communicate with other processes.
 
     Args:
       folder: ``WORKDIR/checkpoints``.
       step: one of ``checkpoint_steps(folder)``.
-      like: a tree of the same structure, shapes and dtypes: of ``jax.ShapeDtypeStruct`` or of arrays.
-      part: ``like`` is a dict of some of the state's members, such as ``params``; what is in others is not read.
+      like: pytree of arrays or ``jax.ShapeDtypeStruct`` with the structure, shapes and dtypes of the state.
+      part: whether ``like`` is a dict of some of the state's fields, such as ``params``; other fields are not read.
 
     Returns:
-      The tree, of NumPy arrays; of ``jax.Array`` placed likewise where a leaf of ``like`` has a sharding.
+      The state, with NumPy arrays, or with ``jax.Array`` of the same sharding where a leaf of ``like`` has one.
 
     Raises:
-      InputError: no such step, a damaged checkpoint (``DamageError``), or one of another network or optimizer.
-      StorageError: the machine has no means left to read it.
+      InputError: the step does not exist, is damaged (``DamageError``), or is of another network or optimizer.
+      StorageError: the system has too few resources to read it.
     """
     return _read_step(folder, step, lambda path: _read(path, like, part))
 
 
 def arrays_of(folder: pathlib.Path, step: int) -> dict[str, str]:
-    """``path: dtype[shape]`` of every array in the state of a step, without reading it.
+    """Describes every array of a step as ``path: dtype[shape]``, without reading it.
+
+    Args:
+      folder: ``WORKDIR/checkpoints``.
+      step: one of ``checkpoint_steps(folder)``.
 
     Raises:
-      InputError: no such step, or its manifest is damaged (``DamageError``).
-      StorageError: the machine has no means left to read it.
+      InputError: the step does not exist, or its manifest is damaged (``DamageError``).
+      StorageError: the system has too few resources to read it.
     """
     return _read_step(folder, step, lambda path: read_manifest(path).arrays)
 
 
 def _read_step(folder: pathlib.Path, step: int, read: Callable[[pathlib.Path], Any]) -> Any:
-    """What a function reads of a step; of a damaged one the error says what a run can go on from."""
+    """Calls ``read`` for a step; if it is damaged, the error says from where a run can resume."""
     path = folder.absolute() / str(step)
     if step not in checkpoint_steps(folder):
-        raise InputError(f'{folder} has no step {step}; it has {checkpoint_steps(folder) or "none"}')
+        raise InputError(f'{folder} has no step {step}; steps: {checkpoint_steps(folder) or "none"}')
     try:
         return read(path)
     except DamageError as error:
         others = [other for other in checkpoint_steps(folder) if other != step]
         place = f'step {others[-1]}' if others else 'the start'
-        raise DamageError(path, error.why, f'move it away to go on from {place}') from error
+        raise DamageError(path, error.why, f'move it away to resume from {place}') from error
 
 
 def _read(path: pathlib.Path, like: Any, part: bool = False) -> Any:
@@ -227,29 +238,29 @@ def _read(path: pathlib.Path, like: Any, part: bool = False) -> Any:
     for name in sorted(stored.keys() | wanted.keys()):
         if stored.get(name) != wanted.get(name):
             raise InputError(
-                f'{path} is of another network or optimizer: {name} is {stored.get(name, "missing")} there,'
-                f' {wanted.get(name, "missing")} here'
+                f'{path} is of another network or optimizer: {name} is {stored.get(name, "missing")} in the file,'
+                f' {wanted.get(name, "missing")} now'
             )
     return read_arrays(path, manifest, like)
 
 
 def restore_newest(folder: pathlib.Path, like: Any, report: Callable[[str], None]) -> tuple[int, Any] | None:
-    """The newest step that is intact; damaged ones on the way there are reported and set aside.
+    """Restores the newest intact step; damaged newer ones are reported and moved away.
 
-    What is set aside is moved to ``folder/damaged/STEP`` (``STEP-2`` and so on where there is one); nothing is removed.
-    In a job of several processes one calls this, and the others read the step that it found.
+    Damaged steps are moved to ``folder/damaged/STEP`` (``STEP-2`` and so on if that exists), and never deleted. With
+    several processes, only one calls this, and the others read the step that it found.
 
     Args:
       folder: ``WORKDIR/checkpoints``.
       like: as in ``restore_checkpoint``.
-      report: takes a line for every damaged step.
+      report: called with one line for every damaged step.
 
     Returns:
-      Step and state, as ``restore_checkpoint`` gives it; None where no step is left.
+      The step and its state, as from ``restore_checkpoint``; None if there is no intact step.
 
     Raises:
       InputError: the newest intact step is of another network or optimizer.
-      StorageError: the folder cannot be listed, or the machine has no means left to read.
+      StorageError: the folder cannot be listed, or the system has too few resources to read the step.
     """
     found = restore_newest_of_all([folder], like, report)
     return None if found is None else (found[0], found[1][0])
@@ -258,31 +269,40 @@ def restore_newest(folder: pathlib.Path, like: Any, report: Callable[[str], None
 def restore_newest_of_all(
     folders: Sequence[pathlib.Path], like: Any, report: Callable[[str], None]
 ) -> tuple[int, list[Any]] | None:
-    """The newest step that is intact in every folder, for runs saved together; else as ``restore_newest``.
+    """Restores the newest step that is intact in every folder, for runs that are saved together.
 
-    Steps that only some folders have stay where they are.
+    Steps that only some folders have are not touched. Otherwise as ``restore_newest``.
+
+    Args:
+      folders: ``WORKDIR/checkpoints`` of each run.
+      like: as in ``restore_checkpoint``.
+      report: as in ``restore_newest``.
 
     Returns:
-      The step, and the state of each folder; None where there is no such step.
+      The step and the state of each run; None if there is no such step.
+
+    Raises:
+      InputError: as ``restore_newest``.
+      StorageError: as ``restore_newest``.
     """
-    common = set.intersection(*(set(_names(folder)) for folder in folders))
+    common = set.intersection(*(set(_numbered_entries(folder)) for folder in folders))
     for step in sorted(common, reverse=True):
         states = []
         for folder in folders:
             try:
                 states.append(_read(folder.absolute() / str(step), like))
             except DamageError as error:
-                report(_set_aside(error))
+                report(_move_to_damaged(error))
         if len(states) == len(folders):
             return step, states
     return None
 
 
-def _set_aside(error: DamageError) -> str:
-    """Moves a damaged step away and gives the line that says so."""
+def _move_to_damaged(error: DamageError) -> str:
+    """Moves a damaged step away; returns a line that reports it."""
     what, place = f'checkpoint {error.path} is damaged ({error.why})', error.path.parent / DAMAGED
     target, number = place / error.path.name, 1
-    while os.path.lexists(target):  # an empty folder of this name would be replaced
+    while os.path.lexists(target):  # rename would replace an empty folder of this name
         number += 1
         target = place / f'{error.path.name}-{number}'
     try:
@@ -291,15 +311,20 @@ def _set_aside(error: DamageError) -> str:
         sync(place)
         sync(place.parent)
     except OSError as failure:
-        return f'{what}; it is passed over, for it cannot be moved to {place}: {reason(failure)}'
-    return f'{what}; it is now {target}'
+        return f'{what}; ignored, but could not be moved to {place}: {reason(failure)}'
+    return f'{what}; moved to {target}'
 
 
 def remove_partial_checkpoints(folder: pathlib.Path) -> None:
-    """Removes what a killed process left half-written.
+    """Removes partial checkpoints that a killed process left.
+
+    A step that was about to be replaced by a new one of the same name is restored.
+
+    Args:
+      folder: ``WORKDIR/checkpoints``.
 
     Raises:
-      StorageError: a step that made room for another one of its name, which did not come, cannot be moved back.
+      StorageError: such a step could not be restored.
     """
     for path in folder.glob(f'*.removed{PARTIAL}'):
         step = path.with_name(path.name.removesuffix(f'.removed{PARTIAL}'))

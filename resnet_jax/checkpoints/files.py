@@ -1,16 +1,15 @@
-"""The folder of one checkpoint: its arrays as Orbax writes them, and the manifest that they are checked against.
+"""The folder of one checkpoint: its arrays, written by Orbax, and a manifest with their checksums.
 
-``state/`` is Orbax's. ``manifest.json`` holds ``step``, ``score``, ``arrays`` (``path: dtype[shape]``), ``checksums``
-(``path: CRC-32`` of the array's bytes in C order), ``files`` (``name: [bytes, CRC-32]``) and ``crc32``, that of the
-manifest itself without this field.
+``state/`` is written by Orbax. ``manifest.json`` holds ``step``, ``score``, ``arrays`` (``path: dtype[shape]``),
+``checksums`` (``path: CRC-32`` of the array's bytes in C order), ``files`` (``name: [bytes, CRC-32]``) and ``crc32``,
+the checksum of the manifest without this field.
 
-Nothing here waits for other processes: in a job of several, the one that calls writes, and each that calls reads.
-Orbax can instead have every process write the shards it holds. That is not used, for three reasons. It ends with
-barriers, so that a job hangs where one of its processes was killed, while here a writer needs nobody. It commits by
-markers of its own beside our renaming, which is what keeps several runs at a common step. And nothing is gained where
-parameters are whole on every device: the process that writes has one copy of everything in its memory. Orbax
-compares no contents either, therefore the checksums; what it gives us is a format of arrays, bfloat16 among them, that
-other programs read.
+Nothing here waits for other processes: with several, the one that calls writes, and each that calls reads. Orbax can
+instead let every process write its own shards. This is not used, for three reasons. It ends with barriers, so a job
+hangs if one of its processes is killed. It commits checkpoints by markers of its own, while here a rename commits them,
+which keeps several runs at a common step. And it has no benefit if parameters are replicated on every device: the
+process that writes has all of them in memory anyway. Orbax does not verify contents, hence the checksums. What it
+provides is a format for arrays, including bfloat16, that other programs can read.
 """
 
 import dataclasses
@@ -32,17 +31,17 @@ from resnet_jax.errors import InputError, StorageError
 
 MANIFEST = 'manifest.json'
 _STATE = 'state'
-# Of the machine, not of the file: another attempt may go well.
+# Errors of the system, not of the file: another attempt may succeed.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class DamageError(InputError):
-    """A checkpoint that is not as it was written.
+    """A checkpoint that was changed or damaged after it was written.
 
     Args:
-      path: of the folder.
-      why: what is wrong with it, in one line.
-      advice: what to do.
+      path: the checkpoint's folder.
+      why: the damage, in one line.
+      advice: what the user can do.
     """
 
     def __init__(self, path: pathlib.Path, why: str, advice: str = 'move it away'):
@@ -52,13 +51,13 @@ class DamageError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself.
+    """The content of a checkpoint's ``manifest.json``.
 
     Attributes:
-      score: the primary metric of the test set, or None.
-      arrays: ``path: dtype[shape]``.
-      checksums: ``path: CRC-32`` of the array's bytes.
-      files: ``name: [bytes, CRC-32]``, the names relative to the folder.
+      score: the primary metric on the test set, or None.
+      arrays: ``path: dtype[shape]`` of each array.
+      checksums: ``path: CRC-32`` of each array's bytes.
+      files: ``name: [bytes, CRC-32]`` of each file, with names relative to the folder.
     """
 
     score: float | None
@@ -68,36 +67,36 @@ class Manifest:
 
 
 def describe_arrays(tree: Any) -> dict[str, str]:
-    """``path: dtype[shape]`` of every array of a tree."""
-    return {name: _describe(leaf) for name, leaf in _named(tree)}
+    """Describes every array of a pytree as ``path: dtype[shape]``."""
+    return {name: _describe(leaf) for name, leaf in _arrays_by_path(tree)}
 
 
 def _describe(array: Any) -> str:
     return f'{array.dtype}{list(array.shape)}'
 
 
-def _named(tree: Any) -> list[tuple[str, Any]]:
+def _arrays_by_path(tree: Any) -> list[tuple[str, Any]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf) for path, leaf in leaves]
 
 
 def _checksums(tree: Any) -> dict[str, int]:
-    # As bytes, since bfloat16 has no buffer that zlib takes.
-    return {name: zlib.crc32(np.ravel(array).view(np.uint8).data) for name, array in _named(tree)}
+    # As bytes, since zlib does not accept buffers of bfloat16.
+    return {name: zlib.crc32(np.ravel(array).view(np.uint8).data) for name, array in _arrays_by_path(tree)}
 
 
 def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None) -> None:
-    """Writes the arrays and the manifest into a new folder; all of it is on the disk when this returns.
+    """Writes the arrays and the manifest to a new folder; all of it is on disk when this returns.
 
     Args:
-      folder: to be made, absolute.
-      step: steps taken.
-      state: tree of NumPy arrays, none of them empty.
-      score: or None.
+      folder: absolute path of the new folder.
+      step: number of steps taken.
+      state: pytree of non-empty NumPy arrays.
+      score: the primary metric on the test set, or None.
 
     Raises:
-      OSError: the folder cannot be made or written.
-      Exception: what Orbax raises where it cannot write; a part of the folder may be there.
+      OSError: the folder cannot be created or written.
+      Exception: Orbax cannot write; a part of the folder may exist.
     """
     folder.mkdir(parents=True)
     with _orbax() as orbax:
@@ -115,26 +114,29 @@ def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None)
     sync_tree(folder)
 
 
-def _is_ours(record: logging.LogRecord) -> bool:
+def _is_wanted_record(record: logging.LogRecord) -> bool:
     return '_SignalingThread' not in record.getMessage()
 
 
 def _orbax() -> ocp.Checkpointer:
-    # The threads of Orbax log their errors with pages of traceback; each of them is raised here as well.
-    logging.getLogger('absl').addFilter(_is_ours)
+    # Threads of Orbax log long tracebacks of errors that are also raised here.
+    logging.getLogger('absl').addFilter(_is_wanted_record)
     here = jax.process_index()
-    # With itself alone as its peers and its first, no process waits for another one.
+    # As the only active process, which is also the primary one, no process waits for others.
     options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def read_manifest(path: pathlib.Path) -> Manifest:
-    """The manifest of a checkpoint.
+    """Reads the manifest of a checkpoint.
+
+    Args:
+      path: the checkpoint's folder.
 
     Raises:
-      DamageError: there is none, or it is not as it was written.
-      StorageError: the machine has no means left to read it.
+      DamageError: the manifest is missing or damaged.
+      StorageError: the system has too few resources to read it.
     """
     try:
         _check_kind(path, folder=True)
@@ -143,28 +145,32 @@ def read_manifest(path: pathlib.Path) -> Manifest:
         crc32 = content['crc32']
         del content['crc32']
         if crc32 != _manifest_crc32(content):
-            raise ValueError('it is not as it was written')
+            raise ValueError('checksum mismatch')
         score = content['score']
         manifest = Manifest(score, content['arrays'], content['checksums'], content['files'])
         score_fits = score is None or (isinstance(score, int | float) and not isinstance(score, bool))
         parts = (manifest.arrays, manifest.checksums, manifest.files)
         if not score_fits or not all(isinstance(part, dict) for part in parts) or not manifest.files:
-            raise TypeError('a field has the wrong type')
+            raise TypeError('wrong type of a field')
     except OSError as error:
         raise _unreadable(path, error) from error
     except KeyError as error:
-        raise DamageError(path, f'{MANIFEST}: it has no field {reason(error)}') from error
+        raise DamageError(path, f'{MANIFEST}: missing field {reason(error)}') from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DamageError(path, f'{MANIFEST}: {reason(error)}') from error
     return manifest
 
 
 def check_files(path: pathlib.Path, manifest: Manifest) -> None:
-    """Compares every file with the manifest; files that it does not name do not matter.
+    """Compares every file with the manifest; files that are not in the manifest are ignored.
+
+    Args:
+      path: the checkpoint's folder.
+      manifest: its manifest.
 
     Raises:
-      DamageError: one is missing, unreadable or another one.
-      StorageError: the machine has no means left to read it.
+      DamageError: a file is missing, unreadable or changed.
+      StorageError: the system has too few resources to read it.
     """
     for name, expected in manifest.files.items():
         try:
@@ -175,24 +181,24 @@ def check_files(path: pathlib.Path, manifest: Manifest) -> None:
         except ValueError as error:  # a zero byte in the name
             raise DamageError(path, f'{MANIFEST}: {reason(error)}') from error
         if not same:
-            raise DamageError(path, f'{name} is not as it was written')
+            raise DamageError(path, f'{name}: size or checksum mismatch')
 
 
 def read_arrays(path: pathlib.Path, manifest: Manifest, like: Any) -> Any:
-    """Arrays of a checkpoint whose files are as they should be; only those in ``like`` are read.
+    """Reads arrays of a checkpoint whose files have been checked; only those in ``like`` are read.
 
     Args:
-      path: of the folder, absolute.
+      path: absolute path of the checkpoint's folder.
       manifest: its manifest.
-      like: a tree of the structure, shapes and dtypes of the manifest, or a part of it.
+      like: pytree with the structure, shapes and dtypes of the manifest, or a part of it.
 
     Returns:
-      The tree, of NumPy arrays; of ``jax.Array`` where a leaf of ``like`` has a sharding.
+      The pytree, with NumPy arrays, or with ``jax.Array`` where a leaf of ``like`` has a sharding.
 
     Raises:
-      DamageError: an array is not the one that was written.
-      InputError: the Orbax that is installed cannot read it.
-      StorageError: the machine has no means left to read it.
+      DamageError: the checksum of an array does not match.
+      InputError: the installed version of Orbax cannot read the checkpoint.
+      StorageError: the system has too few resources to read it.
     """
     item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
@@ -202,25 +208,25 @@ def read_arrays(path: pathlib.Path, manifest: Manifest, like: Any) -> Any:
             tree = orbax.restore(path / _STATE, args=args)
     except OSError as error:
         raise _unreadable(path, error, _STATE) from error
-    except Exception as error:  # of any class; the files are right, so it is not damage, which would be set aside
+    except Exception as error:  # of any type; the files are intact, so this is no damage
         raise InputError(f'{path} cannot be read by Orbax {ocp.__version__}: {reason(error)}') from error
     found, checksums = describe_arrays(tree), _checksums(tree)
     for name in describe_arrays(like):
         if found.get(name) != manifest.arrays[name] or checksums[name] != manifest.checksums.get(name):
-            raise DamageError(path, f'the array {name} is not as it was written')
-    return jax.tree.map(_place, tree, like)
+            raise DamageError(path, f'array {name}: checksum mismatch')
+    return jax.tree.map(_with_sharding_of, tree, like)
 
 
-def _place(array: np.ndarray, like: Any) -> Any:
+def _with_sharding_of(array: np.ndarray, like: Any) -> Any:
     sharding = getattr(like, 'sharding', None)
     if sharding is None:
         return array
-    # Unlike device_put, this does not ask other processes whether they have the same.
+    # Unlike device_put, this does not compare the values with other processes.
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _check_kind(path: pathlib.Path, folder: bool = False) -> None:
-    """Raises what is wrong with a name; opening a pipe in the place of a file would wait forever."""
+    """Raises OSError unless a path is a file, or a folder: opening a named pipe would block forever."""
     mode = os.stat(path).st_mode
     if folder != stat.S_ISDIR(mode) or not (folder or stat.S_ISREG(mode)):
         raise OSError(errno.EINVAL, f'not a {"folder" if folder else "file"}', str(path))
@@ -228,12 +234,12 @@ def _check_kind(path: pathlib.Path, folder: bool = False) -> None:
 
 def _unreadable(path: pathlib.Path, error: OSError, name: str = '') -> Exception:
     named = pathlib.Path(error.filename) if isinstance(error.filename, str | os.PathLike) else path / name
-    # The folder itself needs no name beside its path.
+    # The message has the path of the folder already.
     what = named.relative_to(path).as_posix() + ' ' if named != path and named.is_relative_to(path) else ''
     if error.errno in _EXHAUSTED:
         return StorageError(f'cannot read {named}: {reason(error)}')
     if error.errno == errno.ENOENT:
-        return DamageError(path, f'{what}is missing' if what else 'it is a broken link')
+        return DamageError(path, f'{what}is missing' if what else 'broken link')
     return DamageError(path, f'{what}cannot be read: {reason(error)}')
 
 

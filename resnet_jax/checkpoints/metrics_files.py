@@ -1,4 +1,4 @@
-"""The files that a run writes line by line: ``metrics.jsonl``, and TensorBoard's events."""
+"""Files that a run appends to: ``metrics.jsonl`` and TensorBoard event files."""
 
 import contextlib
 import json
@@ -17,15 +17,18 @@ from resnet_jax.errors import StorageError
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a line.
+    """``metrics.jsonl``: one JSON object per line.
 
     Args:
-      path: of the file.
-      last_step: lines of later steps, which a killed process left behind, are dropped.
-      writes: False only reads it, and keeps what follows in memory alone.
+      path: path of the file.
+      last_step: lines of later steps, which a killed process may have left, are dropped.
+      writes: whether to write the file; if False, it is read, and new records are kept in memory only.
+
+    Attributes:
+      records: all records, in order.
 
     Raises:
-      StorageError: it cannot be read or written; it is as it was.
+      StorageError: the file cannot be read or written; it is unchanged.
     """
 
     records: list[dict[str, Any]]
@@ -34,23 +37,23 @@ class MetricsFile:
     def __init__(self, path: pathlib.Path, last_step: int, writes: bool = True):
         self._path, self._file, self.records = path, None, []
         try:
-            # Of bytes, since a machine that lost its power may leave some that are no text.
+            # As bytes, since a power failure may leave invalid UTF-8.
             lines = path.read_bytes().split(b'\n') if path.exists() else []
             parsed = [record for record in map(_parse, lines) if record is not None]
             self.records = [record for record in parsed if record['step'] <= last_step]
             if not writes:
                 return
             write_file(path, b''.join(map(_line, self.records)))
-            # Without a buffer, which would try again, and fail again, when the file is closed.
-            self._file = path.open('ab', buffering=0)  # until close()
+            # Unbuffered: a buffer would fail again when the file is closed.
+            self._file = path.open('ab', buffering=0)  # closed by close()
         except OSError as error:
             raise StorageError(f'cannot open {path}: {reason(error)}') from error
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a record; a process that is killed after this returns has written it.
+        """Appends a record, which is kept even if the process is killed after this returns.
 
         Raises:
-          StorageError: the disk is full or broken; the lines before this one are whole, and nothing follows them.
+          StorageError: the record cannot be written; earlier lines are intact, and nothing follows them.
         """
         if self._file is None:
             self.records.append(record)
@@ -58,12 +61,12 @@ class MetricsFile:
         line = memoryview(_line(record))
         size = os.fstat(self._file.fileno()).st_size
         try:
-            while line:  # a disk that is almost full takes a part
+            while line:  # an almost full disk accepts only a part
                 line = line[self._file.write(line) :]
         except OSError as error:
-            with contextlib.suppress(OSError):  # else the next start drops what is there of the line
+            with contextlib.suppress(OSError):  # otherwise the next start drops the partial line
                 self._file.truncate(size)
-            message = f'cannot write {self._path}: {reason(error)}; it ends with step {self._last_step()}'
+            message = f'cannot write {self._path}: {reason(error)}; last step in the file: {self._last_step()}'
             raise StorageError(message) from error
         self.records.append(record)
 
@@ -71,7 +74,7 @@ class MetricsFile:
         return self.records[-1]['step'] if self.records else 0
 
     def sync(self) -> None:
-        """Has the lines on the disk, so that a machine that loses its power keeps them.
+        """Flushes the file to disk, so that it survives a power failure.
 
         Raises:
           StorageError: the disk is full or broken.
@@ -83,17 +86,17 @@ class MetricsFile:
             raise StorageError(f'cannot write {self._path}: {reason(error)}') from error
 
     def close(self) -> None:
-        """Closes the file; ``records`` stays."""
+        """Closes the file; ``records`` remains available."""
         if self._file is not None:
             self._file.close()
 
 
 class EventFile:
-    """Scalars for TensorBoard, written as they come: a writer with a thread of its own would wait for a full disk.
+    """A TensorBoard event file of scalars. It is written synchronously: a background thread would hang on a full disk.
 
     Args:
-      folder: gets a new file.
-      last_step: TensorBoard forgets what earlier files say of later steps.
+      folder: folder of the new file.
+      last_step: TensorBoard discards later steps of earlier files.
 
     Raises:
       StorageError: the file cannot be written.
@@ -121,13 +124,17 @@ class EventFile:
             self._file.flush()
 
     def write(self, scalars: dict[str, float], step: int) -> None:
-        """Writes scalars of a step under their names."""
+        """Writes the scalars of a step by name.
+
+        Raises:
+          StorageError: the file cannot be written.
+        """
         values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=values)))
 
     def close(self) -> None:
         """Closes the file."""
-        with contextlib.suppress(OSError):  # what it held back could not be written before, either
+        with contextlib.suppress(OSError):  # buffered events could not be written before, either
             self._file.close()
 
 
@@ -136,7 +143,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """A record, or None for a line that a killed process left unfinished."""
+    """The record in a line, or None if the line is incomplete."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Files that are on the disk, whole, when a function returns; a full disk is a ``StorageError`` of one line."""
+"""Atomic and durable writing of files; a full disk raises a one-line ``StorageError``."""
 
 import errno
 import json
@@ -17,15 +17,15 @@ _IS_WINDOWS = sys.platform == 'win32'
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line of at most 200 characters."""
+    """The message of an error, on one line of at most 200 characters."""
     text = (error.strerror if isinstance(error, OSError) else None) or ' '.join(str(error).split())
-    if code := re.search(r"os_error_code='(\d+)'", text):  # as TensorStore says it, at the end of long paths
+    if code := re.search(r"os_error_code='(\d+)'", text):  # the format of TensorStore, after long paths
         text = os.strerror(int(code[1]))
     return text[:200] or type(error).__name__
 
 
 def sync(path: pathlib.Path) -> None:
-    """Has the system write a file, or the names in a folder, to the disk.
+    """Flushes a file, or the entries of a folder, to disk.
 
     Raises:
       OSError: the disk is full or broken.
@@ -36,7 +36,7 @@ def sync(path: pathlib.Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems of networks cannot do this to a folder, and do not need to.
+        # Some network file systems cannot sync folders, and do not need to.
         if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
             raise
     finally:
@@ -44,7 +44,7 @@ def sync(path: pathlib.Path) -> None:
 
 
 def sync_tree(folder: pathlib.Path) -> None:
-    """``sync`` for everything in a folder, the inner before the outer, and for the folder."""
+    """Flushes everything in a folder and the folder itself to disk, bottom up."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(pathlib.Path(parent, name))
@@ -52,7 +52,7 @@ def sync_tree(folder: pathlib.Path) -> None:
 
 
 def discard(path: pathlib.Path) -> None:
-    """Removes a file, a link or a folder as far as that is possible."""
+    """Removes a file, link or folder; errors are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -63,10 +63,10 @@ def discard(path: pathlib.Path) -> None:
 
 
 def write_file(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all; what was there before stays until then.
+    """Writes a file atomically; it is on disk when this returns.
 
     Raises:
-      StorageError: it cannot be written.
+      StorageError: the file cannot be written; a previous version is unchanged.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -82,34 +82,34 @@ def write_file(path: pathlib.Path, content: bytes) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a file whole or not at all, on the disk when this returns.
+    """Writes a JSON file atomically; it is on disk when this returns.
 
     Raises:
-      StorageError: the disk is full or broken; what was there is as it was.
+      StorageError: the file cannot be written; a previous version is unchanged.
     """
     write_file(path, (json.dumps(value, indent=1, allow_nan=False) + '\n').encode())
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The content of a file that this project wrote.
+    """Reads a JSON object.
 
     Raises:
-      InputError: no such file, or not a JSON object.
+      InputError: the file cannot be read, or is not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise InputError(f'cannot read {path}: {error}') from error
     if not isinstance(value, dict):
-        raise InputError(f'cannot read {path}: not a JSON object')
+        raise InputError(f'cannot read {path}: expected a JSON object')
     return value
 
 
 def make_folder(path: pathlib.Path) -> None:
-    """Makes a folder that can be written to, with its parents.
+    """Creates a folder with its parents, and checks that it is writable.
 
     Raises:
-      InputError: that is not possible.
+      InputError: the folder cannot be created or is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

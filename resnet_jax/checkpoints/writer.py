@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on."""
+"""Asynchronous writing of checkpoints."""
 
 import pathlib
 import threading
@@ -13,17 +13,17 @@ from resnet_jax.checkpoints import checkpoint
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread of its own, one at a time, as ``checkpoint.save_checkpoints`` does.
+    """Writes checkpoints in a background thread, one at a time, by ``checkpoint.save_checkpoints``.
 
-    An error of the thread is raised by the next call of ``save``, ``check`` or ``close``, once. The steps that were
-    there before are removed only when the new one is on the disk, so a process killed at any moment leaves the last
-    step that was written whole. In a job of several processes only one has a writer; it does not wait for the others.
+    An error in the thread is raised once, by the next call of ``save``, ``check`` or ``close``. Older steps are removed
+    only when the new one is on disk, so a process that is killed always leaves an intact step. With several processes,
+    only one has a writer, which does not wait for the others.
 
-    A ``with`` statement ends with ``close``; when it is left by another exception, an error of the writer becomes a
-    note of that one.
+    As a context manager, it calls ``close`` on exit; if another exception is propagating, an error of the writer is
+    added to that exception as a note.
 
     Args:
-      keep: how many of the last steps are kept beside the best one, as ``checkpoint.save_checkpoints`` has it.
+      keep: number of the last steps to keep, as in ``checkpoint.save_checkpoints``.
     """
 
     def __init__(self, keep: int = 1) -> None:
@@ -32,20 +32,20 @@ class CheckpointWriter:
         self._error: BaseException | None = None
 
     def save(self, step: int, entries: Sequence[checkpoint.Entry]) -> None:
-        """Starts to write the checkpoints of one step; waits first until the one before is written.
+        """Waits for the previous checkpoint, and starts writing the next one.
 
         Args:
-          step: steps taken.
-          entries: ``(folder, state, score)`` of each run, as ``checkpoint.save_checkpoints`` takes them; ``state`` is a
-            tree of NumPy arrays, which are copied before this returns, so their memory may be used again.
+          step: number of steps taken.
+          entries: ``(folder, state, score)`` of each run, as in ``checkpoint.save_checkpoints``; ``state`` is a pytree
+            of NumPy arrays, which are copied before this returns.
 
         Raises:
-          StorageError: the checkpoint before this one could not be written; then this one is not, either.
+          StorageError: the previous checkpoint could not be written; the new one is not written, either.
         """
         self.close()
-        # What device_get gives may be the memory of the device itself, which the next training step overwrites.
+        # device_get may return the device's own memory, which the next training step overwrites.
         copies = [(folder, jax.tree.map(lambda leaf: np.array(leaf), state), score) for folder, state, score in entries]
-        # No daemon: an interpreter that ends waits for the file.
+        # Not a daemon, so that the interpreter waits for the file before it exits.
         self._thread = threading.Thread(target=self._write, args=(step, copies), name=f'checkpoint {step}')
         self._thread.start()
 
@@ -56,10 +56,10 @@ class CheckpointWriter:
             self._error = error
 
     def check(self) -> None:
-        """Raises the error of a checkpoint that could not be written, without waiting for one that still is.
+        """Raises the error of a finished checkpoint, without waiting for one that is being written.
 
         Raises:
-          StorageError: the disk is full or broken.
+          StorageError: the checkpoint could not be written.
         """
         if self._thread is None or not self._thread.is_alive():
             self.close()
@@ -68,7 +68,7 @@ class CheckpointWriter:
         """Waits until everything is written. The writer can be used again.
 
         Raises:
-          StorageError: the disk is full or broken.
+          StorageError: the checkpoint could not be written.
         """
         if self._thread is not None:
             self._thread.join()

@@ -1,1 +1,1 @@
-"""Datasets, and the batches that are drawn from them."""
+"""Datasets, preprocessing, augmentation and batches."""

@@ -1,4 +1,4 @@
-"""Datasets in two NumPy files: ``arrays:DIR``."""
+"""Datasets stored as two NumPy files: ``arrays:DIR``."""
 
 import pathlib
 
@@ -10,10 +10,10 @@ from resnet_jax.tasks.base import Task
 
 
 def load_arrays(name: str, task: Task, image_size: int | None) -> Dataset:
-    """As ``datasets.load_dataset``."""
+    """Loads ``arrays:DIR``; arguments, result and errors as in ``datasets.load_dataset``."""
     folder = pathlib.Path(name.removeprefix('arrays:')).expanduser()
     if name == 'arrays:' or not folder.is_dir():
-        raise InputError(f'{name!r}: there is no such folder; expected one with train.npz and test.npz')
+        raise InputError(f'{name!r}: folder not found; expected a folder with train.npz and test.npz')
     paths = folder / 'train.npz', folder / 'test.npz'
     train, test = map(_read_npz, paths)
     if image_size is not None:
@@ -25,23 +25,23 @@ def load_arrays(name: str, task: Task, image_size: int | None) -> Dataset:
 
 
 def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 ``[N, H, W, C]`` and labels ``[N, …]``."""
+    """Reads images uint8 ``[N, H, W, C]`` and labels ``[N, …]``."""
     if not path.exists():
-        raise InputError(f'{path}: there is no such file; expected an .npz file with images and labels')
+        raise InputError(f'{path}: file not found; expected an .npz file with images and labels')
     keys: list[str] = []
     try:
         with path.open('rb') as file, np.load(file, allow_pickle=False) as archive:
             keys += archive.files
             images, labels = archive['images'], archive['labels']
     except KeyError as error:
-        raise InputError(f'{path}: expected the arrays images and labels, found {", ".join(keys) or None}') from error
-    except Exception as error:  # of many kinds, depending on where the file is damaged
-        raise InputError(f'{path}: not a complete .npz file of plain arrays ({reason(error)})') from error
+        raise InputError(f'{path}: expected the arrays images and labels, found {", ".join(keys) or "none"}') from error
+    except Exception as error:  # the type depends on where the file is damaged
+        raise InputError(f'{path}: not a valid .npz file of plain arrays ({reason(error)})') from error
     if images.ndim == 3:
         images = images[..., None]
     check_images(str(path), images)
     if labels.shape[:1] != images.shape[:1]:
-        raise InputError(f'{path}: expected a label for each of {len(images)} images, found labels of {labels.shape}')
+        raise InputError(f'{path}: expected {len(images)} labels, one per image, found shape {labels.shape}')
     return images, labels
 
 
@@ -49,7 +49,7 @@ def _read_class_names(path: pathlib.Path) -> tuple[str, ...]:
     try:
         names = tuple(line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f'{path}: expected text in UTF-8 ({reason(error)})') from error
+        raise InputError(f'{path}: expected UTF-8 text ({reason(error)})') from error
     if not names:
-        raise InputError(f'{path}: expected one class name a line, found none')
+        raise InputError(f'{path}: expected one class name per line, found none')
     return names

@@ -1,4 +1,4 @@
-"""Augmentation and normalization on the device: pure functions of keys and a batch of images."""
+"""Augmentation and normalization on the device: pure functions of random keys and a batch of images."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,111 +13,123 @@ from resnet_jax.data.policies import POLICIES, Drawn, PolicyFunction, apply_oper
 from resnet_jax.errors import InputError
 from resnet_jax.settings import Settings, group, setting
 
-# Purposes of random numbers: each operation draws from a key of its own, folded from the image's, so that switching one
-# on does not change what the others draw.
+# Purposes of random numbers: each operation has its own key, folded from the image's key, so that switching one on does
+# not change the random numbers of the others.
 _CROP, _FLIP, _POLICY, _JITTER, _LIGHTING, _ERASING, _CUTOUT, _FUNCTION, _VIEW = range(9)
 
 CROP_FILLS = ('black', 'mean', 'reflect')
 POLICY_INTERPOLATIONS = ('nearest', 'bilinear')
 
-# ``(key, image) -> image``: a typed random key, float32 ``[H, W, C]`` from 0 to 255, and float of as many channels.
+# ``(key, image) -> image`` of a typed random key and float32 ``[H, W, C]`` from 0 to 255, with as many channels.
 ImageFunction = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class ResizedCrop(Settings):
-    """A random part of the image that is resized, as torchvision's ``RandomResizedCrop``."""
+    """A random crop that is resized, as in torchvision's ``RandomResizedCrop``.
+
+    Attributes:
+      crop_area: smallest and largest fraction of the image's area.
+      crop_ratio: smallest and largest ratio of width to height.
+    """
 
     crop_area: tuple[float, float] = setting(
-        help='Smallest and largest share of the area of an image in a random crop that is resized: 0.08,1.'
+        help='Smallest and largest area of a random resized crop, as fractions of the image: 0.08,1.'
     )
     crop_ratio: tuple[float, float] = setting(
-        CROP_RATIO, 'Smallest and largest ratio of width to height of such a crop.'
+        CROP_RATIO, 'Smallest and largest ratio of width to height of a random resized crop.'
     )
 
     def check_together(self) -> None:
         """As in Settings."""
         area, ratio = self.crop_area, self.crop_ratio
         if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-            raise InputError(f'crop_area={area} must be two shares, 0 < smallest <= largest <= 1')
+            raise InputError(f'crop_area={area} must be two fractions, 0 < smallest <= largest <= 1')
         if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
             raise InputError(f'crop_ratio={ratio} must be two numbers, 0 < smallest <= largest')
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy(Settings):
-    """Operations that are drawn for each image.
+    """A policy: operations that are drawn at random for each image.
 
-    A policy of one's own is a function of a key, height and width that draws operations as those of ``POLICIES`` do.
+    Attributes:
+      policy: a key of ``POLICIES``; or a function of a random key, height and width that returns operations and
+        magnitudes, as those of ``POLICIES`` do.
+      policy_interpolation: interpolation of the policy's shears, translations and rotations.
     """
 
     policy: str | PolicyFunction = setting(
-        help='Operations drawn for each image.', choices=tuple(POLICIES), by_value=True, off='none'
+        help='Policy: operations drawn at random for each image.', choices=tuple(POLICIES), by_value=True, off='none'
     )
     policy_interpolation: str = setting(
         'nearest',
-        'How shears, translations and rotations of the policy read pixels.',
+        "Interpolation of the policy's shears, translations and rotations.",
         choices=POLICY_INTERPOLATIONS,
     )
 
     def draw(self, key: jax.Array, height: int, width: int) -> Drawn:
-        """Operations and magnitudes for an image."""
+        """Draws the operations and magnitudes for an image.
+
+        Args:
+          key: random key of the image.
+          height: of the image, in pixels.
+          width: of the image, in pixels.
+        """
         function = POLICIES[self.policy] if isinstance(self.policy, str) else self.policy
         return function(key, height, width)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation(Settings):
-    """What is done to training images, in the order of its fields; by default nothing.
+    """The augmentation of training images, applied in the order of the fields; by default none.
 
-    ``function``, of one's own, is ``(key, image) -> image``, pure, and applied to each example: it takes a typed random
-    key and float32 ``[H, W, C]`` from 0 to 255, and gives float of as many channels in the same range.
+    ``function`` is a user-supplied pure function ``(key, image) -> image``, applied to each image: it takes a typed
+    random key and float32 ``[H, W, C]`` from 0 to 255, and returns floats in the same range with as many channels.
     """
 
-    augmentation_repeats: int = setting(
-        1, 'Times that an image is in its batch, each augmented on its own.', at_least=1
-    )
-    views: int = setting(1, 'Images that are made of each, for losses that compare them.', at_least=1)
+    augmentation_repeats: int = setting(1, 'Independently augmented copies of each image in a batch.', at_least=1)
+    views: int = setting(1, 'Independently augmented views of each image, for losses that compare them.', at_least=1)
     resized_crop: ResizedCrop | None = group(ResizedCrop, None)
     crop_size: int | None = setting(
         None,
-        'Side of the square that training images are cropped to, at random; with crop_area the crop is resized to it.',
-        none='the size of the images',
+        'Side of the random square crop of training images; with crop_area, the crop is resized to this side.',
+        none='the image size',
         unit='pixels',
         at_least=1,
         off='0',
     )
     crop_padding: int = setting(
-        0, 'Padding of the images for a random crop that is not resized.', unit='pixels', at_least=0
+        0, 'Padding on each side before a random crop without resizing.', unit='pixels', at_least=0
     )
     crop_fill: str = setting(
         'black',
-        'What is padded: black, the mean colour, or reflect. A policy fills with the mean colour, too, where this does,'
-        ' else with black.',
+        'Padding: black, the mean color, or a reflection. A policy fills with the mean color if this does, otherwise'
+        ' with black.',
         choices=CROP_FILLS,
     )
-    horizontal_flip: bool = setting(False, 'Mirror half of the images.')
+    horizontal_flip: bool = setting(False, 'Mirror each image with probability 0.5.')
     policy: Policy | None = group(Policy, None)
     color_jitter: tuple[float, ...] = setting(
         (),
-        'Ranges of brightness, contrast, saturation and maybe hue: 0.4,0.4,0.4,0.1; images of one channel have the'
-        ' first two.',
+        'Ranges of brightness, contrast, saturation and optionally hue: 0.4,0.4,0.4,0.1; the first two also apply to'
+        ' images with one channel.',
     )
-    function: ImageFunction | None = setting(None, "A function of one's own, for each image.", by_value=True)
+    function: ImageFunction | None = setting(None, 'User-supplied function of random key and image.', by_value=True)
     lighting: float = setting(
-        0.0, 'Standard deviation of noise along the principal colours of ImageNet: 0.1.', at_least=0
+        0.0, "Standard deviation of PCA lighting noise along ImageNet's principal color components: 0.1.", at_least=0
     )
     random_erasing: float = setting(
-        0.0, 'Probability with which a box of an image is set to the mean colour.', at_least=0, at_most=1
+        0.0, 'Probability of erasing a random box of an image, filled with the mean color.', at_least=0, at_most=1
     )
     cutout: int = setting(
-        0, 'Side of a square of each image that is set to the mean colour.', unit='pixels', at_least=0
+        0, 'Side of a random square of each image that is filled with the mean color.', unit='pixels', at_least=0
     )
-    mixup: float = setting(0.0, 'Alpha of mixup, one share for a batch; 0 for none.', at_least=0)
+    mixup: float = setting(0.0, 'Alpha of mixup, with one mixing coefficient per batch; 0 switches it off.', at_least=0)
     cutmix: float = setting(
         0.0,
-        'Alpha of CutMix; 0 for none. With both, each batch gets one of them, and training metrics count the first'
-        ' image.',
+        'Alpha of CutMix; 0 switches it off. If mixup is on, too, each batch gets one of the two at random. Training'
+        ' metrics use the targets of the first image.',
         at_least=0,
     )
 
@@ -125,25 +137,28 @@ class Augmentation(Settings):
         """As in Settings."""
         if self.resized_crop is not None and self.crop_padding:
             area = self.resized_crop.crop_area
-            raise InputError(f'crop_padding={self.crop_padding} does not go with crop_area={area}')
+            raise InputError(f'crop_padding={self.crop_padding} cannot be combined with crop_area={area}')
         if self.crop_fill != 'black' and not self.crop_padding and self.policy is None:
             raise InputError(f'crop_fill={self.crop_fill!r} has no effect without crop_padding or policy')
         if len(self.color_jitter) not in (0, 3, 4) or not all(range_ >= 0 for range_ in self.color_jitter):
-            raise InputError(f'color_jitter={self.color_jitter} must be three or four numbers from 0 on, or none')
+            raise InputError(f'color_jitter={self.color_jitter} must be three or four numbers of at least 0, or empty')
         if len(self.color_jitter) == 4 and self.color_jitter[3] > 0.5:
-            raise InputError(f'color_jitter={self.color_jitter}: the range of the hue must be at most 0.5')
+            raise InputError(f'color_jitter={self.color_jitter}: the hue range must be at most 0.5')
         if self.views > 1 and (self.mixup or self.cutmix):
-            raise InputError(f'views={self.views}: mixup and cutmix mix single images')
+            raise InputError(f'views={self.views} cannot be combined with mixup or cutmix')
 
     def result_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """Shape of images ``(H, W, C)`` after augmentation.
+        """Computes the shape ``(H, W, C)`` of images after augmentation.
+
+        Args:
+          image_shape: ``(H, W, C)`` before augmentation.
 
         Raises:
-          InputError: images for which this cannot be done.
+          InputError: the augmentation does not support such images.
         """
         height, width, channels = image_shape
         if self.lighting and channels != 3:
-            raise InputError(f'lighting={self.lighting} is for images of 3 channels, not {channels}: 0 leaves it out')
+            raise InputError(f'lighting={self.lighting} needs images with 3 channels, got {channels}')
         height, width = self._cropped_size(height, width)
         return (height, width, channels) if self.function is None else self._function_shape(height, width, channels)
 
@@ -154,13 +169,13 @@ class Augmentation(Settings):
         room = min(height, width) + 2 * self.crop_padding
         if self.resized_crop is None and self.crop_size > room:
             raise InputError(
-                f'crop_size={self.crop_size} must be at most {room}, the smaller side of the images with its padding;'
-                ' with crop_area, which resizes, it may be any'
+                f'crop_size={self.crop_size} must be at most {room}, the smaller side of the padded images; only with'
+                ' crop_area can it be larger'
             )
         return self.crop_size, self.crop_size
 
     def _function_shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
-        """Shape of what the user's function gives."""
+        """Shape of the result of the user-supplied function."""
         assert self.function is not None
         key = jax.eval_shape(jax.random.key, 0)
         found = jax.eval_shape(self.function, key, jax.ShapeDtypeStruct((height, width, channels), jnp.float32))
@@ -168,25 +183,34 @@ class Augmentation(Settings):
         dtype = getattr(found, 'dtype', type(found).__name__)
         if shape[2:] != (channels,) or not jnp.issubdtype(dtype, jnp.floating):
             name = getattr(self.function, '__qualname__', self.function)
-            raise InputError(f'function={name} must give a float image [H, W, {channels}], found {dtype} {list(shape)}')
+            raise InputError(f'function={name} must return floats [H, W, {channels}], got {dtype} {list(shape)}')
         return shape
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """uint8 ``[N, H, W, C]`` to float32 ``(image / 255 - mean) / std``, with one mean and std for each channel."""
+    """Normalizes images: ``(image / 255 - mean) / std``.
+
+    Args:
+      images: uint8 ``[N, H, W, C]``.
+      mean: one value per channel.
+      std: one value per channel.
+
+    Returns:
+      float32 ``[N, H, W, C]``.
+    """
     scale = 1 / (255 * jnp.asarray(std, jnp.float32))
     offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
     return images.astype(jnp.float32) * scale[None, None, None] - offset[None, None, None]
 
 
 def pad(images: jax.Array, padding: int, fill: jax.Array | int = 0, reflect: bool = False) -> jax.Array:
-    """Images with a border, from which a crop of the original size is a shift (He et al. 2015, section 4.2).
+    """Pads images, so that a crop of the original size is a translation (He et al. 2015, section 4.2).
 
     Args:
       images: ``[N, H, W, C]``, any dtype.
       padding: pixels added on each side.
-      fill: value of the border, one or ``[C]``.
-      reflect: fill with the image mirrored at its border pixels instead.
+      fill: value of the padding, a scalar or ``[C]``.
+      reflect: pad by reflection instead.
 
     Returns:
       ``[N, H + 2 padding, W + 2 padding, C]``.
@@ -200,13 +224,16 @@ def pad(images: jax.Array, padding: int, fill: jax.Array | int = 0, reflect: boo
 
 
 def example_keys(key: jax.Array, epoch: jax.Array | int, indices: jax.Array, copies: jax.Array) -> jax.Array:
-    """Keys that belong to an epoch, an example and its copy, wherever in which batch they are: ``[N]``.
+    """Derives a random key for each example, which depends on epoch, example and copy but not on the batch.
 
     Args:
-      key: of the run and the purpose.
-      epoch: number of the pass over the examples.
-      indices: int ``[N]``, numbers of the examples.
-      copies: int ``[N]``, which of the copies of ``batches.train_indices`` each is.
+      key: key of the run and the purpose.
+      epoch: number of the epoch.
+      indices: int ``[N]``, indices of the examples.
+      copies: int ``[N]``, copy numbers as in ``batches.copy_numbers``.
+
+    Returns:
+      Typed random keys ``[N]``.
     """
     epoch_key = jax.random.fold_in(key, epoch)
     return jax.vmap(lambda index, copy: jax.random.fold_in(jax.random.fold_in(epoch_key, index), copy))(indices, copies)
@@ -219,14 +246,17 @@ def augment(
     std: Sequence[float],
     augmentation: Augmentation = Augmentation(),
 ) -> jax.Array:
-    """Crop, flip, policy, colour jitter, the user's function, normalization, lighting, erasing, cutout: what is on.
+    """Augments and normalizes images.
+
+    The order is: crop, flip, policy, color jitter, the user-supplied function, normalization, lighting, random erasing,
+    cutout.
 
     Args:
-      keys: random keys ``[N]``, one for each image: what is drawn for it depends on nothing else.
+      keys: random keys ``[N]``; the random numbers of an image depend on its key only.
       images: uint8 ``[N, H, W, C]``.
       mean: as in ``normalize``.
       std: as in ``normalize``.
-      augmentation: what is done; repeats, views and mixing are not looked at.
+      augmentation: the operations; repeats, views, mixup and CutMix are ignored.
 
     Returns:
       float32 ``[N, H', W', C]``.
@@ -234,7 +264,7 @@ def augment(
     Raises:
       InputError: as ``Augmentation.result_shape``.
     """
-    augmentation.result_shape(images.shape[1:])  # raises what cannot be done
+    augmentation.result_shape(images.shape[1:])  # raises InputError
     fill: jax.Array | int = 0
     if augmentation.crop_fill == 'mean':
         fill = jnp.round(255 * jnp.asarray(mean)).astype(jnp.uint8)
@@ -250,7 +280,7 @@ def augment(
 def augment_views(
     keys: jax.Array, images: jax.Array, mean: Sequence[float], std: Sequence[float], augmentation: Augmentation
 ) -> list[jax.Array]:
-    """``augmentation.views`` images of each, drawn on their own; the first is that of ``augment``.
+    """Augments each image ``augmentation.views`` times independently; the first view is the result of ``augment``.
 
     Args:
       keys: as in ``augment``.
@@ -260,7 +290,10 @@ def augment_views(
       augmentation: likewise.
 
     Returns:
-      float32 ``[N, H', W', C]``, one for each view.
+      float32 ``[N, H', W', C]`` for each view.
+
+    Raises:
+      InputError: as ``Augmentation.result_shape``.
     """
 
     def keys_of(view: int) -> jax.Array:
@@ -274,7 +307,7 @@ def augment_views(
 def _before_normalization(
     key: jax.Array, image: jax.Array, size: tuple[int, int], fill: jax.Array | int, augmentation: Augmentation
 ) -> jax.Array:
-    """What is done to uint8 ``[H, W, C]``."""
+    """The operations on uint8 ``[H, W, C]``."""
 
     def key_of(purpose: int) -> jax.Array:
         return jax.random.fold_in(key, purpose)
@@ -296,8 +329,8 @@ def _before_normalization(
 
 
 def _after_normalization(key: jax.Array, image: jax.Array, std: jax.Array, augmentation: Augmentation) -> jax.Array:
-    """What is done to normalized float32 ``[H, W, C]``, where zero is the mean colour."""
-    if augmentation.lighting:  # Added to values in [0, 1], which are divided by the deviation in between.
+    """The operations on normalized float32 ``[H, W, C]``, where zero is the mean color."""
+    if augmentation.lighting:  # The shift applies to values in [0, 1], before the division by std.
         shift = random_ops.lighting_shift(jax.random.fold_in(key, _LIGHTING), augmentation.lighting)
         image += (shift / std)[None, None]
     if augmentation.random_erasing:

@@ -1,7 +1,7 @@
-"""Datasets by name or as values: digits, TFDS, folders of photographs, NumPy files, random images, or one's own.
+"""Datasets by name or as objects: digits, TFDS, folders of photographs, NumPy files, random images, or your own.
 
-Images of one size are held in memory, uint8 ``[N, H, W, C]`` with 1 or 3 channels; photographs stay where they are.
-What the labels are depends on the task.
+Images of equal size are kept in memory, uint8 ``[N, H, W, C]`` with 1 or 3 channels; photographs stay on disk. The
+meaning of the labels depends on the task.
 """
 
 import dataclasses
@@ -26,47 +26,49 @@ def load_dataset(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Loads a dataset, or if it consists of photographs, finds them.
+    """Loads a dataset: images in memory, or a list of photographs, which are read during training.
 
     Args:
       name: ``digits``: scikit-learn's 1,797 handwritten digits, 8 x 8 x 1, without a download;
         ``arrays:DIR``: ``DIR/train.npz`` and ``DIR/test.npz`` with ``images`` uint8 ``[N, H, W, C]`` or
-        ``[N, H, W]`` and ``labels``; ``DIR/classes.txt`` may name the classes, labels or values, one a line;
-        ``folder:DIR``: photographs in ``DIR/train/CLASS`` and ``DIR/test/CLASS`` or in ``DIR/CLASS``, as
-        ``folder.list_folder`` has it;
+        ``[N, H, W]`` and ``labels``; ``DIR/classes.txt`` may name the classes, labels or values, one per line;
+        ``folder:DIR``: photographs in ``DIR/train/CLASS`` and ``DIR/test/CLASS``, or in ``DIR/CLASS``, see
+        ``folder.list_folder``;
         ``synthetic``: random images in 10 classes, 32 x 32 x 3, for timing only;
-        else a TFDS dataset with one image and one feature that fits the task, as ``cifar10`` or
-        ``name/config:1.0.0``; its splits ``train`` and ``test`` (``validation`` if there is no ``test`` with labels)
-        are read.
-        Or a ``Dataset``, as ``dataset_from_arrays`` or ``dataset_from_source`` makes it, which is given back.
-      task: what is to be learned. ``multiclass``: labels are integers ``[N]``; ``binary``: 0 or 1, ``[N]``;
+        any other name: a TFDS dataset with one image feature and one feature that fits the task, such as ``cifar10`` or
+        ``name/config:1.0.0``; its splits ``train`` and ``test`` (or ``validation`` if ``test`` is missing or has no
+        labels) are read;
+        or a ``Dataset`` from ``dataset_from_arrays`` or ``dataset_from_source``, which is returned.
+      task: the kind of target. ``multiclass``: labels are integers ``[N]``; ``binary``: 0 or 1, ``[N]``;
         ``multilabel``: 0 or 1, ``[N, K]``; ``regression``: numbers ``[N]`` or ``[N, D]``; or a subclass of ``Task`` or
-        an instance of one. None is the class, or a given dataset's own task. Of digits, in this order: the class; even
-        or odd; the attributes even, prime, square, above four and loop; the slant of the writing in degrees.
-      data_dir: folder of TFDS's prepared files, ``~/tensorflow_datasets`` if None; a dataset that is not yet there
-        is downloaded and prepared.
-      image_size: resizes all images to this many pixels in height and width; None leaves them as they are, and makes
-        photographs 224 pixels wide and high.
-      seed: of the random images of ``synthetic``; nothing else depends on it.
+        an instance of one. None means ``multiclass``, or the task of a given ``Dataset``. The targets of digits are, in
+        this order: the class; even or odd; the attributes even, prime, square, above four and loop; the slant of the
+        writing in degrees.
+      data_dir: folder of TFDS's prepared files, ``~/tensorflow_datasets`` if None; missing datasets are downloaded and
+        prepared.
+      image_size: height and width in pixels that all images are resized to; None keeps the size of images in memory,
+        and means 224 for photographs.
+      seed: seed of the random images of ``synthetic``; ignored by all other datasets.
 
     Returns:
       The dataset. The order of its examples is always the same.
 
     Raises:
-      InputError: an unknown name or task, targets of another task, missing or damaged files, images of unequal size
-        without an ``image_size``, more than ``examples.MAX_BYTES`` of images, no way to download or prepare them here.
+      InputError: an unknown name or task, targets that do not fit the task, missing or damaged files, images of
+        different sizes without ``image_size``, more than ``examples.MAX_BYTES`` of images, or a dataset that could not
+        be downloaded or prepared.
     """
     if image_size is not None and image_size < 1:
         raise InputError(f'image_size={image_size} must be at least 1')
     if isinstance(name, Dataset):
-        return _given(name, task, image_size)
+        return _user_supplied(name, task, image_size)
     kind = get_task(DEFAULT_TASK if task is None else task)
     data_dir = data_dir and os.path.expanduser(data_dir)
     if data_dir and os.path.isfile(data_dir):
-        raise InputError(f'data_dir={data_dir!r} is a file; it must be a folder')
+        raise InputError(f'data_dir={data_dir!r} must be a folder, not a file')
     if name == 'synthetic':
         if kind.needs_targets and not (kind.has_class_targets and kind.num_names is None):
-            raise InputError(f'dataset=synthetic has random classes; it takes task={DEFAULT_TASK}, not {kind.name}')
+            raise InputError(f'dataset=synthetic has random classes, which do not fit task={kind.name}')
         return _load_synthetic(image_size or 32, seed, kind)
     if name.startswith('arrays:'):
         return load_arrays(name, kind, image_size)
@@ -75,11 +77,11 @@ def load_dataset(
     return load_tfds(name, kind, data_dir, image_size)
 
 
-def _given(dataset: Dataset, task: TaskLike | None, image_size: int | None) -> Dataset:
-    """A dataset that the caller made, in the size that is asked for.
+def _user_supplied(dataset: Dataset, task: TaskLike | None, image_size: int | None) -> Dataset:
+    """A user-supplied dataset, resized to ``image_size``.
 
     Raises:
-      InputError: it is for another task.
+      InputError: the dataset was made for another task.
     """
     if task is not None and type(get_task(task)) is not type(dataset.task):
         raise InputError(f'dataset {dataset.name} was made for task={dataset.task.name}, not {get_task(task).name}')

@@ -1,7 +1,7 @@
-"""Encoded photographs into arrays of red, green and blue, upright, as few pixels decoded as are needed.
+"""Decoding of photographs to upright RGB arrays, at reduced size where possible.
 
-JPEG goes through libjpeg-turbo by ``simplejpeg``, everything else, and what is unusual in a JPEG, through Pillow; where
-both can decode a file, they give the same pixels.
+JPEG is decoded by libjpeg-turbo through ``simplejpeg``, other formats and unusual JPEGs by Pillow. If both can decode a
+file, they return the same pixels.
 """
 
 import contextlib
@@ -14,29 +14,29 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 _JPEG = ('JPEG', 'MPO')
-# Whose grey levels of more than 8 bits Pillow may give as integers of 32.
+# Formats whose 16-bit gray levels Pillow may return as 32-bit integers.
 _OF_16_BITS = ('PNG', 'PPM')
-_ORIENTATION = 0x0112  # EXIF's tag
-# Of that tag: 5 to 8 exchange height and width.
+_ORIENTATION = 0x0112  # EXIF tag
+# Values of that tag that exchange height and width.
 _SIDEWAYS = (5, 6, 7, 8)
-# Of random-resized crops, smallest and largest ratio of width to height (Szegedy et al. 2014, arXiv:1409.4842,
+# Smallest and largest ratio of width to height of random resized crops (Szegedy et al. 2014, arXiv:1409.4842,
 # section 6).
 CROP_RATIO = (3 / 4, 4 / 3)
 
 
 class DamagedImageError(ValueError):
-    """Bytes that are no complete image."""
+    """Bytes that cannot be decoded to an image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A part of an upright image, in pixels.
+    """A rectangular region of an upright image, in pixels.
 
     Attributes:
-      top: rows above it.
-      left: columns on its left.
-      height: its rows.
-      width: its columns.
+      top: first row.
+      left: first column.
+      height: number of rows.
+      width: number of columns.
     """
 
     top: int
@@ -46,45 +46,58 @@ class Box:
 
     @classmethod
     def centered(cls, height: int, width: int, ratio: tuple[float, float] = (1.0, 1.0)) -> 'Box':
-        """The largest box in the middle of an image of this size whose ratio of width to height is allowed."""
+        """Returns the largest central box with an allowed ratio of width to height.
+
+        Args:
+          height: of the image.
+          width: of the image.
+          ratio: smallest and largest ratio of width to height.
+        """
         across, down = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
         return cls((height - down) // 2, (width - across) // 2, max(down, 1), max(across, 1))
 
 
 def decode(data: bytes) -> np.ndarray:
-    """All pixels of an image: uint8 ``[H, W, 3]``.
+    """Decodes all pixels of an image.
 
-    Palettes, CMYK and grey are converted as by Pillow's ``convert('RGB')``, transparency is left out like there, and of
-    16 bits the upper 8 are taken. An animation gives its first picture; an orientation in EXIF is followed.
+    Palettes, CMYK and gray are converted like Pillow's ``convert('RGB')``, which ignores transparency; 16-bit gray
+    levels are reduced to their upper 8 bits. The first frame of an animation is decoded, and the EXIF orientation is
+    applied.
 
     Args:
       data: JPEG, PNG, WebP, or another format that Pillow reads.
 
+    Returns:
+      uint8 ``[H, W, 3]``.
+
     Raises:
-      DamagedImageError: it is none, or not whole, or its grey levels are numbers of 32 bits, whose range is not known.
+      DamagedImageError: not an image, an incomplete image, or 32-bit gray levels, whose range is unknown.
     """
-    with _opened(data) as picture:
+    with _open(data) as picture:
         return _pixels(picture, data, 1)
 
 
 def decode_part(
     data: bytes, choose: Callable[[int, int], Box], size: tuple[int, int], resample: Image.Resampling
 ) -> np.ndarray:
-    """A part of an image, resized: uint8 ``[*size, 3]``.
+    """Decodes a region of an image and resizes it.
 
-    A JPEG that is at least twice as large as is needed is decoded at a half, a quarter or an eighth of its size, which
-    costs a fraction of the time.
+    A JPEG at least twice as large as needed is decoded at a half, a quarter or an eighth of its size, which takes a
+    fraction of the time.
 
     Args:
       data: as in ``decode``.
-      choose: from height and width of the upright image to the part.
+      choose: maps height and width of the upright image to the region.
       size: height and width of the result.
       resample: Pillow's filter.
+
+    Returns:
+      uint8 ``[*size, 3]``.
 
     Raises:
       DamagedImageError: as in ``decode``.
     """
-    with _opened(data) as picture:
+    with _open(data) as picture:
         height, width = _upright_size(picture)
         box = choose(height, width)
         factor = 1
@@ -99,62 +112,62 @@ def decode_part(
     return np.asarray(Image.fromarray(pixels).resize(size[::-1], resample, box=edges))
 
 
-def _opened(data: bytes) -> Image.Image:
-    """The picture, decoded unless it is a JPEG."""
+def _open(data: bytes) -> Image.Image:
+    """Opens an image; decodes it unless it is a JPEG."""
     try:
         picture = Image.open(io.BytesIO(data))
         if picture.format not in _JPEG:
-            # Now: reading a PNG's EXIF decodes it, and what goes wrong there does so once.
+            # Here, since reading a PNG's EXIF would decode it outside of this try block.
             picture.load()
         return picture
     except UnidentifiedImageError:
-        raise DamagedImageError('no image in a format that is known') from None
-    except Exception as error:  # Pillow's readers raise of every kind
+        raise DamagedImageError('unknown image format') from None
+    except Exception as error:  # Pillow's readers raise exceptions of any type
         raise DamagedImageError(str(error) or type(error).__name__) from error
 
 
 def _orientation(picture: Image.Image) -> int:
     try:
         return int(picture.getexif().get(_ORIENTATION, 1))
-    except Exception:  # EXIF that cannot be read says nothing
+    except Exception:  # unreadable EXIF is ignored
         return 1
 
 
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Height and width."""
+    """Height and width of the upright image."""
     width, height = picture.size
     return (width, height) if _orientation(picture) in _SIDEWAYS else (height, width)
 
 
 def _pixels(picture: Image.Image, data: bytes, factor: int) -> np.ndarray:
-    """uint8 ``[H, W, 3]``, upright, at one part in ``factor`` of its size if it is a JPEG."""
+    """Upright pixels, uint8 ``[H, W, 3]``; those of a JPEG at ``1 / factor`` of its size."""
     pixels = None
     if picture.format in _JPEG and picture.mode in ('RGB', 'L'):
         least = {'min_height': -(-picture.height // factor), 'min_width': -(-picture.width // factor)}
-        with contextlib.suppress(ValueError):  # Pillow has the last word on what is damaged
+        with contextlib.suppress(ValueError):  # then Pillow decides whether it is damaged
             pixels = simplejpeg.decode_jpeg(data, 'RGB', min_factor=1, **least)
     if pixels is None:
         try:
-            pixels = _converted(picture)
+            pixels = _decode_with_pillow(picture)
         except Exception as error:
             raise DamagedImageError(str(error) or type(error).__name__) from error
-    return _turned(pixels, _orientation(picture))
+    return _upright(pixels, _orientation(picture))
 
 
-def _converted(picture: Image.Image) -> np.ndarray:
-    """What Pillow decodes."""
+def _decode_with_pillow(picture: Image.Image) -> np.ndarray:
+    """RGB pixels by Pillow."""
     if picture.mode.startswith('I;16') or (picture.mode == 'I' and picture.format in _OF_16_BITS):
-        grey = (np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8)  # convert('RGB') would clip
-        return np.repeat(grey[..., None], 3, axis=2)
+        gray = (np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8)  # convert('RGB') would clip
+        return np.repeat(gray[..., None], 3, axis=2)
     if picture.mode in ('I', 'F'):
-        raise DamagedImageError('grey levels of 32 bits, whose range is not known')
+        raise DamagedImageError('32-bit gray levels, whose range is unknown')
     if picture.mode == 'P' and 'transparency' in picture.info:
         picture = picture.convert('RGBA')
     return np.asarray(picture.convert('RGB'))
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Upright, by the orientation of EXIF."""
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies the EXIF orientation."""
     if orientation in _SIDEWAYS:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

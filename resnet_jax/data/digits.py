@@ -1,6 +1,6 @@
-"""Scikit-learn's handwritten digits as a TFDS dataset: nothing to download, no TensorFlow.
+"""Scikit-learn's handwritten digits as a TFDS dataset, without a download and without TensorFlow.
 
-Importing this file registers the builder, so that ``tfds.builder('digits')`` finds it.
+Importing this module registers the builder for ``tfds.builder('digits')``.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
 NUM_CLASSES = 10
-# What can be said of a digit, each with the digits of which it is true.
+# Attributes, each with the digits that have it.
 ATTRIBUTES = {
     'even': (0, 2, 4, 6, 8),
     'prime': (2, 3, 5, 7),
@@ -19,21 +19,21 @@ ATTRIBUTES = {
     'above four': (5, 6, 7, 8, 9),
     'loop': (0, 6, 8, 9),
 }
-TEST_IMAGES_PER_CLASS = 36  # of 174 to 183 images: a fifth of every class
-_GRAY_LEVELS = 16  # the source counts inked pixels in 4x4 blocks: 0 .. 16
+TEST_IMAGES_PER_CLASS = 36  # out of 174 to 183 images: a fifth of every class
+_GRAY_LEVELS = 16  # pixel values count inked pixels in 4x4 blocks: 0 .. 16
 _SPLIT_SEED = 0
 
 
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Splits the digits, class by class, in a way that never changes.
+    """Splits the digits into training and test images, stratified by class and always in the same way.
 
     Args:
-      labels: integers [N] in 0 .. 9, in scikit-learn's order.
+      labels: integers ``[N]`` in 0 .. 9, in scikit-learn's order.
 
     Returns:
-      Ascending int64 indices of the training images [N - 360] and of the test images [360].
+      Sorted int64 indices of the training images ``[N - 360]`` and of the test images ``[360]``.
     """
-    # RandomState rather than Generator: NumPy promises that its streams stay as they are.
+    # RandomState, not Generator: NumPy guarantees that its streams never change.
     random = np.random.RandomState(_SPLIT_SEED)
     test = np.concatenate(
         [random.permutation(np.flatnonzero(labels == label))[:TEST_IMAGES_PER_CLASS] for label in range(NUM_CLASSES)]
@@ -42,16 +42,16 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def slant(images: np.ndarray) -> np.ndarray:
-    """How far the writing leans to the right, in degrees from the vertical.
+    """The slant of the writing: degrees from the vertical, positive to the right.
 
-    The angle whose tangent is the regression of the ink's column on its row: ``-mu11 / mu02`` with the central moments
-    of the ink (the usual deskewing of handwriting).
+    The tangent of the angle is the regression coefficient of the ink's column on its row, ``-mu11 / mu02`` with the
+    central moments of the ink, as in the usual deskewing of handwriting.
 
     Args:
-      images: ``[N, H, W]``, higher where there is more ink.
+      images: ``[N, H, W]``, with higher values for more ink.
 
     Returns:
-      float32 ``[N]``.
+      Degrees, float32 ``[N]``.
     """
     ink = images / images.sum((1, 2), keepdims=True)
     rows, columns = (np.arange(size, dtype=np.float64) for size in images.shape[1:])
@@ -63,12 +63,12 @@ def slant(images: np.ndarray) -> np.ndarray:
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """1,797 handwritten digits, uint8 [8, 8, 1]: 1,437 to train on and 360 to test on, with a target for each task."""
+    """Handwritten digits, uint8 ``[8, 8, 1]``: 1,437 for training and 360 for testing, with targets for each task."""
 
     VERSION = tfds.core.Version('1.1.0')
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         '1.0.0': 'Stratified split with 36 test images per class.',
-        '1.1.0': 'Parity, attributes and slant beside the class.',
+        '1.1.0': 'Adds parity, attributes and slant to the class.',
     }
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -86,11 +86,11 @@ class Digits(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             supervised_keys=('image', 'label'),
-            disable_shuffling=True,  # the stored order is then scikit-learn's
+            disable_shuffling=True,  # keeps scikit-learn's order
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager | None) -> dict[str, Any]:
-        del dl_manager  # scikit-learn carries the data
+        del dl_manager  # the data come with scikit-learn
         source = load_digits()
         images = np.round(source.images * (255 / _GRAY_LEVELS)).astype(np.uint8)[..., None]
         slants = slant(source.images)

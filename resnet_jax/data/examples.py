@@ -1,4 +1,4 @@
-"""What a dataset is: images, what is to be learned of them, and the checks that all sources share."""
+"""Datasets: images with targets, and the checks shared by all sources."""
 
 import dataclasses
 import textwrap
@@ -12,41 +12,48 @@ from resnet_jax.errors import InputError
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TaskLike, get_task
 
-MAX_BYTES = 6 * 2**30  # of uint8 images, train and test together
+MAX_BYTES = 6 * 2**30  # uint8 images of train and test together
 
 # Images and targets.
 Arrays = tuple[np.ndarray, np.ndarray | None]
 
 
 class EncodedImages(Protocol):
-    """A random-access source: photographs as they are stored, of any sizes, with their targets.
+    """Protocol of a random-access source of encoded photographs of any size, with their targets.
 
-    They are read by position, in any order, by threads and by other processes, to which the object is sent.
+    Photographs are read by index, in any order, from several threads and worker processes, so the object must be
+    picklable.
     """
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of photographs."""
 
     def name(self, index: int) -> str:
-        """What to call one in a message."""
+        """The name of a photograph in messages."""
 
     def read(self, index: int) -> tuple[bytes, Any]:
-        """The bytes of one, and its target, in the dtype and shape in which its task stores it; None for none.
+        """Reads the bytes of a photograph, and its target.
+
+        Args:
+          index: from 0.
+
+        Returns:
+          The encoded bytes, and the target in the dtype and shape in which its task stores it, or None.
 
         Raises:
-          OSError: they cannot be read.
+          OSError: the photograph cannot be read.
         """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Examples to train or to test on.
+    """Training or test examples.
 
     Attributes:
       images: uint8 ``[N, H, W, C]``, or encoded photographs, which come with their targets.
-      labels: the targets, as their task stores them: of classes and of yes or no int32 ``[N]``, of labels int32
-        ``[N, K]`` of 0 and 1, of values float32 ``[N, D]``. None where the task needs none, and where all photographs
-        would have to be read to know them.
+      labels: the targets as their task stores them: int32 ``[N]`` for ``multiclass`` and ``binary``, 0 or 1 in int32
+        ``[N, K]`` for ``multilabel``, float32 ``[N, D]`` for ``regression``. None if the task needs no targets, or if
+        all photographs would have to be read to get them.
     """
 
     images: np.ndarray | EncodedImages
@@ -57,28 +64,32 @@ class Split:
 
     @property
     def photographs(self) -> EncodedImages:
-        """Encoded images; arrays are none."""
+        """The encoded images.
+
+        Raises:
+          TypeError: the images are in memory.
+        """
         if isinstance(self.images, np.ndarray):
             raise TypeError('images in memory are not encoded')
         return self.images
 
     @property
     def pixels(self) -> np.ndarray:
-        """Images that are in memory, uint8 ``[N, H, W, C]``.
+        """The images in memory, uint8 ``[N, H, W, C]``.
 
         Raises:
-          InputError: they are not.
+          InputError: the images are photographs.
         """
         if not isinstance(self.images, np.ndarray):
-            raise InputError('photographs are read while a network trains; this needs a dataset that is in memory')
+            raise InputError('this needs a dataset in memory; photographs are only read during training')
         return self.images
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images and targets that are in memory.
+        """The images and targets in memory.
 
         Raises:
-          InputError: they are not, or there are no targets.
+          InputError: the images are photographs, or there are no targets.
         """
         images = self.pixels
         if self.labels is None:
@@ -86,22 +97,22 @@ class Split:
         return images, self.labels
 
 
-_CLASSES = get_task(DEFAULT_TASK)
+_MULTICLASS = get_task(DEFAULT_TASK)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A dataset with what a network needs to know of it; ``dataset_from_arrays`` and its like make one.
+    """A dataset: examples, task, class names and normalization; made by ``dataset_from_arrays`` and similar functions.
 
     Attributes:
-      name: as given to ``load_dataset``.
-      train: the examples to train on.
-      test: the examples to test on, of the same image shape.
-      class_names: one for each class, label or value; of yes or no the name of 0 and that of 1.
-      mean: of ``train.images / 255``, one for each channel.
-      std: likewise, at least 1/255: one gray level.
-      task: what the targets are; a name or a class becomes an instance with its default fields.
-      image_size: pixels of both sides of what photographs are made to; None of images that are in memory.
+      name: the name, as passed to ``load_dataset``.
+      train: the training examples.
+      test: the test examples, with the same image shape.
+      class_names: one name per class, label or value; for ``binary`` the names of 0 and 1.
+      mean: mean of ``train.images / 255`` for each channel.
+      std: standard deviation, likewise; at least 1/255, one gray level.
+      task: the kind of target; a name or a class is converted to an instance with default fields.
+      image_size: height and width in pixels that photographs are resized to; None for images in memory.
     """
 
     name: str
@@ -110,7 +121,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    task: Task = _CLASSES
+    task: Task = _MULTICLASS
     image_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -118,48 +129,49 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Classes, labels or values: K."""
+        """K, the number of classes, labels or values."""
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """``(H, W, C)``."""
+        """The shape of an image, ``(H, W, C)``."""
         if self.image_size is not None:
             return self.image_size, self.image_size, 3
         height, width, channels = self.train.pixels.shape[1:]
         return height, width, channels
 
     def target_statistics(self) -> dict[str, Any]:
-        """Fields of the task that follow from the training targets, such as their units; empty for most tasks."""
+        """Fields of the task computed from the training targets, such as their mean; empty for most tasks."""
         if self.train.labels is None or not self.task.has_statistics:
             return {}
         return self.task.statistics(self.train.labels)
 
 
 def classes_of(dataset: Dataset, classes: Sequence[int], examples_per_class: int | None = None) -> Dataset:
-    """A part of a dataset of classes.
+    """Selects some classes of a dataset.
 
     Args:
-      dataset: of classes, one for each image.
-      classes: ascending; they become 0, 1, ….
-      examples_per_class: as many training images of each, the first; None takes all. The test images stay all.
+      dataset: a dataset with one class per image.
+      classes: class indices in ascending order; they are renumbered 0, 1, ….
+      examples_per_class: number of training images per class, the first ones; None takes all. Test images are not
+        limited.
 
     Returns:
-      The part, with the mean and deviation of the whole.
+      The selected part, with the mean and standard deviation of the whole dataset.
 
     Raises:
-      InputError: a class that is not there or has fewer training images; classes that do not ascend.
+      InputError: a class that does not exist or has too few training images, or classes not in ascending order.
     """
     if not dataset.task.has_class_outputs or list(classes) != sorted(set(classes)) or not classes:
-        raise InputError(f'classes={list(classes)} must ascend, and {dataset.name} be a dataset of classes')
+        raise InputError(f'classes={list(classes)} must be in ascending order, and {dataset.name} must have classes')
     if missing := [label for label in classes if not 0 <= label < dataset.num_classes]:
-        raise InputError(f'class {missing[0]} is not there: {dataset.name} has {dataset.num_classes} classes')
+        raise InputError(f'class {missing[0]} does not exist: {dataset.name} has {dataset.num_classes} classes')
 
     def pick(split: Split, limit: int | None) -> Split:
         images, labels = split.arrays
         chosen = [np.flatnonzero(labels == label) for label in classes]
         if limit is not None and (fewest := min(map(len, chosen))) < limit:
-            raise InputError(f'examples_per_class={limit} must be at most {fewest}')
+            raise InputError(f'examples_per_class={limit} must be at most {fewest}, the size of the smallest class')
         places = np.sort(np.concatenate([places[:limit] for places in chosen]))
         return Split(images[places], np.searchsorted(classes, labels[places]).astype(np.int32))
 
@@ -169,7 +181,7 @@ def classes_of(dataset: Dataset, classes: Sequence[int], examples_per_class: int
 
 
 class _Renumbered:
-    """Encoded images whose classes have other numbers; arguments as its attributes."""
+    """Encoded images with renumbered classes: class ``k`` becomes ``numbers[k]``."""
 
     def __init__(self, images: EncodedImages, numbers: np.ndarray):
         self._images, self._numbers = images, numbers
@@ -186,27 +198,30 @@ class _Renumbered:
 
 
 def numbered_as(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
-    """A dataset whose classes have the numbers that a network knows them by.
+    """Renumbers the classes of a dataset to match those of a network.
 
     Args:
-      dataset: of classes, or of yes and no. Names that only count, 0, 1, 2 and so on, name nothing: then numbers stay
-        what they are, as they do if the network's only count and the dataset's are no numbers.
-      class_names: the network's; the dataset may have fewer, in another order.
+      dataset: a dataset of classes, or of ``binary``. Its numbering is kept if either its class names or the network's
+        are merely 0, 1, 2 and so on, unless all names of both are numbers, which are matched by value.
+      class_names: class names of the network; the dataset may have fewer, in another order.
+
+    Returns:
+      The dataset, with the network's class names unless its numbering was kept.
 
     Raises:
-      InputError: a class that the network does not know.
+      InputError: a class that the network does not have.
     """
     names = dataset.class_names
     if names == tuple(class_names):
         return dataset
-    # A folder 7 or 007 is class 7 of a network whose classes are numbers.
+    # A folder 7 or 007 is class 7 of a network with numbers as class names.
     if all(map(str.isdecimal, (*names, *class_names))):
         names, class_names = (tuple(str(int(name)) for name in some) for some in (names, class_names))
-    elif _only_counts(names) or _only_counts(class_names):
+    elif _are_indices(names) or _are_indices(class_names):
         return dataset
     if unknown := [name for name in names if name not in class_names]:
         known = textwrap.shorten(', '.join(class_names), 200, placeholder=' …')
-        raise InputError(f'{dataset.name}: the network does not know its class {unknown[0]!r}, it knows {known}')
+        raise InputError(f'{dataset.name}: the network has no class {unknown[0]!r}; its classes are {known}')
     numbers = np.array([class_names.index(name) for name in names], np.int32)
 
     def renumbered(split: Split) -> Split:
@@ -218,15 +233,15 @@ def numbered_as(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
     return dataclasses.replace(dataset, train=train, test=test, class_names=tuple(class_names))
 
 
-def _only_counts(names: Sequence[str]) -> bool:
+def _are_indices(names: Sequence[str]) -> bool:
     return list(names) == [str(number) for number in range(len(names))]
 
 
 def resize_images(images: np.ndarray, size: int) -> np.ndarray:
-    """Resizes to squares, bilinearly; when images shrink, every pixel counts (Pillow's antialiasing).
+    """Resizes images to squares with Pillow's bilinear filter, with antialiasing when shrinking.
 
     Args:
-      images: uint8 ``[N, H, W, C]``, C being 1 or 3.
+      images: uint8 ``[N, H, W, C]`` with C = 1 or 3.
       size: the new height and width in pixels.
 
     Returns:
@@ -247,19 +262,22 @@ def dataset_from_arrays(
     task: TaskLike = DEFAULT_TASK,
     places: tuple[str, str] | None = None,
 ) -> Dataset:
-    """A dataset of images in memory: checks images and targets, names what has no names, measures the channels.
+    """Makes a dataset from arrays: checks images and targets, and computes the mean and deviation of each channel.
 
     Args:
-      name: of the dataset, for messages and records.
-      train: images uint8 ``[N, H, W, C]`` with 1 or 3 channels, and targets ``[N]`` or ``[N, K]`` as the task takes
-        them; None for a task that needs no targets.
-      test: likewise, of the same shape but for N.
-      class_names: of the classes, labels or values; empty if they have none.
-      task: what the targets are: a name, or a subclass of ``Task`` or an instance of one.
-      places: what messages call the two.
+      name: name of the dataset, for messages and records.
+      train: images uint8 ``[N, H, W, C]`` with 1 or 3 channels, and targets ``[N]`` or ``[N, K]`` as the task expects
+        them, or None for a task without targets.
+      test: likewise, with the same image shape.
+      class_names: names of the classes, labels or values; if empty, default names are used.
+      task: the kind of target: a name, or a subclass of ``Task`` or an instance of one.
+      places: names of the training and test data in messages.
+
+    Returns:
+      The dataset.
 
     Raises:
-      InputError: images that are none, or targets that are none of this task.
+      InputError: invalid images, or targets that do not fit the task.
     """
     kind, names = get_task(task), tuple(class_names)
     parts = dict(zip(places or (f'{name!r}, train', f'{name!r}, test'), (train, test), strict=True))
@@ -267,7 +285,7 @@ def dataset_from_arrays(
         check_images(place, images)
     if train[0].shape[1:] != test[0].shape[1:]:
         expected, found = by(train[0].shape[1:]), by(test[0].shape[1:])
-        raise InputError(f'{list(parts)[1]}: expected images of {expected} as in training, found {found}')
+        raise InputError(f'{list(parts)[1]}: expected images of {expected} like the training images, found {found}')
     if train[1] is not None or test[1] is not None or kind.needs_targets:
         names = check_targets(name, parts, names, kind)
     train_split, test_split = (
@@ -280,51 +298,64 @@ def dataset_from_arrays(
 def check_targets(
     name: str, parts: Mapping[str, tuple[Sized, np.ndarray | None]], class_names: tuple[str, ...], task: Task
 ) -> tuple[str, ...]:
-    """Names of the classes, labels or values of targets that were checked.
+    """Checks targets and determines the names of their classes, labels or values.
 
     Args:
-      name: of the dataset.
-      parts: images and targets of each split, by what messages call it.
+      name: name of the dataset.
+      parts: images and targets of each split, by the split's name in messages.
       class_names: as in ``dataset_from_arrays``.
-      task: what the targets are.
+      task: the kind of target.
+
+    Returns:
+      The names.
 
     Raises:
-      InputError: targets that are none of this task.
+      InputError: targets that do not fit the task.
     """
     shapes = []
     for place, (images, targets) in parts.items():
         if targets is None:
-            raise InputError(f'{place}: task={task.name} needs a label for each image, found none')
+            raise InputError(f'{place}: task={task.name} needs one label per image, found none')
         if targets.shape[:1] != (len(images),):
-            raise InputError(
-                f'{place}: expected a label for each of {len(images)} images, found labels of {targets.shape}'
-            )
+            raise InputError(f'{place}: expected {len(images)} labels, one per image, found shape {targets.shape}')
         shapes.append(targets.shape[1:])
     if len(set(shapes)) > 1:
-        raise InputError(f'{name!r}: the labels of {" and ".join(parts)} differ in shape: {shapes}')
+        raise InputError(f'{name!r}: the label shapes of {" and ".join(parts)} differ: {shapes}')
     for place, (_, targets) in parts.items():
         assert targets is not None
         if not targets.size:
-            raise InputError(f'{place}: expected at least one label for each image, found {targets.shape}')
+            raise InputError(f'{place}: expected at least one label per image, found shape {targets.shape}')
         class_names = task.check_targets(place, targets, class_names)
     return class_names
 
 
 def check_images(place: str, images: np.ndarray) -> None:
-    """Raises InputError for what are no images that can be kept in memory."""
+    """Checks that images are a non-empty uint8 array ``[N, H, W, C]`` with 1 or 3 channels.
+
+    Args:
+      place: name of the images in messages.
+      images: the images.
+
+    Raises:
+      InputError: they are not.
+    """
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
         raise InputError(f'{place}: images must be uint8 from 0 to 255, found {found}')
     if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise InputError(f'{place}: images must be [N, H, W, C] with 1 or 3 channels, found {images.shape}')
+        raise InputError(f'{place}: images must be of shape [N, H, W, C] with 1 or 3 channels, found {images.shape}')
     if not images.size:
-        raise InputError(f'{place}: expected at least one image with at least one pixel, found {images.shape}')
+        raise InputError(f'{place}: expected at least one image with at least one pixel, found shape {images.shape}')
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of ``images / 255``, from exact integer sums."""
+    """Computes the mean and standard deviation of each channel of ``images / 255``, from exact integer sums.
+
+    Args:
+      images: uint8 ``[N, H, W, C]``.
+    """
     counts = np.zeros((images.shape[3], 256), np.int64)
-    for start in range(0, len(images), 256):  # bincount makes its input eight times as large
+    for start in range(0, len(images), 256):  # in parts, since bincount converts its input to int64
         for channel, count in enumerate(counts):
             count += np.bincount(images[start : start + 256, ..., channel].ravel(), minlength=256)
     levels, num = np.arange(256), counts[0].sum()
@@ -334,24 +365,24 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 
 
 def check_memory(name: str, num_examples: int, shape: Sequence[int]) -> None:
-    """Raises InputError for more images than MAX_BYTES."""
+    """Raises InputError for images of more than ``MAX_BYTES`` in total."""
     if (size := num_examples * int(np.prod(shape))) > MAX_BYTES:
-        limit = f'{size / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:g} GiB can be'
-        raise InputError(f'{name!r}: {num_examples:,} images of {by(shape)} are too large to keep in memory: {limit}')
+        limit = f'{size / 2**30:.1f} GiB, at most {MAX_BYTES / 2**30:g} GiB'
+        raise InputError(f'{name!r}: {num_examples:,} images of {by(shape)} do not fit in memory: {limit}')
 
 
 def root(error: BaseException) -> BaseException:
-    """The exception that was raised first; TFDS wraps them in the examples they came from."""
+    """The original exception of a chain; TFDS wraps exceptions."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def reason(error: BaseException) -> str:
-    """What the first error said, on one line."""
+    """The message of the original exception, on one line of at most 300 characters."""
     return textwrap.shorten(str(root(error)), 300)
 
 
 def by(shape: Sequence[int]) -> str:
-    """``5 x 4 x 3``."""
+    """Formats a shape as ``5 x 4 x 3``."""
     return ' x '.join(map(str, shape))

@@ -1,7 +1,7 @@
-"""How the examples of a dataset come to the devices.
+"""Transfer of a dataset's examples to the devices.
 
-Images in memory are all there from the start, and a batch says which of them it takes; photographs are read, decoded
-and sent while the step before computes.
+Images in memory are copied to the devices once, and a batch consists of indices. Photographs are read, decoded and
+transferred while the previous step computes.
 """
 
 import contextlib
@@ -27,11 +27,12 @@ from resnet_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class ReaderOptions:
-    """How photographs are read; it changes no result.
+    """How photographs are read. ``workers`` does not affect results.
 
     Attributes:
-      workers: processes that read and decode for training; with 0 threads of this one do, as in evaluations.
-      strict: one that cannot be decoded stops the run.
+      workers: number of processes that read and decode training images; 0 uses threads of the main process, as
+        evaluations always do.
+      strict: whether a photograph that cannot be decoded stops the run.
     """
 
     workers: int = 0
@@ -42,33 +43,33 @@ THREAD_READER = ReaderOptions()
 
 
 class RunSeeds(Protocol):
-    """The seeds of the runs that take every step together, as ``training.seeds.Seeds`` has them."""
+    """Protocol of the seeds of runs that are trained together, implemented by ``training.seeds.Seeds``."""
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """One for each run."""
+        """The seed of each run."""
 
     @property
     def batch_axis(self) -> int:
-        """Which axis of a batch counts the examples."""
+        """The example axis of a batch."""
 
     def stack(self, trees: Sequence[Any]) -> Any:
-        """The batch of all of one for each seed."""
+        """Combines the batches of the seeds, one per seed, into one."""
 
 
 class ArrayFeed:
-    """Batches of images in memory.
+    """Training batches of images in memory.
 
     Args:
-      dataset: of them.
-      augmentation: of the run.
-      batch_size: images in a step, on all devices.
-      seeds: of the runs that take every step together.
-      mesh: of the devices.
+      dataset: the dataset.
+      augmentation: the run's augmentation.
+      batch_size: images per step, on all devices.
+      seeds: the seeds of the runs that are trained together.
+      mesh: the devices' mesh.
 
     Attributes:
-      shared: what lies on the devices all the time.
-      augmentation: what remains to be done there.
+      shared: arrays that stay on the devices during the whole run.
+      augmentation: the augmentation that is left to the devices.
     """
 
     def __init__(self, dataset: Dataset, augmentation: Augmentation, batch_size: int, seeds: RunSeeds, mesh: Any):
@@ -78,7 +79,7 @@ class ArrayFeed:
         self.augmentation = augmentation
 
     def batch(self, step: int) -> Any:
-        """What the step function is given of a step: numbers of examples, split over the devices."""
+        """The input of the step function for a step: indices of examples, sharded over the devices."""
         orders = [train_indices(seed, step, *self._sizes) for seed in self._seeds.numbers]
         return to_devices(self._seeds.stack(orders), split_batch(self._mesh, self._seeds.batch_axis))
 
@@ -86,32 +87,32 @@ class ArrayFeed:
 
     @staticmethod
     def examples(shared: Any, batch: Any) -> tuple[jax.Array, Any, jax.Array]:
-        """Images, targets if there are any, and numbers of the examples, within the step function."""
+        """Images, targets or None, and indices of a batch, within the step function."""
         images, labels = shared
         return images[batch], None if labels is None else labels[batch], batch
 
     @staticmethod
     def counts(batch: Any) -> dict[str, jax.Array]:
-        """What is counted of a batch, within the step function."""
+        """Counts per batch, within the step function."""
         del batch
         return {}
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: there is nothing to close."""
 
 
 class PhotographFeed:
-    """Batches of photographs, cropped and resized on the host; more arguments and the attributes as in ``ArrayFeed``.
+    """Training batches of photographs, cropped and resized on the host. Attributes as in ``ArrayFeed``.
 
     Args:
-      dataset: of them.
-      augmentation: of the run; ``resized_crop`` is done here, once for all views.
-      batch_size: images in a step, on all devices and machines.
-      seeds: of the runs that take every step together.
-      mesh: of the devices.
-      steps: of the whole run.
-      interpolation: key of ``preprocessing.INTERPOLATIONS``: the filter that resizes.
-      options: how they are read.
+      dataset: the dataset.
+      augmentation: the run's augmentation; ``resized_crop`` is applied here, once for all views.
+      batch_size: images per step, on all devices of all machines.
+      seeds: the seeds of the runs that are trained together.
+      mesh: the devices' mesh.
+      steps: number of steps of the whole run.
+      interpolation: a key of ``preprocessing.INTERPOLATIONS``, for resizing.
+      options: how photographs are read.
     """
 
     def __init__(
@@ -149,11 +150,16 @@ class PhotographFeed:
         self._iterators: list[Iterator[dict[str, np.ndarray]]] = []
         self._next: int | None = None
         self._peeked: tuple[int, Any] | None = None
-        self._named: set[int] = set()
+        self._reported: set[int] = set()
         self.shared: Any = ()
 
     def batch(self, step: int) -> Any:
-        """What the step function is given of a step: images, targets, numbers of examples, split over the devices."""
+        """The input of the step function for a step: images, targets and indices, sharded over the devices.
+
+        Raises:
+          InputError: a photograph cannot be decoded, nor can any of its replacements.
+          StorageError: a worker process ended.
+        """
         if self._peeked is not None:
             (peeked, batch), self._peeked = self._peeked, None
             if peeked == step:
@@ -169,50 +175,50 @@ class PhotographFeed:
         for seed, part in zip(self._seeds.numbers, found, strict=True):
             asked = train_indices(seed, step, *self._sizes)[self._rows]
             part['replaced'] = part.pop('source') != asked
-            self._name(asked[part['replaced']])
+            self._report_replaced(asked[part['replaced']])
             part['index'] = asked
         return place_rows(self._seeds.stack(found), self._mesh, self._seeds.batch_axis)
 
     def peek(self, step: int) -> Any:
-        """As ``batch``, which then gives the same."""
+        """As ``batch``; the next call of ``batch`` for this step returns the same object."""
         batch = self.batch(step)
         self._peeked = step, batch
         return batch
 
-    def _name(self, damaged: np.ndarray) -> None:
-        """Says once of each damaged image that another stands in for it."""
+    def _report_replaced(self, damaged: np.ndarray) -> None:
+        """Reports damaged images that were replaced, each once."""
         for example in damaged.tolist():
-            if example not in self._named:
-                self._named.add(example)
+            if example not in self._reported:
+                self._reported.add(example)
                 name, fault = self._images.name(example), stream.fault_of(self._images, example)
-                print(f'{name} cannot be decoded ({fault}): another image takes its place', file=sys.stderr)
+                print(f'{name}: cannot be decoded ({fault}), replaced by another image', file=sys.stderr)
 
     @staticmethod
     def examples(shared: Any, batch: Any) -> tuple[jax.Array, Any, jax.Array]:
-        """Images, targets if there are any, and numbers of the examples, within the step function."""
+        """Images, targets or None, and indices of a batch, within the step function."""
         del shared
         return batch['image'], batch.get('label'), batch['index']
 
     @staticmethod
     def counts(batch: Any) -> dict[str, jax.Array]:
-        """``replaced``: images that stand in for damaged ones, int32."""
+        """``replaced``: the number of images that replace damaged ones, int32."""
         return {'replaced': jnp.sum(batch['replaced'], dtype=jnp.int32)}
 
     def close(self) -> None:
-        """Ends what reads ahead."""
+        """Stops reading ahead."""
         for iterator in self._iterators:
             if (close := getattr(iterator, 'close', None)) is not None:
-                with contextlib.suppress(ValueError):  # a thread waits for its first batch, and is left alone with it
+                with contextlib.suppress(ValueError):  # of a thread that waits for its first batch, and ends later
                     close()
         self._iterators, self._next = [], None
 
 
 class EvalArrays:
-    """Images in memory without augmentation, for evaluations.
+    """Evaluation batches of images in memory, without augmentation.
 
     Args:
-      split: of them.
-      mesh: of the devices.
+      split: the examples.
+      mesh: the devices' mesh.
     """
 
     all_there = True
@@ -222,7 +228,12 @@ class EvalArrays:
         self._size = len(split)
 
     def batches(self, size: int, chosen: np.ndarray | None = None) -> Iterator[Any]:
-        """Batches ``(numbers, mask)`` of all examples in order, or of chosen ones, whose number divides by the size."""
+        """Yields batches ``(indices, mask)``.
+
+        Args:
+          size: batch size.
+          chosen: indices of the examples to evaluate, a multiple of ``size``; None means all, in order.
+        """
         found: Iterator[Any] = eval_batches(self._size, size)
         if chosen is not None:
             found = ((indices, np.ones(size, bool)) for indices in chosen.reshape(-1, size))
@@ -230,19 +241,19 @@ class EvalArrays:
 
     @staticmethod
     def examples(shared: Any, batch: Any) -> tuple[jax.Array, Any, jax.Array]:
-        """Images, targets if there are any, and mask, within the compiled program."""
+        """Images, targets or None, and mask of a batch, within the compiled program."""
         (images, labels), (indices, mask) = shared, batch
         return images[indices], None if labels is None else labels[indices], mask
 
 
 class EvalPhotographs:
-    """Photographs without augmentation, for evaluations.
+    """Evaluation batches of photographs, without augmentation.
 
     Args:
-      split: of them.
-      mesh: of the devices.
+      split: the examples.
+      mesh: the devices' mesh.
       preprocessing: sizes and filter.
-      options: how they are read.
+      options: how photographs are read.
     """
 
     all_there = False  # some may be damaged
@@ -250,14 +261,18 @@ class EvalPhotographs:
     def __init__(self, split: Split, mesh: Any, preprocessing: Preprocessing, options: ReaderOptions):
         self._split, self._mesh, self.shared = split, mesh, ()
         self._prepare = functools.partial(resized_and_cropped, preprocessing=preprocessing)
-        # What stands in the place of one that cannot be read has a target, too, which nobody looks at.
+        # The placeholder of an unreadable image needs a target, too; it is masked out.
         label = split.photographs.read(0)[1] if split.labels is None else split.labels[0]
         blank_label = None if label is None else np.zeros_like(label)
         self._blank = np.zeros((preprocessing.size, preprocessing.size, 3), np.uint8), blank_label
-        self._strict, self._named = options.strict, set[int]()
+        self._strict, self._reported = options.strict, set[int]()
 
     def batches(self, size: int, chosen: np.ndarray | None = None) -> Iterator[Any]:
-        """As in ``EvalArrays``; what cannot be decoded is named and masked out, and of chosen ones replaced."""
+        """As in ``EvalArrays``. Damaged photographs are reported and masked out; chosen ones are replaced.
+
+        Raises:
+          InputError: with ``strict``, a photograph cannot be decoded.
+        """
         tries = 100
         if chosen is None:
             padded = (np.where(mask, indices, -1) for indices, mask in eval_batches(len(self._split), size))
@@ -265,26 +280,26 @@ class EvalPhotographs:
         rows = local_rows(self._mesh, size)
         local = chosen.reshape(-1, size)[:, rows].ravel()
         function = stream.EvalImages(self._split.photographs, local, self._prepare, self._blank, tries)
-        # By threads: processes would have to start for every evaluation.
+        # With threads, since worker processes would have to be started for every evaluation.
         found = stream.batches(function, 0, len(local) // len(rows), len(rows), 0)
         for examples, batch in zip(local.reshape(-1, len(rows)), found, strict=True):
-            self._tell(examples[~batch['mask'] & (examples >= 0)])
+            self._report_damaged(examples[~batch['mask'] & (examples >= 0)])
             yield place_rows(batch, self._mesh)
 
-    def _tell(self, damaged: np.ndarray) -> None:
+    def _report_damaged(self, damaged: np.ndarray) -> None:
         for example in damaged.tolist():
-            if example in self._named:
+            if example in self._reported:
                 continue
-            self._named.add(example)
+            self._reported.add(example)
             images = self._split.photographs
-            line = f'{images.name(example)} cannot be decoded ({stream.fault_of(images, example)})'
+            line = f'{images.name(example)}: cannot be decoded ({stream.fault_of(images, example)})'
             if self._strict:
                 raise InputError(line)
-            print(f'{line}: it is left out', file=sys.stderr)
+            print(f'{line}, skipped', file=sys.stderr)
 
     @staticmethod
     def examples(shared: Any, batch: Any) -> tuple[jax.Array, Any, jax.Array]:
-        """Images, targets if there are any, and mask, within the compiled program."""
+        """Images, targets or None, and mask of a batch, within the compiled program."""
         del shared
         return batch['image'], batch.get('label'), batch['mask']
 
@@ -292,7 +307,11 @@ class EvalPhotographs:
 def eval_images(
     split: Split, mesh: Any, preprocessing: Preprocessing | None, options: ReaderOptions
 ) -> EvalArrays | EvalPhotographs:
-    """The one that fits the split; arguments as theirs."""
+    """Makes ``EvalArrays`` or ``EvalPhotographs``, whichever fits the split; arguments as theirs.
+
+    Raises:
+      InputError: photographs without ``preprocessing``.
+    """
     if isinstance(split.images, np.ndarray):
         return EvalArrays(split, mesh)
     if preprocessing is None:
@@ -301,7 +320,13 @@ def eval_images(
 
 
 def eval_preprocessing(dataset: Dataset, crop_pct: float, interpolation: str) -> Preprocessing | None:
-    """What is done to photographs in an evaluation, as ``Preprocessing`` has it; None for images in memory."""
+    """The preprocessing of photographs in evaluations; None for images in memory.
+
+    Args:
+      dataset: the dataset.
+      crop_pct: as in ``Preprocessing``.
+      interpolation: as in ``Preprocessing``.
+    """
     if dataset.image_size is None:
         return None
     return Preprocessing(dataset.image_size, crop_pct, interpolation)

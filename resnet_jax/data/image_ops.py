@@ -1,51 +1,59 @@
-"""Pillow's operations on images as pure JAX functions: they jit, vmap and run where the images are.
+"""Pillow's image operations as pure JAX functions, which can be jitted and vmapped and run on the device.
 
-Every function takes one image, uint8 ``[H, W, C]`` with 1 or 3 channels, and gives one of the same kind; magnitudes may
-be traced. Most are one of three things, so that a policy that draws operations at random computes each of the three
-once instead of every operation (``data/policies.py``): an affine map of the coordinates, a table of 256 values for
-each channel, or a blend with a degenerate image.
+Images are uint8 ``[H, W, C]`` with 1 or 3 channels; magnitudes may be traced. Most operations are one of three kinds:
+an affine map of the coordinates, a lookup table of 256 values per channel, or a blend with a degenerate image. A policy
+that draws operations at random thus computes each kind once instead of every operation (``data/policies.py``).
 """
 
 import jax
 import jax.numpy as jnp
 
-# Luma of ITU-R 601-2 of red, green and blue in parts of 2^16, as in Pillow's conversion to L.
+# ITU-R 601-2 luma weights of red, green and blue, times 2^16, as in Pillow's conversion to L.
 _LUMA = (19595, 38470, 7471)
 _FIXED = 1 << 16
-# Weights of a resize are multiples of 2^-15 (Pillow's: 2^-22): sums of their products with pixels are exact in float32,
-# and so the same in whichever order a platform, or a batch of another size, adds them up.
+# Resize weights are multiples of 2^-15 (2^-22 in Pillow), so that sums of their products with pixels are exact in
+# float32 and do not depend on the order of summation, which varies with platform and batch size.
 _WEIGHT_LEVELS = 1 << 15
 
 
 def gray(image: jax.Array) -> jax.Array:
-    """Brightness, int32 ``[H, W]``: Pillow's ``convert('L')``."""
+    """Computes the brightness, int32 ``[H, W]``, as Pillow's ``convert('L')``."""
     wide = image.astype(jnp.int32)
     if image.shape[-1] == 1:
         return wide[..., 0]
-    # A product, not a sum of three: XLA would compute the sum again for every channel that it is used in.
+    # A matrix product: XLA would recompute a sum of three terms for every channel that uses it.
     return (wide @ jnp.array(_LUMA, jnp.int32) + (1 << 15)) >> 16
 
 
 def mean_gray(light: jax.Array) -> jax.Array:
-    """The mean of ``gray``, rounded half up: int32 ``[]``."""
+    """Computes the mean of ``gray``'s result, rounded half up: int32 ``[]``."""
     return (2 * jnp.sum(light) + light.size) // (2 * light.size)
 
 
 def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
-    """``degenerate + factor (image - degenerate)``, cut to 0 .. 255 and rounded down: Pillow's ``Image.blend``."""
+    """Pillow's ``Image.blend``: ``degenerate + factor (image - degenerate)``, clipped to 0 .. 255 and rounded down.
+
+    Args:
+      degenerate: values from 0 to 255, of a shape that broadcasts with ``image``.
+      image: values from 0 to 255.
+      factor: scalar; 0 gives ``degenerate``, 1 ``image``.
+
+    Returns:
+      uint8.
+    """
     low, high = degenerate.astype(jnp.float32), image.astype(jnp.float32)
-    # The maximum changes nothing; without it a compiler may multiply and add with one rounding instead of Pillow's two.
+    # The maximum never changes a value; it prevents a fused multiply-add, which rounds only once (Pillow: twice).
     change = jnp.maximum(factor * (high - low), -_FIXED)
     return jnp.clip(low + change, 0, 255).astype(jnp.uint8)
 
 
 def color(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Saturation: 0 gray, 1 the image, above 1 more."""
+    """Changes the saturation: factor 0 gives gray, 1 the image, above 1 more saturation."""
     return blend(gray(image)[..., None], image, factor)
 
 
 def smooth(image: jax.Array) -> jax.Array:
-    """Pillow's ``ImageFilter.SMOOTH``: the mean over 3 x 3 pixels, the middle one five times; a border of one stays."""
+    """Pillow's ``ImageFilter.SMOOTH``: a 3 x 3 mean with weight 5 at the center; border pixels are unchanged."""
     height, width, _ = image.shape
     if min(height, width) < 3:
         return image
@@ -56,48 +64,48 @@ def smooth(image: jax.Array) -> jax.Array:
 
 
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """0 smooth, 1 the image, above 1 sharper."""
+    """Changes the sharpness: factor 0 gives the smoothed image, 1 the image, above 1 more sharpness."""
     return blend(smooth(image), image, factor)
 
 
 def apply_table(image: jax.Array, table: jax.Array) -> jax.Array:
-    """Every value replaced by its entry: uint8 table ``[256]`` or ``[C, 256]``."""
+    """Looks up every pixel value in a uint8 table ``[256]`` or ``[C, 256]``."""
     if table.ndim == 1:
         return table[image]
     return jnp.stack([table[channel][image[..., channel]] for channel in range(image.shape[-1])], axis=-1)
 
 
 def brightness_table(factor: jax.Array) -> jax.Array:
-    """0 black, 1 the image, above 1 brighter: ``[256]``."""
+    """Table ``[256]`` of brightness: factor 0 gives black, 1 the image, above 1 more brightness."""
     values = jnp.arange(256)
     return blend(jnp.zeros_like(values), values, factor)
 
 
 def contrast_table(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """0 the mean gray, 1 the image, above 1 more contrast: ``[256]``."""
+    """Table ``[256]`` of contrast: factor 0 gives the mean gray, 1 the image, above 1 more contrast."""
     values = jnp.arange(256)
     return blend(jnp.full_like(values, mean_gray(gray(image))), values, factor)
 
 
 def posterize_table(bits: jax.Array) -> jax.Array:
-    """Only the highest so many bits, 0 to 8: ``[256]``."""
+    """Table ``[256]`` that keeps only the highest ``bits`` bits, 0 to 8."""
     return (jnp.arange(256) & ~((1 << (8 - bits)) - 1)).astype(jnp.uint8)
 
 
 def solarize_table(threshold: jax.Array) -> jax.Array:
-    """Values from the threshold on are inverted: ``[256]``; 256 changes nothing, 0 inverts all."""
+    """Table ``[256]`` that inverts values of at least the threshold; 256 inverts none, 0 inverts all."""
     values = jnp.arange(256)
     return jnp.where(values < threshold, values, 255 - values).astype(jnp.uint8)
 
 
 def solarize_add_table(addition: jax.Array, threshold: int = 128) -> jax.Array:
-    """Values below the threshold become larger: ``[256]``."""
+    """Table ``[256]`` that adds to values below the threshold, clipped to 255."""
     values = jnp.arange(256)
     return jnp.where(values < threshold, jnp.minimum(values + addition, 255), values).astype(jnp.uint8)
 
 
 def autocontrast_table(image: jax.Array) -> jax.Array:
-    """The darkest value of each channel becomes 0, the brightest 255: ``[C, 256]``."""
+    """Table ``[C, 256]`` that stretches each channel so that its smallest value is 0 and its largest 255."""
     low, high = (reduce(image, axis=(0, 1)).astype(jnp.int32)[:, None] for reduce in (jnp.min, jnp.max))
     values = jnp.arange(256)[None]
     stretched = jnp.clip((values - low) * 255 // jnp.maximum(high - low, 1), 0, 255)
@@ -105,7 +113,7 @@ def autocontrast_table(image: jax.Array) -> jax.Array:
 
 
 def equalize_table(image: jax.Array) -> jax.Array:
-    """Makes the histogram of each channel flat: ``[C, 256]``."""
+    """Table ``[C, 256]`` that equalizes the histogram of each channel."""
 
     def table(channel: jax.Array) -> jax.Array:
         counts = jnp.zeros(256, jnp.int32).at[channel.ravel()].add(1)
@@ -123,14 +131,14 @@ def affine(image: jax.Array, matrix: jax.Array, fill: jax.Array | int = 0, bilin
 
     Args:
       image: uint8 ``[H, W, C]``.
-      matrix: float ``[6]``: the pixel at column x and row y comes from column ``a x + b y + c``, row ``d x + e y + f``,
-        all at the middle of pixels.
-      fill: value of what comes from outside, one or ``[C]``.
-      bilinear: mix the four nearest pixels instead of taking the nearest.
+      matrix: float ``[6]``, a to f: the pixel at column x and row y is read from column ``a x + b y + c`` and row
+        ``d x + e y + f``, in coordinates of pixel centers.
+      fill: value of pixels outside of the image, a scalar or ``[C]``.
+      bilinear: whether to interpolate bilinearly instead of reading the nearest pixel.
 
     Returns:
-      uint8 ``[H, W, C]``. Nearest pixels are Pillow's to the bit (it computes in 16 fractional bits), bilinear ones but
-      for rounding, by one at most.
+      uint8 ``[H, W, C]``. Nearest pixels are bit-identical to Pillow's, which computes with 16 fractional bits;
+      bilinear values differ by rounding, by at most 1.
     """
     height, width, _ = image.shape
     x, y = jnp.arange(width)[None, :], jnp.arange(height)[:, None]
@@ -162,19 +170,19 @@ def affine(image: jax.Array, matrix: jax.Array, fill: jax.Array | int = 0, bilin
 
 
 def shear_matrix(along_x: jax.Array, along_y: jax.Array) -> jax.Array:
-    """Shear: ``[6]`` for ``affine``, around the upper left corner, as in AutoAugment."""
+    """Matrix ``[6]`` for ``affine`` of a shear around the upper left corner, as in AutoAugment."""
     one, zero = jnp.ones(()), jnp.zeros(())
     return jnp.stack([one, along_x, zero, along_y, one, zero])
 
 
 def translation_matrix(along_x: jax.Array, along_y: jax.Array) -> jax.Array:
-    """Shift by pixels: ``[6]`` for ``affine``; a positive one shows what lies to the right of, or below, the image."""
+    """Matrix ``[6]`` for ``affine`` of a shift in pixels; positive shifts move the content left or up."""
     one, zero = jnp.ones(()), jnp.zeros(())
     return jnp.stack([one, zero, along_x, zero, one, along_y])
 
 
 def rotation_matrix(degrees: jax.Array, height: int, width: int) -> jax.Array:
-    """Rotation around the middle, against the clock: ``[6]`` for ``affine``."""
+    """Matrix ``[6]`` for ``affine`` of a counterclockwise rotation around the center."""
     angle = -jnp.deg2rad(degrees)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     center_x, center_y = width / 2, height / 2
@@ -192,23 +200,23 @@ def resized_crop(
     size: tuple[int, int],
     cubic: bool = False,
 ) -> jax.Array:
-    """A part of the image, resized: Pillow's ``crop`` and then ``resize`` with antialiasing.
+    """Crops an image and resizes the crop: Pillow's ``crop`` and ``resize``, with antialiasing.
 
     Args:
       image: uint8 ``[H, W, C]``.
-      top: first row of the part, an integer.
+      top: first row of the crop, an integer.
       left: first column.
-      height: rows of the part, at least 1.
-      width: columns.
+      height: number of rows, at least 1.
+      width: number of columns, at least 1.
       size: ``(H', W')`` of the result.
-      cubic: bicubic (a = -0.5) instead of bilinear.
+      cubic: whether to use bicubic (a = -0.5) instead of bilinear interpolation.
 
     Returns:
-      uint8 ``[H', W', C]``, Pillow's but for rounding by one.
+      uint8 ``[H', W', C]``, which differs from Pillow's by at most 1, by rounding.
     """
     across = _resize_weights(image.shape[1], left, width, size[1], cubic)
     down = _resize_weights(image.shape[0], top, height, size[0], cubic)
-    # Columns first, and rounded in between, as Pillow does it.
+    # Columns first, with rounding in between, as in Pillow.
     narrow = _rounded(jnp.einsum('ow,hwc->hoc', across, image.astype(jnp.float32), precision='highest'))
     return _rounded(jnp.einsum('oh,hwc->owc', down, narrow, precision='highest')).astype(jnp.uint8)
 
@@ -218,7 +226,7 @@ def _rounded(values: jax.Array) -> jax.Array:
 
 
 def _resize_weights(size: int, start: jax.Array, length: jax.Array, result: int, cubic: bool) -> jax.Array:
-    """Share of each of ``size`` pixels in each of the ``result`` ones, float32 ``[result, size]``."""
+    """Weights of ``size`` input pixels in each of ``result`` output pixels, float32 ``[result, size]``."""
     scale = length / result
     stretch = jnp.maximum(scale, 1.0)
     centers = (jnp.arange(result) + 0.5) * scale
@@ -236,7 +244,12 @@ def _resize_weights(size: int, start: jax.Array, length: jax.Array, result: int,
 
 
 def shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
-    """The hue turned by a share of the circle, in [-0.5, 0.5], in Pillow's HSV with 256 hues; gray stays as it is."""
+    """Shifts the hue, in Pillow's HSV with 256 hues; gray pixels are unchanged.
+
+    Args:
+      image: uint8 ``[H, W, C]``; an image with one channel is returned unchanged.
+      shift: fraction of the color circle, in [-0.5, 0.5].
+    """
     if image.shape[-1] == 1:
         return image
     red, green, blue = (image[..., channel].astype(jnp.float32) for channel in range(3))

@@ -1,4 +1,4 @@
-"""What the 1,000 classes of ImageNet-1k are called."""
+"""Names of the 1,000 classes of ImageNet-1k."""
 
 import csv
 import functools
@@ -7,13 +7,13 @@ import importlib.resources
 
 @functools.cache
 def imagenet_names() -> tuple[str, ...]:
-    """The 1,000 classes of ImageNet-1k in their order, as torchvision names them."""
+    """Torchvision's names of the 1,000 classes of ImageNet-1k, in order."""
     return tuple(row['name'] for row in _imagenet_classes())
 
 
 @functools.cache
 def imagenet_wordnet_ids() -> tuple[str, ...]:
-    """The same as ``n01440764``, which TFDS and ImageNet's folders call them by."""
+    """WordNet ids of the classes in the same order, such as ``n01440764``: the names of TFDS and ImageNet's folders."""
     return tuple(row['wordnet'] for row in _imagenet_classes())
 
 

@@ -1,4 +1,4 @@
-"""Two images in one, and the targets in the same shares: mixup and CutMix, for a whole batch at once."""
+"""Mixup and CutMix of a batch: images and targets mixed in the same proportion."""
 
 import jax
 import jax.numpy as jnp
@@ -7,26 +7,26 @@ from resnet_jax.data.augment import Augmentation
 
 
 def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """``share x + (1 - share) x'`` with the batch in reverse as x' (Zhang et al. 2017, arXiv:1710.09412).
+    """Mixup: ``share x + (1 - share) x'``, where x' is the batch in reverse (Zhang et al. 2017, arXiv:1710.09412).
 
     Args:
       key: random key.
       images: float ``[N, H, W, C]``.
       targets: float ``[N, K]``.
-      alpha: the share is drawn from Beta(alpha, alpha), one for the batch; above 0.
+      alpha: above 0; one share for the batch is drawn from Beta(alpha, alpha).
 
     Returns:
-      Images and targets, mixed.
+      Mixed images and targets, of the same shapes.
     """
     share = jax.random.beta(key, alpha, alpha)
-    return _mixed(images, share), _mixed(targets, share)
+    return _mix_with_reverse(images, share), _mix_with_reverse(targets, share)
 
 
 def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """A box of the other image in the place of one's own (Yun et al. 2019, arXiv:1905.04899).
+    """CutMix: replaces a box of each image by that of another one, from the batch in reverse.
 
-    The box has ``1 - share`` of the area, with its middle anywhere, and what lies outside of the image is cut off; the
-    targets follow the area that is left.
+    The box covers ``1 - share`` of the area. Its center is uniform over the image, and it is clipped to the image;
+    targets are mixed by the area that remains (Yun et al. 2019, arXiv:1905.04899).
 
     Args:
       key: random key.
@@ -35,7 +35,7 @@ def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) 
       alpha: as in ``mixup``.
 
     Returns:
-      Images and targets, mixed.
+      Mixed images and targets, of the same shapes.
     """
     share_key, row_key, column_key = jax.random.split(key, 3)
     height, width = images.shape[1:3]
@@ -48,19 +48,22 @@ def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) 
         covered = (places >= middle - half) & (places < middle + half)
         inside &= jnp.expand_dims(covered, 1 - axis)
     kept = 1 - jnp.mean(inside, dtype=jnp.float32)
-    return jnp.where(inside[None, :, :, None], images[::-1], images), _mixed(targets, kept)
+    return jnp.where(inside[None, :, :, None], images[::-1], images), _mix_with_reverse(targets, kept)
 
 
 def mix(
     key: jax.Array, images: jax.Array, targets: jax.Array, augmentation: Augmentation
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixup, CutMix, or where both are on, one of them with equal chances.
+    """Applies mixup or CutMix; if both are on, one of them with equal probability.
 
     Args:
       key: random key.
       images: float ``[N, H, W, C]``.
       targets: float ``[N, K]``.
-      augmentation: with ``mixup`` or ``cutmix`` above 0.
+      augmentation: settings with ``mixup`` or ``cutmix`` above 0.
+
+    Returns:
+      Mixed images and targets, of the same shapes.
     """
     choice, mixing = jax.random.split(key)
     if not augmentation.cutmix:
@@ -73,5 +76,5 @@ def mix(
     return jnp.where(is_cut, cut[0], mixed[0]), jnp.where(is_cut, cut[1], mixed[1])
 
 
-def _mixed(values: jax.Array, share: jax.Array) -> jax.Array:
+def _mix_with_reverse(values: jax.Array, share: jax.Array) -> jax.Array:
     return share * values + (1 - share) * values[::-1]

@@ -1,4 +1,4 @@
-"""What the sources of photographs share."""
+"""Datasets of photographs."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,23 @@ from resnet_jax.errors import InputError
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TaskLike, get_task
 
 DEFAULT_SIZE = 224
-# So many photographs, evenly spread, say what the mean colour is.
-_MEASURED = 256
-# And about so many pixels of each.
-_PIXELS = 10_000
+# The channel statistics are computed from this many photographs, evenly spread over the training images,
+_SAMPLED_IMAGES = 256
+# and about this many pixels of each.
+_SAMPLED_PIXELS = 10_000
 
 
 def squares(images: EncodedImages, count: int, size: int) -> np.ndarray:
-    """The largest squares in the middle of the first photographs that can be decoded, uint8 ``[N, size, size, 3]``."""
+    """Reads the first photographs, cropped to the largest central square and resized.
+
+    Args:
+      images: the photographs; those that cannot be decoded are skipped.
+      count: number of photographs.
+      size: height and width of the result in pixels.
+
+    Returns:
+      uint8 ``[count, size, size, 3]``, or fewer if there are fewer.
+    """
     found = list[np.ndarray]()
     for index in range(len(images)):
         if len(found) == count:
@@ -41,22 +50,25 @@ def dataset_from_source(
     task: TaskLike = DEFAULT_TASK,
     image_size: int | None = None,
 ) -> Dataset:
-    """A dataset of photographs, which are read and decoded while a network trains.
+    """Makes a dataset of photographs, which are read and decoded during training.
 
-    Its mean and deviation are those of 256 of the training images. Targets that are known beforehand, in a ``Split``,
-    are checked; all of them are read here where the task must know them, as regression does for their units.
+    Mean and standard deviation are computed from 256 of the training images. Targets that are passed in a ``Split`` are
+    checked. If the task needs statistics of the targets, as ``regression`` does, all targets are read here.
 
     Args:
-      name: of the dataset, for messages and records.
-      train: encoded images by position with their targets: any object with ``__len__``, ``name(index)`` and
-        ``read(index)``, as ``EncodedImages`` has it; or a ``Split`` of such images and of all targets.
+      name: name of the dataset, for messages and records.
+      train: a source of encoded images with their targets, that is any object with the methods of ``EncodedImages``
+        (``__len__``, ``name(index)`` and ``read(index)``); or a ``Split`` of such a source and all targets.
       test: likewise.
-      class_names: of the classes, labels or values; empty where the targets are known and give the names.
-      task: what the targets are: a name, or a subclass of ``Task`` or an instance of one.
-      image_size: pixels of both sides of what photographs are made to; None is 224.
+      class_names: names of the classes, labels or values; may be empty if the targets are passed.
+      task: the kind of target: a name, or a subclass of ``Task`` or an instance of one.
+      image_size: height and width in pixels that photographs are resized to; None means 224.
+
+    Returns:
+      The dataset.
 
     Raises:
-      InputError: none of these can be decoded, targets that are none of this task, no names.
+      InputError: no photograph can be decoded, targets that do not fit the task, or missing class names.
     """
     kind, names = get_task(task), tuple(class_names)
     splits = [part if isinstance(part, Split) else Split(part, None) for part in (train, test)]
@@ -75,7 +87,7 @@ def dataset_from_source(
 
 
 def _with_targets(split: Split) -> Split:
-    """The split with all targets, for which every photograph is read if they are not known."""
+    """The split with all targets; if they are missing, every photograph is read."""
     if split.labels is not None:
         return split
     images = split.photographs
@@ -83,16 +95,16 @@ def _with_targets(split: Split) -> Split:
 
 
 def _channel_statistics_of(name: str, images: EncodedImages) -> tuple[Any, Any]:
-    """Mean and standard deviation of each channel, 1 being white, in some of the images."""
+    """Mean and standard deviation of each channel, where 1 is white, over a sample of the images."""
     measured = []
-    for index in np.linspace(0, len(images) - 1, min(_MEASURED, len(images))).astype(int).tolist():
+    for index in np.linspace(0, len(images) - 1, min(_SAMPLED_IMAGES, len(images))).astype(int).tolist():
         try:
             data, _ = images.read(index)
             pixels = decode(data)
-            apart = max(math.isqrt(pixels.size // (3 * _PIXELS)), 1)
+            apart = max(math.isqrt(pixels.size // (3 * _SAMPLED_PIXELS)), 1)
             measured.append(pixels[::apart, ::apart].reshape(-1, 3))
         except (DamagedImageError, OSError):
-            continue  # the run names it, when it comes to it
+            continue  # training reports it
     if not measured:
-        raise InputError(f'{name!r}: none of {min(_MEASURED, len(images))} images can be decoded')
+        raise InputError(f'{name!r}: none of {min(_SAMPLED_IMAGES, len(images))} images could be decoded')
     return channel_statistics(np.concatenate(measured)[None, None])

@@ -1,7 +1,7 @@
-"""Published augmentation policies: which operations an image goes through, drawn from a key.
+"""Published augmentation policies, which draw the operations for an image at random.
 
-A policy draws numbers of operations and magnitudes; ``apply_operations`` computes them. The magnitudes are those of
-torchvision's classes of the same name, and of timm's ``rand-m7-mstd0.5-inc1`` and its like.
+A policy draws operation numbers and magnitudes, which ``apply_operations`` applies. The magnitudes are those of
+torchvision's classes of the same name, and of timm's ``rand-m7-mstd0.5-inc1`` and similar.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from resnet_jax.data import image_ops
 
-# Affine operations first: their number is their row in the table of matrices.
+# Affine operations first: their numbers are their rows in the table of matrices.
 OPERATIONS = (
     *('identity', 'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate'),
     *('brightness', 'contrast', 'posterize', 'solarize', 'solarize_add', 'autocontrast', 'equalize', 'invert'),
@@ -20,36 +20,40 @@ OPERATIONS = (
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 _FIRST_TABLE, _FIRST_BLEND = _NUMBER['brightness'], _NUMBER['color']
 
-# Of a magnitude in float32, which may be a whole number in truth.
-_NOISE = 1e-3
+# Tolerance for magnitudes that are integers up to float32 rounding.
+_TOLERANCE = 1e-3
 
-# Operations and magnitudes drawn for one image, both [L]: each is applied in its turn.
+# Operation numbers and magnitudes drawn for one image, both [L], applied in order.
 Drawn = tuple[jax.Array, jax.Array]
-# From a key, height and width to what happens to an image.
+# Maps a random key, height and width to the operations for an image.
 PolicyFunction = Callable[[jax.Array, int, int], Drawn]
 
 
 def apply_operations(image: jax.Array, drawn: Drawn, fill: jax.Array | int = 0, bilinear: bool = False) -> jax.Array:
-    """An image after the operations of a policy: uint8 ``[H, W, C]`` to the same.
+    """Applies the operations that a policy drew.
 
     Args:
       image: uint8 ``[H, W, C]``.
-      drawn: numbers in OPERATIONS and magnitudes. A magnitude is the share of a shear, pixels of a translation, degrees
-        of a rotation, the factor of brightness, contrast, color and sharpness, bits, a threshold, or what is added.
-      fill: value of pixels from outside of the image, one or ``[C]``.
-      bilinear: how affine maps read pixels.
+      drawn: positions in ``OPERATIONS`` and magnitudes. The unit of a magnitude depends on the operation: the slope of
+        a shear, the pixels of a translation, the degrees of a rotation, the factor of brightness, contrast, color and
+        sharpness, the bits of posterize, the threshold of solarize, or the addend of solarize_add.
+      fill: value of pixels outside of the image, a scalar or ``[C]``.
+      bilinear: whether affine maps interpolate bilinearly.
+
+    Returns:
+      uint8 ``[H, W, C]``.
     """
 
     def step(image: jax.Array, drawn: Drawn) -> tuple[jax.Array, None]:
         return _apply(image, *drawn, fill, bilinear), None
 
-    return jax.lax.scan(step, image, drawn)[0]  # compiled once, and not fused over operations
+    return jax.lax.scan(step, image, drawn)[0]  # compiled once, without fusion across operations
 
 
 def _apply(
     image: jax.Array, operation: jax.Array, magnitude: jax.Array, fill: jax.Array | int, bilinear: bool
 ) -> jax.Array:
-    """One operation. All kinds are computed, those that were not drawn with what changes nothing."""
+    """Applies one operation. All kinds are computed; those that were not drawn have no effect."""
     height, width, channels = image.shape
     zero = jnp.zeros(())
     matrices = jnp.stack(
@@ -67,7 +71,7 @@ def _apply(
         image_ops.brightness_table(magnitude),
         image_ops.contrast_table(image, magnitude),
         image_ops.posterize_table(jnp.clip(whole, 0, 8)),
-        image_ops.solarize_table(jnp.ceil(magnitude - _NOISE)),
+        image_ops.solarize_table(jnp.ceil(magnitude - _TOLERANCE)),
         image_ops.solarize_add_table(whole),
     ]
     tables = [jnp.broadcast_to(table, (channels, 256)) for table in single]
@@ -85,8 +89,8 @@ def _apply(
     return image_ops.sharpness(image, jnp.where(operation == _NUMBER['sharpness'], magnitude, 1.0))
 
 
-def _signed(key: jax.Array, magnitudes: jax.Array, signed: jax.Array) -> jax.Array:
-    """Half of those that have a sign become negative."""
+def _random_signs(key: jax.Array, magnitudes: jax.Array, signed: jax.Array) -> jax.Array:
+    """Negates each signed magnitude with probability 0.5."""
     return jnp.where(signed & jax.random.bernoulli(key, 0.5, magnitudes.shape), -magnitudes, magnitudes)
 
 
@@ -94,29 +98,29 @@ _SIGNED = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'bright
 _FACTORS = ('brightness', 'contrast', 'color', 'sharpness')
 
 
-def _draw_by_strength(
+def _draw_magnitudes(
     key: jax.Array,
     operations: jax.Array,
     strengths: Sequence[float | jax.Array],
     positions: jax.Array,
     whole_pixels: bool = True,
 ) -> Drawn:
-    """Magnitudes in torchvision's way: a position from 0 to 1 on the range of each operation, half of them negative.
+    """Computes magnitudes as torchvision does: a position from 0 to 1 in each operation's range, with a random sign.
 
     Args:
-      key: of the signs.
-      operations: numbers ``[L]``.
-      strengths: what the position 1 stands for, one for each of OPERATIONS.
+      key: random key of the signs.
+      operations: operation numbers ``[L]``.
+      strengths: the magnitude at position 1 for each of ``OPERATIONS``.
       positions: ``[L]``.
-      whole_pixels: translations are cut to them.
+      whole_pixels: whether translations are rounded down to whole pixels.
     """
     ranges = jnp.stack([jnp.asarray(strength, jnp.float32) for strength in strengths])[operations]
     signed = jnp.array([name in _SIGNED for name in OPERATIONS])[operations]
     factors = jnp.array([name in _FACTORS for name in OPERATIONS])[operations]
     translated = (operations == _NUMBER['translate_x']) | (operations == _NUMBER['translate_y'])
     sizes = positions * ranges
-    sizes = jnp.where(translated & whole_pixels, jnp.floor(sizes + _NOISE), sizes)
-    magnitudes = _signed(key, sizes, signed) + factors
+    sizes = jnp.where(translated & whole_pixels, jnp.floor(sizes + _TOLERANCE), sizes)
+    magnitudes = _random_signs(key, sizes, signed) + factors
     bits = 8 - jnp.round(positions * ranges)
     magnitudes = jnp.where(operations == _NUMBER['posterize'], bits, magnitudes)
     return operations, jnp.where(operations == _NUMBER['solarize'], 255 * (1 - positions), magnitudes)
@@ -144,31 +148,41 @@ _TORCHVISION = tuple(
 
 
 def rand_augment(num_operations: int = 2, magnitude: int = 9, bins: int = 31) -> PolicyFunction:
-    """RandAugment (Cubuk et al. 2019, arXiv:1909.13719) as in torchvision: so many operations of one magnitude."""
+    """RandAugment (Cubuk et al. 2019, arXiv:1909.13719) as in torchvision: random operations of one magnitude.
+
+    Args:
+      num_operations: operations per image.
+      magnitude: from 0 to ``bins - 1``.
+      bins: number of magnitudes.
+    """
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
         chosen, signs = jax.random.split(key)
         operations = jax.random.choice(chosen, jnp.array(_TORCHVISION), (num_operations,))
         strengths = _strengths(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4.0)
-        return _draw_by_strength(signs, operations, strengths, jnp.full(num_operations, magnitude / (bins - 1)))
+        return _draw_magnitudes(signs, operations, strengths, jnp.full(num_operations, magnitude / (bins - 1)))
 
     return draw
 
 
 def trivial_augment_wide(bins: int = 31) -> PolicyFunction:
-    """TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158), wide: one operation of any magnitude."""
+    """TrivialAugment Wide (Müller and Hutter 2021, arXiv:2103.10158): one operation of a random magnitude.
+
+    Args:
+      bins: number of magnitudes.
+    """
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
-        del height, width  # it translates by up to 32 pixels whatever the size
+        del height, width  # it translates by up to 32 pixels for any image size
         chosen, signs, positions = jax.random.split(key, 3)
         operations = jax.random.choice(chosen, jnp.array(_TORCHVISION), (1,))
         position = jax.random.randint(positions, (1,), 0, bins) / (bins - 1)
-        return _draw_by_strength(signs, operations, _strengths(0.99, (32.0, 32.0), 135.0, 0.99, 6.0), position)
+        return _draw_magnitudes(signs, operations, _strengths(0.99, (32.0, 32.0), 135.0, 0.99, 6.0), position)
 
     return draw
 
 
-# Operation, probability and magnitude in tenths of its range, twice for each sub-policy (Cubuk et al. 2018,
+# Operation, probability and magnitude from 0 to 9 of both steps of each sub-policy (Cubuk et al. 2018,
 # arXiv:1805.09501, Tables 7 and 9).
 _Step = tuple[str, float, int]
 AUTO_AUGMENT: dict[str, tuple[tuple[_Step, _Step], ...]] = {
@@ -230,7 +244,11 @@ AUTO_AUGMENT: dict[str, tuple[tuple[_Step, _Step], ...]] = {
 
 
 def auto_augment(name: str) -> PolicyFunction:
-    """AutoAugment's policy for ``cifar10`` or ``imagenet``: one of 25 pairs of operations with their probabilities."""
+    """AutoAugment (Cubuk et al. 2018, arXiv:1805.09501): one of 25 pairs of operations with given probabilities.
+
+    Args:
+      name: the dataset of the policy, ``cifar10`` or ``imagenet``.
+    """
     steps = AUTO_AUGMENT[name]
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
@@ -240,7 +258,7 @@ def auto_augment(name: str) -> PolicyFunction:
         pair = jax.random.randint(chosen, (), 0, len(steps))
         operations = jnp.where(jax.random.uniform(happens, (2,)) < shares[pair], numbers[pair], _NUMBER['identity'])
         strengths = _strengths(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4.0)
-        return _draw_by_strength(signs, operations, strengths, tenths[pair] / 9)
+        return _draw_magnitudes(signs, operations, strengths, tenths[pair] / 9)
 
     return draw
 
@@ -258,13 +276,13 @@ _INCREASING = tuple(
 def rand_augment_increasing(
     magnitude: float = 7.0, deviation: float = 0.5, num_operations: int = 2, probability: float = 0.5
 ) -> PolicyFunction:
-    """timm's ``rand-m7-mstd0.5-inc1`` (Wightman et al. 2021, arXiv:2110.00476): stronger with the magnitude, of 10.
+    """timm's ``rand-m7-mstd0.5-inc1`` (Wightman et al. 2021, arXiv:2110.00476): strength increases with magnitude.
 
     Args:
-      magnitude: mean of the magnitudes, 10 being the strongest.
-      deviation: their standard deviation.
-      num_operations: drawn for each image, with repetition.
-      probability: of each of them.
+      magnitude: mean of the magnitudes, from 0 to 10.
+      deviation: standard deviation of the magnitudes.
+      num_operations: operations per image, drawn with replacement.
+      probability: probability of applying each drawn operation.
     """
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
@@ -275,7 +293,7 @@ def rand_augment_increasing(
         drawn = magnitude + deviation * jax.random.normal(noise, (num_operations,))
         positions = jnp.clip(drawn, 0, 10) / 10
         strengths = _strengths(0.3, (0.45 * height, 0.45 * width), 30.0, 0.9, 4.0)
-        _, magnitudes = _draw_by_strength(signs, operations, strengths, positions, whole_pixels=False)
+        _, magnitudes = _draw_magnitudes(signs, operations, strengths, positions, whole_pixels=False)
         for name, value in (
             ('posterize', 4 - jnp.floor(positions * 4)),
             ('solarize', 256 - jnp.minimum(256, jnp.floor(positions * 256))),
@@ -287,7 +305,7 @@ def rand_augment_increasing(
     return draw
 
 
-# By the names that configurations give them.
+# Policies by name.
 POLICIES: dict[str, PolicyFunction] = {
     'rand_augment': rand_augment(),
     'trivial_augment_wide': trivial_augment_wide(),

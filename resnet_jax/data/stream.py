@@ -1,7 +1,7 @@
-"""Batches of photographs, read and decoded while the network trains.
+"""Batches of photographs, read and decoded during training.
 
-What is in a batch is a function of (seed, step), and what is cut out of an image one of (seed, epoch, example, copy):
-the same with any number of workers, on any number of machines, and after a resumption.
+The content of a batch is a function of (seed, step), and the crop of an image a function of (seed, epoch, example,
+copy). Both are the same with any number of workers or machines, and after resuming a run.
 """
 
 import dataclasses
@@ -24,21 +24,21 @@ from resnet_jax.data.examples import EncodedImages, reason
 from resnet_jax.devices import usable_cores
 from resnet_jax.errors import InputError, StorageError
 
-# In front of (seed, epoch, example, copy), so that no other draw has the same numbers.
+# Prepended to (seed, epoch, example, copy), so that no other random numbers have the same seed.
 _CROP = 0x63726F70
-# So many images behind one that cannot be decoded are tried in its place.
-_NEIGHBOURS = 100
-# So many images at most are one thread's work at a time: more of them cost less to hand over.
+# A damaged image is replaced by the first of this many following ones that can be decoded.
+_NEIGHBORS = 100
+# The most images that a thread processes at a time; larger parts reduce the overhead.
 _PART = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """What is cut out of a training image: as torchvision's ``RandomResizedCrop``, or without ``area`` the middle.
+    """A random crop of a training image, as in torchvision's ``RandomResizedCrop``, or without ``area`` the center.
 
     Attributes:
-      size: pixels of both sides of the result.
-      area: smallest and largest share of the image's area; None takes the largest square in the middle.
+      size: height and width of the result in pixels.
+      area: smallest and largest fraction of the image's area; None takes the largest central square.
       ratio: smallest and largest ratio of width to height.
       resample: Pillow's filter.
     """
@@ -49,7 +49,13 @@ class RandomCrop:
     resample: Image.Resampling = Image.Resampling.BILINEAR
 
     def draw(self, random: np.random.Generator, height: int, width: int) -> Box:
-        """A box in an image of this size."""
+        """Draws a box in an image.
+
+        Args:
+          random: NumPy's generator.
+          height: of the image.
+          width: of the image.
+        """
         if self.area is None:
             return Box.centered(height, width)
         low, high = map(math.log, self.ratio)
@@ -59,31 +65,31 @@ class RandomCrop:
             if 0 < across <= width and 0 < down <= height:
                 top, left = random.integers(0, (height - down, width - across), endpoint=True).tolist()
                 return Box(top, left, down, across)
-        # None fitted, for the image is long.
+        # None of ten fitted, since the image is elongated.
         return Box.centered(height, width, self.ratio)
 
 
 def fault_of(images: EncodedImages, index: int) -> str:
-    """Why one cannot be decoded."""
+    """The reason why an image cannot be decoded."""
     try:
         decode(images.read(index)[0])
     except (DamagedImageError, OSError) as error:
         return reason(error)
-    return 'now it can'
+    return 'but can be decoded now'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingImages:
-    """The training images of one seed: a function of their position, which ``batches`` makes batches of.
+    """The training images of one seed, as a function of the position, for ``batches``.
 
     Attributes:
-      images: encoded.
-      seed: of the order and of the crops.
-      batch_size: images in a step, on all machines.
+      images: the encoded images.
+      seed: seed of the order and the crops.
+      batch_size: images per step, on all machines.
       repeats: as in ``batches.train_indices``.
-      crop: what is cut out.
-      rows: positions in the batch that this machine holds.
-      strict: an image that cannot be decoded stops the run.
+      crop: the crop.
+      rows: positions in the batch that belong to this machine.
+      strict: whether an image that cannot be decoded stops the run.
     """
 
     images: EncodedImages
@@ -95,30 +101,37 @@ class TrainingImages:
     strict: bool = False
 
     def __call__(self, position: int) -> dict[str, Any]:
-        """Position ``step * len(rows) + k``: ``image`` uint8 ``[S, S, 3]``, whose ``source`` it is, ``label``, if any.
+        """Returns the image at a position.
+
+        Args:
+          position: ``step * len(rows) + k``, for the k-th of ``rows``.
+
+        Returns:
+          A dict of ``image``, uint8 ``[S, S, 3]``; ``source``, the index of the image, which differs from the expected
+          one if that is damaged; and ``label`` if there are targets.
 
         Raises:
-          InputError: it cannot be decoded, nor any that may stand in for it.
+          InputError: the image cannot be decoded, nor can any of its replacements.
         """
         step, place = divmod(position, len(self.rows))
         sizes = len(self.images), self.batch_size, self.repeats
         epoch, row = step // steps_per_epoch(*sizes[:2]), self.rows[place]
         example = int(train_indices(self.seed, step, *sizes)[row])
         drawn_for = self.seed, epoch, example, int(copy_numbers(self.batch_size, self.repeats)[row])
-        tries = 1 if self.strict else min(_NEIGHBOURS + 1, len(self.images))
+        tries = 1 if self.strict else min(_NEIGHBORS + 1, len(self.images))
         failures = []
         for source in range(example, example + tries):
             source %= len(self.images)
             try:
                 data, label = self.images.read(source)
-                image = self._part(data, np.random.default_rng((_CROP, *drawn_for)))
-                return _labelled({'image': image, 'source': np.int32(source)}, label)
+                image = self._crop(data, np.random.default_rng((_CROP, *drawn_for)))
+                return _with_label({'image': image, 'source': np.int32(source)}, label)
             except (DamagedImageError, OSError) as error:
                 failures.append(error)
-        more = '' if tries == 1 else f', nor can the {tries - 1} behind it'
+        more = '' if tries == 1 else f', nor can the following {tries - 1}'
         raise InputError(f'{self.images.name(example)}: cannot be decoded ({reason(failures[0])}){more}')
 
-    def _part(self, data: bytes, random: np.random.Generator) -> np.ndarray:
+    def _crop(self, data: bytes, random: np.random.Generator) -> np.ndarray:
         def choose(height: int, width: int) -> Box:
             return self.crop.draw(random, height, width)
 
@@ -127,14 +140,14 @@ class TrainingImages:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalImages:
-    """Images without augmentation: a function of their position, which ``batches`` makes batches of.
+    """Images without augmentation, as a function of the position, for ``batches``.
 
     Attributes:
-      images: encoded.
-      examples: int ``[N]``, which of them; below zero for none, where a batch is filled up.
-      prepare: from uint8 ``[H, W, 3]`` to uint8 ``[S, S, 3]``.
-      blank: an image and a target for what is none.
-      tries: with more than one, images behind one that cannot be decoded stand in for it.
+      images: the encoded images.
+      examples: int ``[N]``, indices of the images; negative for padding.
+      prepare: maps uint8 ``[H, W, 3]`` to uint8 ``[S, S, 3]``.
+      blank: image and target of padding and of damaged images.
+      tries: if above 1, a damaged image is replaced by one of the ``tries - 1`` images that follow it.
     """
 
     images: EncodedImages
@@ -144,68 +157,73 @@ class EvalImages:
     tries: int = 1
 
     def __call__(self, position: int) -> dict[str, Any]:
-        """``image``, ``mask``, which is False of what could not be decoded, and ``label``, if there are any."""
+        """Returns ``image``; ``mask``, False for padding and damaged images; and ``label`` if there are targets."""
         example = int(self.examples[position])
         for source in range(example, example + self.tries) if example >= 0 else ():
             try:
                 data, label = self.images.read(source % len(self.images))
-                return _labelled({'image': self.prepare(decode(data)), 'mask': np.bool_(True)}, label)
+                return _with_label({'image': self.prepare(decode(data)), 'mask': np.bool_(True)}, label)
             except (DamagedImageError, OSError):
-                continue  # the caller, who sees the mask, says so
-        return _labelled({'image': self.blank[0], 'mask': np.bool_(False)}, self.blank[1])
+                continue  # the caller reports it, based on the mask
+        return _with_label({'image': self.blank[0], 'mask': np.bool_(False)}, self.blank[1])
 
 
-def _labelled(example: dict[str, Any], label: Any) -> dict[str, Any]:
-    """With a target, if there is one."""
+def _with_label(example: dict[str, Any], label: Any) -> dict[str, Any]:
+    """Adds the target, if there is one."""
     return example if label is None else example | {'label': label}
 
 
 def batches(
     function: Callable[[int], dict[str, Any]], first: int, last: int, size: int, workers: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of what a function gives for the positions from ``first * size`` to ``last * size``, made ahead.
+    """Yields batches of a function's results for the positions from ``first * size`` to ``last * size``, reading ahead.
 
     Args:
-      function: of a position; for workers one that can be sent to another process, and has no last position.
-      first: number of the first batch.
-      last: number behind the last batch.
-      size: of a batch.
-      workers: processes that make them; with 0 as many threads as there are cores do.
+      function: maps a position to a dict of arrays. With workers, it must be picklable and accept positions beyond the
+        last.
+      first: index of the first batch.
+      last: index after the last batch.
+      size: batch size.
+      workers: number of worker processes; 0 uses one thread per core.
+
+    Yields:
+      Dicts of stacked arrays ``[size, …]``.
 
     Raises:
-      StorageError: a worker came to an end.
+      StorageError: a worker process ended.
     """
-    import grain  # takes a second
+    import grain  # here, since it takes a second
 
     if first == last:
         return iter(())
-    # Workers never come to an end, where grain would leave shared memory behind; they are ended.
+    # Workers never reach their end, where grain would leak shared memory; they are terminated.
     end = sys.maxsize // size if workers else last
     dataset = grain.MapDataset.range(first * size, end * size).map(function)
     if not workers:
         cores = usable_cores()
-        # Parts of batches, so that all cores work on the next one; ahead are two batches, however many cores there are.
+        # Parts of batches, so that all cores work on the next batch; two batches are read ahead on any number of cores.
         part = max(divisor for divisor in range(1, min(size, _PART) + 1) if size % divisor == 0)
         ahead = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=max(2 * size // part, cores))
-        return iter(dataset.batch(part).to_iter_dataset(ahead).batch(size // part, batch_fn=_joined))
+        return iter(dataset.batch(part).to_iter_dataset(ahead).batch(size // part, batch_fn=_concatenate))
     from absl import flags
 
-    if not flags.FLAGS.is_parsed():  # grain's own, which have their defaults outside of a script
+    if not flags.FLAGS.is_parsed():  # grain reads absl flags, which are unparsed outside of a script
         flags.FLAGS.mark_as_parsed()
     alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     options = grain.MultiprocessingOptions(num_workers=min(workers, last - first))
-    iterated = dataset.batch(size).to_iter_dataset(alone).mp_prefetch(options, _live_as_long_as_the_run)
-    return _by_workers(iter(iterated), last - first)
+    iterated = dataset.batch(size).to_iter_dataset(alone).mp_prefetch(options, _tie_worker_to_main_process)
+    return _from_workers(iter(iterated), last - first)
 
 
-def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _concatenate(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _live_as_long_as_the_run(worker: int, workers: int) -> None:
-    """A terminal or a scheduler signals the whole group; the run obeys, and ends its workers when it has saved.
+def _tie_worker_to_main_process(worker: int, workers: int) -> None:
+    """Makes a worker ignore SIGINT and SIGTERM, and end with the main process.
 
-    Of one that is killed they would not know: grain's wait for ever.
+    A terminal or a scheduler signals the whole process group: the main process handles the signal, and ends its workers
+    after saving. If the main process is killed, grain's workers would wait forever.
     """
     del worker, workers
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -219,21 +237,21 @@ def _live_as_long_as_the_run(worker: int, workers: int) -> None:
         threading.Thread(target=follow, daemon=True).start()
 
 
-def _by_workers(iterator: Any, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """So many batches of an iterator of grain's; then, or if this is closed, no process and no memory is left."""
+def _from_workers(iterator: Any, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields ``count`` batches of a grain iterator; afterwards, or if closed, releases its processes and memory."""
     try:
         for _ in range(count):
             try:
                 batch = next(iterator)
-            except RuntimeError as error:  # of grain's, for a worker that is gone
-                more = 'fewer --num_workers take less memory'
-                raise StorageError(f'a process that reads photographs ended: {reason(error)}; {more}') from error
-            # Copied out of the shared memory, which is given back where nothing holds it any more, at the latest here.
+            except RuntimeError as error:  # raised by grain if a worker is gone
+                more = 'fewer --num_workers need less memory'
+                raise StorageError(f'a worker process that reads photographs ended: {reason(error)}; {more}') from error
+            # Copied, since shared memory is released only when nothing refers to it any more.
             copied = {name: np.array(values) for name, values in batch.items()}
             del batch
             yield copied
     finally:
         iterator.close()
         del iterator
-        # A thread of grain's gives shared memory back; cut off by the end of the program, it would leave a warning.
+        # A grain thread releases shared memory; interrupted by the end of the program, it would print a warning.
         time.sleep(0.2)

@@ -27,21 +27,21 @@ from resnet_jax.data.photographs import dataset_from_source
 from resnet_jax.errors import InputError, nearest
 from resnet_jax.tasks.base import Task
 
-DOWNLOAD_RETRIES = 5  # in 6 seconds; TFDS's own 10 take 3.5 minutes to find that there is no network
+DOWNLOAD_RETRIES = 5  # takes 6 seconds without a network; TFDS's default of 10 takes 3.5 minutes
 
-# Their builders hand TFDS arrays, which it encodes as images with TensorFlow.
+# Their builders return arrays, which TFDS encodes as images with TensorFlow.
 _MADE_WITH_TENSORFLOW = ('cifar10', 'cifar100', 'mnist', 'fashion_mnist', 'kmnist', 'svhn_cropped')
 _KNOWN_NAMES = (
     *('digits', 'synthetic', 'arrays:DIR', 'folder:DIR', *_MADE_WITH_TENSORFLOW),
     *('imagenette', 'imagewoof', 'imagenet2012', 'stl10', 'tf_flowers', 'oxford_flowers102', 'cats_vs_dogs'),
 )
-# Of a dataset with examples for training alone, one in so many is for testing.
-_TESTED = 5
+# If a dataset has no test split, every fifth training example is held out.
+_HELD_OUT_EVERY = 5
 _TFDS_NAME = re.compile(r'\w+(/[\w.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?')
 
 
 def load_tfds(name: str, task: Task, data_dir: str | None, image_size: int | None) -> Dataset:
-    """As ``datasets.load_dataset``."""
+    """Loads a TFDS dataset; arguments, result and errors as in ``datasets.load_dataset``."""
     builder = _prepared_builder(name, task, data_dir)
     try:
         return _read_tfds(name, task, builder, image_size)
@@ -49,10 +49,10 @@ def load_tfds(name: str, task: Task, data_dir: str | None, image_size: int | Non
         raise
     except NotImplementedError as error:
         raise InputError(
-            f'{name!r}: {builder.data_dir} is in the format {builder.info.file_format.value}, which needs TensorFlow to'
-            ' read: delete it or choose another data_dir, to prepare it as array_record'
+            f'{name!r}: {builder.data_dir} has the format {builder.info.file_format.value}, which needs TensorFlow;'
+            ' delete it or choose another data_dir to prepare it as array_record'
         ) from error
-    except Exception as error:  # of many kinds, depending on where the files are damaged
+    except Exception as error:  # the type depends on where the files are damaged
         raise InputError(f'{name!r}: cannot read {builder.data_dir} ({reason(error)})') from error
 
 
@@ -79,7 +79,7 @@ def _read_tfds(name: str, task: Task, builder: Any, image_size: int | None) -> D
             shape = shape or image.shape
             if image.shape != shape:
                 found = f'{by(shape)} and {by(image.shape)}'
-                raise InputError(f'{name!r}: images differ in size, {found}: set image_size to resize them')
+                raise InputError(f'{name!r}: images differ in size ({found}); set image_size to resize them')
             if i == 0:
                 check_memory(name, sum(map(len, sources.values())), shape)
                 images, targets = np.empty((len(source), *shape), np.uint8), []
@@ -92,15 +92,15 @@ def _read_tfds(name: str, task: Task, builder: Any, image_size: int | None) -> D
 
 
 class RecordImages:
-    """Encoded images in TFDS's prepared files, by position.
+    """Encoded images in TFDS's prepared files, as an ``EncodedImages`` source.
 
     Args:
-      name: of the dataset and the split.
-      source: of examples, whose images are encoded.
-      image_key: of the image.
-      label_key: of the target; None for none.
+      name: name of the dataset and the split.
+      source: random access to examples with encoded images.
+      image_key: feature name of the image.
+      label_key: feature name of the target, or None.
       label: the target's feature.
-      task: which stores the targets.
+      task: converts the targets.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class RecordImages:
         return len(self._source)
 
     def name(self, index: int) -> str:
-        """The split and the number in it."""
+        """The split, and the index in it."""
         return f'{self._name}, example {index}'
 
     def read(self, index: int) -> tuple[bytes, np.ndarray | None]:
-        """The image's bytes, and its target."""
+        """The image's bytes, and its target or None."""
         example = self._source[index]
         if self._label_key is None:
             return example[self._image_key], None
@@ -132,7 +132,7 @@ class RecordImages:
 
 
 def _target(label: Any, value: Any) -> np.ndarray:
-    """A target as an array; a list of classes becomes ``[K]`` of 0 and 1."""
+    """Converts a target to an array; a list of classes becomes ``[K]`` of 0 and 1."""
     if not hasattr(label, 'feature'):
         return np.asarray(value)
     present = np.zeros(label.feature.num_classes, np.int64)
@@ -141,9 +141,9 @@ def _target(label: Any, value: Any) -> np.ndarray:
 
 
 def _decode_image(image: bytes | np.ndarray, channels: int, image_size: int | None) -> np.ndarray:
-    """uint8 ``[H, W, C]`` of an array or of an encoded image."""
+    """Decodes an image if it is encoded, and resizes it: uint8 ``[H, W, C]``."""
     if isinstance(image, bytes):
-        # Not by TFDS: it leaves CMYK and palettes as they are.
+        # Not by TFDS, which does not convert CMYK and palettes.
         with Image.open(io.BytesIO(image)) as picture:
             image = np.asarray(picture.convert('L' if channels == 1 else 'RGB'))
         image = image.reshape(*image.shape[:2], channels)
@@ -151,17 +151,17 @@ def _decode_image(image: bytes | np.ndarray, channels: int, image_size: int | No
 
 
 def _prepared_builder(name: str, task: Task, data_dir: str | None) -> Any:
-    """The TFDS builder of a dataset whose files are there; they are prepared if they were not."""
+    """The TFDS builder of a dataset, which is prepared if necessary."""
     with _quiet():
         builder = _open_builder(name, data_dir)
         if _needs_no_files(builder):
             return builder
         if not builder.is_prepared():
-            _find_features(name, task, builder.info.features)  # before a download in vain
+            _find_features(name, task, builder.info.features)  # before a useless download
             _prepare(name, builder)
-            builder = _open_builder(name, data_dir)  # it reads what was written, by whichever process
+            builder = _open_builder(name, data_dir)  # reads the files, which another process may have written
         if not builder.is_prepared():
-            raise InputError(f'{name!r}: {builder.data_dir} is not complete; delete it to prepare it again')
+            raise InputError(f'{name!r}: {builder.data_dir} is incomplete; delete it to prepare it again')
     return builder
 
 
@@ -175,7 +175,7 @@ def _open_builder(name: str, data_dir: str | None) -> Any:
 
     tfds.disable_progress_bar()
     if name.partition(':')[0] == 'digits':
-        import resnet_jax.data.digits  # noqa: F401, it registers the builder
+        import resnet_jax.data.digits  # noqa: F401, registers the builder
     unknown = InputError(
         f'unknown dataset {name!r}; {nearest(name, _KNOWN_NAMES)}; or a TFDS name (name/config:1.0.0) known to TFDS or'
         f' prepared in {data_dir or tfds.core.constants.DATA_DIR}'
@@ -186,8 +186,8 @@ def _open_builder(name: str, data_dir: str | None) -> Any:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         raise unknown from error
-    except Exception as error:  # a builder is anybody's code
-        raise InputError(f'{name!r}: TFDS cannot open it ({reason(error)})') from error
+    except Exception as error:  # builders are third-party code
+        raise InputError(f'{name!r}: TFDS could not open the dataset ({reason(error)})') from error
 
 
 def _prepare(name: str, builder: Any) -> None:
@@ -199,28 +199,27 @@ def _prepare(name: str, builder: Any) -> None:
             f'preparing {name!r} needs the package array_record, which has no wheels for Windows (WSL 2 can use it);'
             ' arrays:DIR and folder:DIR work without it'
         )
-    folder = f'prepared files are looked for in {builder.data_dir}'
+    folder = f'prepared files are expected in {builder.data_dir}'
     needs_tensorflow = InputError(
-        f'needs TensorFlow to prepare {name!r}: pip install tensorflow (only for preparing; training reads the files'
-        f' without it); {folder}'
+        f'needs TensorFlow to prepare {name!r}: pip install tensorflow (training does not need it); {folder}'
     )
     if builder.name in _MADE_WITH_TENSORFLOW and importlib.util.find_spec('tensorflow') is None:
-        raise needs_tensorflow  # now, rather than after the download
+        raise needs_tensorflow  # before the download
     downloader.MAX_RETRIES = DOWNLOAD_RETRIES
-    print(f'preparing {name} in {builder.data_dir}', file=sys.stderr)  # it may take long, and fill a disk
+    print(f'preparing {name} in {builder.data_dir}', file=sys.stderr)  # may take long and fill the disk
     try:
         builder.download_and_prepare(file_format='array_record')
     except Exception as error:
         cause = root(error)
         if isinstance(cause, ImportError) and cause.name == 'tensorflow':
             raise needs_tensorflow from error
-        if not builder.is_prepared():  # unless another process was faster
+        if not builder.is_prepared():  # else another process has prepared it
             failed = 'download' if isinstance(cause, (RequestException, util.DownloadError)) else 'prepare'
-            raise InputError(f'{name!r}: TFDS could not {failed} it ({reason(error)}); {folder}') from error
+            raise InputError(f'{name!r}: TFDS could not {failed} the dataset ({reason(error)}); {folder}') from error
 
 
 def _find_features(name: str, task: Task, features: Any) -> tuple[str, str | None]:
-    """The keys of the image and of the label; None for a task without targets."""
+    """The names of the image and label features; the label is None for a task without targets."""
     from tensorflow_datasets import features as tfds_features
 
     def pick(wanted: str, keys: list[str]) -> str | None:
@@ -233,16 +232,16 @@ def _find_features(name: str, task: Task, features: Any) -> tuple[str, str | Non
     label = pick('label', task.fitting_features(features)) if task.needs_targets else None
     if image is None or (label is None and task.needs_targets):
         wanted = f' and {task.expected_feature}' if task.needs_targets else ''
-        expected = f'one uint8 image with 1 or 3 channels{wanted}, or those named image and label'
+        expected = f'one uint8 image with 1 or 3 channels{wanted}, or features named image and label'
         found = textwrap.shorten(', '.join(f'{key}: {f!r}' for key, f in sorted(features.items())), 300)
-        raise InputError(f'{name!r}: expected {expected}; found the features {found}')
+        raise InputError(f'{name!r}: expected {expected}; found {found}')
     return image, label
 
 
 def _open_splits(name: str, builder: Any, label_key: str | None) -> dict[str, Any]:
-    """Random access to the examples of ``train`` and of ``test`` or ``validation``, images still encoded.
+    """Random access to the examples of ``train`` and of ``test`` or ``validation``, with images still encoded.
 
-    Where there is neither of these, every fifth example of ``train`` is for testing.
+    If there is neither of the latter, every fifth example of ``train`` is held out for testing.
     """
     import tensorflow_datasets as tfds
 
@@ -253,23 +252,23 @@ def _open_splits(name: str, builder: Any, label_key: str | None) -> dict[str, An
     for split in ('train', 'test', 'validation'):
         if split in splits and splits[split].num_examples:
             source = builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in encoded})
-            if label_key is None or not _is_secret(builder.info.features[label_key], source[0][label_key]):
+            if label_key is None or not _is_unpublished(builder.info.features[label_key], source[0][label_key]):
                 sources[split] = source
     if 'train' not in sources:
         found = ', '.join(sorted(splits))
-        raise InputError(f'{name!r}: expected the split train, with labels; found {found}')
+        raise InputError(f'{name!r}: expected a split train with labels, found {found}')
     for test in ('test', 'validation'):
         if test in sources:
             return {'train': sources['train'], test: sources[test]}
-    if len(sources['train']) < _TESTED:
-        raise InputError(f'{name!r}: {len(sources["train"])} examples to train on are too few for some to test on')
+    if len(sources['train']) < _HELD_OUT_EVERY:
+        raise InputError(f'{name!r}: {len(sources["train"])} training examples are too few to split')
     whole, numbers = sources['train'], np.arange(len(sources['train']))
-    tested = numbers % _TESTED == _TESTED - 1
-    return {'train': _Chosen(whole, numbers[~tested]), 'test': _Chosen(whole, numbers[tested])}
+    held_out = numbers % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+    return {'train': _Subset(whole, numbers[~held_out]), 'test': _Subset(whole, numbers[held_out])}
 
 
-class _Chosen:
-    """Some examples of a source, by position; arguments as its attributes."""
+class _Subset:
+    """The examples ``numbers`` of a source."""
 
     def __init__(self, source: Sequence[dict[str, Any]], numbers: np.ndarray):
         self._source, self._numbers = source, numbers
@@ -287,14 +286,14 @@ def _is_encoded(feature: Any) -> bool:
     return isinstance(feature, features.Image)
 
 
-def _is_secret(feature: Any, target: Any) -> bool:
-    """Whether this is what stands in place of a label that is not published."""
+def _is_unpublished(feature: Any, target: Any) -> bool:
+    """Whether a label is the placeholder of an unpublished label, a negative class."""
     return feature.shape == () and np.issubdtype(feature.np_dtype, np.integer) and target < 0
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what TFDS prints and what it and urllib3 log; errors come as exceptions."""
+    """Suppresses the output of TFDS and the logs of TFDS and urllib3; errors are raised as exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

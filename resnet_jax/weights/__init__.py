@@ -1,1 +1,1 @@
-"""Variables from files, runs and hubs, and back."""
+"""Loading variables from files, runs and the Hugging Face hub, and saving them."""

@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub, by the client that caches them."""
+"""Files from the Hugging Face hub, downloaded and cached by its client."""
 
 import pathlib
 import re
@@ -9,16 +9,17 @@ HUB = 'hf:'
 
 
 def download(path: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """The files of a repository that timm wrote, from the cache where they are there.
+    """Downloads the files of a timm repository, unless they are cached.
 
     Args:
-      path: ``hf:OWNER/NAME``, with ``@REVISION`` if need be.
+      path: ``hf:OWNER/NAME``, optionally with ``@REVISION``.
 
     Returns:
-      The paths of its ``config.json``, and of its weights: ``model.safetensors`` or else ``pytorch_model.bin``.
+      The paths of its ``config.json`` and of its weights, ``model.safetensors`` or else ``pytorch_model.bin``.
 
     Raises:
-      InputError: no such repository or file, no connection, or ``huggingface_hub`` is not installed.
+      InputError: the repository or file does not exist, there is no connection, or ``huggingface_hub`` is not
+        installed.
     """
     try:
         import huggingface_hub
@@ -27,7 +28,7 @@ def download(path: str) -> tuple[pathlib.Path, pathlib.Path]:
         raise InputError(f'{path} needs the package huggingface_hub: pip install huggingface_hub') from error
     name, _, revision = path.removeprefix(HUB).partition('@')
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', name):
-        raise InputError(f'{path} must be {HUB}OWNER/NAME, with @REVISION if need be')
+        raise InputError(f'{path} must be {HUB}OWNER/NAME, optionally with @REVISION')
 
     def fetch(file: str) -> pathlib.Path:
         return pathlib.Path(huggingface_hub.hf_hub_download(name, file, revision=revision or None))
@@ -38,6 +39,6 @@ def download(path: str) -> tuple[pathlib.Path, pathlib.Path]:
             return config, fetch('model.safetensors')
         except (EntryNotFoundError, FileNotFoundError):
             return config, fetch('pytorch_model.bin')
-    except Exception as error:  # of whichever HTTP client it has: they share no class
+    except Exception as error:  # depends on its HTTP client; there is no common base class
         message = ' '.join(str(error).split())
         raise InputError(f'{path} could not be downloaded: {message[:200]}') from error

@@ -1,7 +1,7 @@
-"""PyTorch state dicts and BiT's arrays to Flax variables and back, by name.
+"""Conversion of PyTorch state dicts and BiT's arrays to Flax variables and back, by name.
 
-A layout is how a code base names a network's tensors. Ours are paths such as ``stage2_block1/conv2/kernel``; each
-layout is a short list of rewritings from them. Tensors differ in their axes alone:
+A layout is a code base's naming of a network's tensors. Ours has paths such as ``stage2_block1/conv2/kernel``; each
+other layout is a short list of substitutions on these paths. Tensors differ only in the order of axes:
 
     kernel of a convolution   ours [kh, kw, C/G, C_out]   PyTorch [C_out, C/G, kh, kw]
     kernel of a linear layer  ours [C, K]                 PyTorch [K, C], or [K, C, 1, 1] where it is a convolution
@@ -41,7 +41,7 @@ _NORMS: tuple[Rule, ...] = ((r'(^|/)norm', r'\1bn'),)
 
 
 def _rewritings(spec: ResNetSpec) -> tuple[Rule, ...]:
-    """From our paths, joined by slashes, to the names of timm's module for that network."""
+    """Substitutions that convert our paths to the names of timm's module, with slashes."""
     if spec.pre_activation:
         blocks = r'^stage(\d+)_block(\d+)'
         return (
@@ -63,7 +63,7 @@ def _rewritings(spec: ResNetSpec) -> tuple[Rule, ...]:
         own, head = 'se', 'fc'
     pool = 1 if spec.blocks.shortcut == 'D' else 0
     selective: tuple[Rule, ...] = ()
-    if str(spec.stages[0].block).startswith('selective_kernel'):  # whose convolutions and normalizations are one module
+    if str(spec.stages[0].block).startswith('selective_kernel'):  # convolution and normalization are one module
         selective = ((r'^(layer\d+/\d+)/(conv|norm)(\d)/(weight|bias|running)', r'\1/conv\3/\2/\4'),)
     return (
         *_LEAVES,
@@ -86,12 +86,20 @@ def _rewrite(path: str, rules: tuple[Rule, ...]) -> str:
 
 
 def torch_names(spec: ResNetSpec, paths: list[str]) -> dict[str, str]:
-    """The name in a PyTorch state dict of each of a network's variables, by our path without its collection."""
+    """Names of a network's variables in a PyTorch state dict.
+
+    Args:
+      spec: the network's specification.
+      paths: our paths without their collections, such as ``stage1_block1/conv1/kernel``.
+
+    Returns:
+      PyTorch names by path.
+    """
     rules = _rewritings(spec)
     return {path: _rewrite(path, rules).replace('/', '.') for path in paths}
 
 
-# What other code bases call the same thing, with the name that timm has for it.
+# Names of other code bases, with timm's names.
 _ALIASES: tuple[Rule, ...] = (
     (r'^linear\.', 'fc.'),  # akamaster/pytorch_resnet_cifar10, kuangliu/pytorch-cifar
     (r'\.shortcut\.', '.downsample.'),
@@ -109,19 +117,19 @@ _BIT: tuple[Rule, ...] = (
 )
 
 
-def _in_timms_names(tensors: Mapping[str, Any], spec: ResNetSpec) -> dict[str, Any]:
-    """Tensors of any other code base that we know, under timm's names, without the counters that nothing reads."""
-    if any(name.startswith('resnet/root_block/') for name in tensors):  # BiT's arrays, with our order of axes
+def _with_timm_names(tensors: Mapping[str, Any], spec: ResNetSpec) -> dict[str, Any]:
+    """Tensors of any supported code base under timm's names, without unused counters."""
+    if any(name.startswith('resnet/root_block/') for name in tensors):  # BiT's arrays have our order of axes
         return {_rewrite(name, _BIT).replace('/', '.'): _Transposed(tensor) for name, tensor in tensors.items()}
     named = {}
     for name, tensor in tensors.items():
         alias = name if spec.pre_activation else _rewrite(name, _ALIASES)
-        named[name if alias in tensors else alias] = tensor  # of two tensors for one variable, one is superfluous
+        named[name if alias in tensors else alias] = tensor  # of two tensors, one is superfluous
     return {name: tensor for name, tensor in named.items() if not name.endswith('num_batches_tracked')}
 
 
 class _Transposed:
-    """A tensor in our order of axes seen in PyTorch's: ``[kh, kw, C, C_out]`` as ``[C_out, C, kh, kw]``."""
+    """A view in PyTorch's order of axes of a tensor in ours: ``[kh, kw, C, C_out]`` as ``[C_out, C, kh, kw]``."""
 
     def __init__(self, tensor: Any) -> None:
         self.tensor = tensor
@@ -136,13 +144,13 @@ class _Transposed:
 
 
 def _paths(variables: Any) -> dict[str, Any]:
-    """Leaves by their paths, such as ``params/stage1_block1/conv1/kernel``."""
+    """The leaves by path, such as ``params/stage1_block1/conv1/kernel``."""
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
 def _without_collection(path: str) -> str:
-    """``stage1_block1/conv1/kernel``: two of our layers' variables never differ in their collections alone."""
+    """A path such as ``stage1_block1/conv1/kernel``, which is unique even without the collection."""
     return path.partition('/')[2]
 
 
@@ -151,7 +159,7 @@ def _in_our_layout(tensors: Mapping[str, Any]) -> bool:
 
 
 def _names_of(paths: Iterable[str], spec: ResNetSpec, our_layout: bool) -> dict[str, str]:
-    """What the tensors are called, by our paths: the paths themselves, or timm's names."""
+    """The names of tensors by our paths: the paths themselves, or timm's names."""
     if our_layout:
         return {path: path for path in paths}
     inner = {path: _without_collection(path) for path in paths}
@@ -160,7 +168,7 @@ def _names_of(paths: Iterable[str], spec: ResNetSpec, our_layout: bool) -> dict[
 
 
 def _our_shape(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """The shape that a tensor of PyTorch has with us."""
+    """Converts the shape of a PyTorch tensor to our order of axes."""
     if ndim == 2 and len(shape) == 4 and shape[2:] == (1, 1):
         shape = shape[:2]
     return (*shape[2:], shape[1], shape[0]) if len(shape) == 4 else shape[::-1]
@@ -173,7 +181,7 @@ def _our_value(tensor: Any, ndim: int) -> np.ndarray:
 
 
 def _fits(path: str, shape: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Whether a tensor fits, be it with a new head or with another number of input channels."""
+    """Whether a tensor fits, possibly after replacing the head or adapting the first convolution."""
     if path.startswith(_HEAD):
         return len(shape) == len(ours) and shape[:-1] == ours[:-1] and shape[-1] > 0
     if path in _FIRST_KERNELS:
@@ -188,24 +196,24 @@ _FIRST_KERNELS = ('params/stem/conv/kernel', 'params/stem/conv1/kernel')
 def match_tensors(
     tensors: Mapping[str, Any], model: ResNet, in_channels: int = 3, headless: bool = False
 ) -> dict[str, Any]:
-    """Which tensor is which variable.
+    """Matches tensors with the variables of a network.
 
     Args:
-      tensors: by our own paths, which are taken as they are; or a state dict of torchvision, timm or one of the code
-        bases named in this file, or BiT's arrays; anything with a ``shape`` will do for a value.
+      tensors: tensors by our paths; or a state dict of torchvision, timm or another code base named in this module; or
+        BiT's arrays. Values may be any objects with a ``shape``.
       model: the network.
       in_channels: C of its images.
-      headless: the tensors need not have the last linear layer.
+      headless: whether the last linear layer may be missing.
 
     Returns:
-      The tensors by our path with its collection; those in our own layout in our order of axes, others in PyTorch's.
+      The tensors by our paths, including collections. Tensors in our layout have our order of axes, others PyTorch's.
 
     Raises:
-      InputError: tensors that are missing, superfluous or of another shape, all of them. Another number of classes or
-        of input channels is no fault.
+      InputError: missing or superfluous tensors, or tensors of other shapes; the message names all of them. Other
+        numbers of classes or input channels are allowed.
     """
     our_layout = _in_our_layout(tensors)
-    given = dict(tensors) if our_layout else _in_timms_names(tensors, model.spec)
+    given = dict(tensors) if our_layout else _with_timm_names(tensors, model.spec)
     ours = _paths(variable_shapes(model, in_channels))
     names = _names_of(ours, model.spec, our_layout)
     if headless:
@@ -219,28 +227,34 @@ def match_tensors(
             misshapen.append(f'{names[path]} {shape} instead of {expected}')
     head = [path for path in (f'{_HEAD}kernel', f'{_HEAD}bias') if path in matched]
     if not misshapen and len({_classes(matched[path], our_layout) for path in head}) > 1:
-        misshapen = [f'{names[path]} {tuple(matched[path].shape)} beside the other part of the head' for path in head]
+        misshapen = [f'{names[path]} {tuple(matched[path].shape)}' for path in head]
     faults = {
         'missing': [name for path, name in names.items() if path not in matched],
-        'not of this network': sorted(set(given) - set(names.values())),
-        'of another shape': misshapen,
+        'unexpected': sorted(set(given) - set(names.values())),
+        'with wrong shapes': misshapen,
     }
-    told = [f'{len(each)} {what}: {", ".join(each)}' for what, each in faults.items() if each]
-    if told:
-        raise InputError(f'the tensors do not fit the network; {"; ".join(told)}')
+    found = [f'{len(each)} {what}: {", ".join(each)}' for what, each in faults.items() if each]
+    if found:
+        raise InputError(f'the tensors do not fit the network: {"; ".join(found)}')
     return matched
 
 
 def _classes(tensor: Any, our_layout: bool) -> int:
-    """K of a part of the head."""
+    """The number of classes of the head's kernel or bias."""
     return int(tensor.shape[-1] if our_layout else tensor.shape[0])
 
 
 def torch_shape(path: str, shape: tuple[int, ...], spec: ResNetSpec) -> tuple[int, ...]:
-    """The shape that PyTorch gives a variable of ours."""
+    """Converts the shape of one of our variables to PyTorch's order of axes.
+
+    Args:
+      path: our path of the variable, without its collection.
+      shape: our shape.
+      spec: the network's specification.
+    """
     if len(shape) == 4:
         return shape[3], shape[2], shape[0], shape[1]
-    if len(shape) == 2 and ('/attention/' in path or spec.pre_activation):  # linear layers that are 1x1 convolutions
+    if len(shape) == 2 and ('/attention/' in path or spec.pre_activation):  # 1x1 convolutions in PyTorch
         return shape[1], shape[0], 1, 1
     return shape[::-1]
 
@@ -252,15 +266,15 @@ def variables_from_tensors(
     key: jax.Array | None = None,
     headless: bool = False,
 ) -> dict[str, Any]:
-    """Flax variables from tensors.
+    """Converts tensors to Flax variables.
 
     Args:
-      tensors: as in ``match_tensors``, with arrays of any float dtype for values.
-      model: the network; where its number of classes differs from the tensors', its head is a new one, with a warning.
-      in_channels: C of its images; where it differs from the tensors', the first kernel is adapted as timm does it,
-        with a warning. None keeps the tensors'.
-      key: of the new head; default ``jax.random.key(0)``.
-      headless: as in ``match_tensors``; a missing head is a new one, too.
+      tensors: as in ``match_tensors``, with arrays of any floating-point dtype as values.
+      model: the network. If its number of classes differs from the tensors', the head is initialized, with a warning.
+      in_channels: C of its images. If it differs from the tensors', the first kernel is adapted as in timm, with a
+        warning. None keeps the tensors' C.
+      key: random key of a new head; defaults to ``jax.random.key(0)``.
+      headless: as in ``match_tensors``; a missing head is initialized, too.
 
     Returns:
       ``{'params': …, 'batch_stats': …}``, float32.
@@ -278,9 +292,7 @@ def variables_from_tensors(
     classes = _classes(matched[f'{_HEAD}bias'], our_layout) if f'{_HEAD}bias' in matched else 0
     fresh: Any = {}
     if classes != model.spec.head.num_classes:
-        warnings.warn(
-            f'a new head for {model.spec.head.num_classes} classes in the place of one for {classes}', stacklevel=2
-        )
+        warnings.warn(f'a new head for {model.spec.head.num_classes} classes replaces that for {classes}', stacklevel=2)
         features = _paths(shapes)[f'{_HEAD}kernel'].shape[0]
         fresh = new_head(model.spec.head.num_classes).init(
             jax.random.key(0) if key is None else key, jnp.zeros((1, features))
@@ -293,9 +305,9 @@ def variables_from_tensors(
         value = np.asarray(matched[path]) if our_layout else _our_value(matched[path], like.ndim)
         if not jnp.issubdtype(value.dtype, jnp.floating):
             name = _without_collection(path)
-            raise InputError(f'the tensor of {name} is of {value.dtype}; weights are floating-point numbers')
+            raise InputError(f'the tensor of {name} must be floating-point, got {value.dtype}')
         if path in _FIRST_KERNELS and value.shape[2] != channels:
-            warnings.warn(f'a first kernel for {channels} channels from one for {value.shape[2]}', stacklevel=2)
+            warnings.warn(f'the first kernel is adapted from {value.shape[2]} to {channels} channels', stacklevel=2)
             value = _adapt_input(value, channels)
         return jnp.asarray(value, jnp.float32)
 
@@ -305,9 +317,9 @@ def variables_from_tensors(
 
 
 def _adapt_input(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """The first kernel ``[kh, kw, C, C_out]`` for another number of input channels, as timm adapts it.
+    """Adapts the first kernel ``[kh, kw, C, C_out]`` to another number of input channels, as timm does.
 
-    One channel takes the sum over the old ones; more of them repeat the old ones, at the same total.
+    A single channel has the sum over the old ones; several channels repeat the old ones, scaled to the same sum.
     """
     old = kernel.shape[2]
     if channels == 1:
@@ -317,12 +329,19 @@ def _adapt_input(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def tensors_from_variables(variables: Mapping[str, Any], model: ResNet) -> dict[str, np.ndarray]:
-    """The inverse of ``variables_from_tensors``: a state dict under timm's names, float32.
+    """The inverse of ``variables_from_tensors``: converts variables to a state dict with timm's names.
 
-    ``timm.create_model(name).load_state_dict(…, strict=True)`` takes it, and so does torchvision for its networks.
+    It can be loaded by ``timm.create_model(name).load_state_dict(…, strict=True)``, or by torchvision for its networks.
+
+    Args:
+      variables: what ``model.apply`` takes.
+      model: the network.
+
+    Returns:
+      NumPy arrays by name, float32, in PyTorch's order of axes.
 
     Raises:
-      InputError: two variables of a block of the caller's would have one name.
+      InputError: two variables of a user-supplied block would have the same name.
     """
     leaves = _paths(as_stored(dict(variables)))
     names = _names_of(leaves, model.spec, our_layout=False)
@@ -332,6 +351,6 @@ def tensors_from_variables(variables: Mapping[str, Any], model: ResNet) -> dict[
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.transpose()
         shape = torch_shape(_without_collection(path), tuple(leaf.shape), model.spec)
         if names[path] in tensors:
-            raise InputError(f'{path} and another variable would both be {names[path]} with timm: use layout=flax')
+            raise InputError(f'{path} and another variable would both be named {names[path]} in timm: use layout=flax')
         tensors[names[path]] = np.ascontiguousarray(value.reshape(shape))
     return tensors

@@ -1,9 +1,9 @@
-"""The published checkpoints of the family: what images they expect, how accurate they are, under which license.
+"""The published checkpoints of the family: preprocessing, accuracy and license.
 
 ``published.csv`` holds one row for each pretrained network of timm 1.0.31 in its files resnet.py, resnetv2.py,
-resnest.py, sknet.py, res2net.py and senet.py, and ``resnext101_32x48d.fb_wsl_ig1b_ft_in1k``, which timm has weights
-for but no name. Configurations are those of timm's ``default_cfgs``, with an empty field where it has none. Accuracies
-are those of timm's results-imagenet.csv to two decimals, empty where the network has no ImageNet-1k head or no result.
+resnest.py, sknet.py, res2net.py and senet.py, and for ``resnext101_32x48d.fb_wsl_ig1b_ft_in1k``, whose weights timm
+provides without a model name. Configurations are timm's ``default_cfgs``; missing values are empty. Accuracies are
+from timm's results-imagenet.csv, to two decimals; empty if the network has no ImageNet-1k head or no result.
 """
 
 import csv
@@ -18,16 +18,16 @@ from resnet_jax.errors import InputError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """One published set of weights.
+    """Published weights of a network.
 
     Attributes:
-      name: timm's, architecture and tag: ``resnet50.a1_in1k``.
-      num_classes: outputs of its head; 0 for none.
-      preprocessing: at the size of its training.
-      test_preprocessing: at the larger size that is recommended for testing, None without one.
-      top1: ImageNet-1k accuracy in per cent with ``preprocessing``, None if not published.
+      name: timm's name, architecture and tag: ``resnet50.a1_in1k``.
+      num_classes: number of outputs; 0 without a head.
+      preprocessing: the preprocessing at the training size.
+      test_preprocessing: the preprocessing at the larger size recommended for evaluation, or None.
+      top1: ImageNet-1k accuracy in percent with ``preprocessing``, or None if not published.
       top1_test: the same with ``test_preprocessing``.
-      license: an SPDX identifier in lower case, or ``unknown``.
+      license: SPDX identifier in lower case, or ``unknown``.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Checkpoint:
 
     @property
     def arch(self) -> str:
-        """The name in front of the tag: ``resnet50``."""
+        """The architecture, which is the name without the tag: ``resnet50``."""
         return self.name.split('.', 1)[0]
 
 
@@ -87,17 +87,27 @@ def _checkpoints() -> dict[str, Checkpoint]:
 
 
 def list_checkpoints(pattern: str = '*') -> list[str]:
-    """Names that match a shell pattern such as ``'resnet50.*'``, sorted."""
+    """Lists published checkpoints.
+
+    Args:
+      pattern: shell pattern of names, such as ``'resnet50.*'``.
+
+    Returns:
+      Sorted names, for ``get_checkpoint``.
+    """
     return sorted(fnmatch.filter(_checkpoints(), pattern))
 
 
 def get_checkpoint(name: str) -> Checkpoint:
-    """What is known of a published checkpoint.
+    """Returns the metadata of a published checkpoint.
+
+    Args:
+      name: one of ``list_checkpoints()``.
 
     Raises:
       InputError: an unknown name.
     """
     checkpoints = _checkpoints()
     if name not in checkpoints:
-        raise InputError(f'unknown checkpoint {name!r}; {nearest(name, checkpoints)}; list_checkpoints() has all')
+        raise InputError(f'unknown checkpoint {name!r}; {nearest(name, checkpoints)}; list_checkpoints() lists all')
     return checkpoints[name]

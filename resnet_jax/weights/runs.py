@@ -1,4 +1,4 @@
-"""Weights in the folder of a training run: which checkpoint, of which network. No optimizer is built to read them."""
+"""Weights from the checkpoints of a run, read without building its optimizer."""
 
 import pathlib
 from typing import Any
@@ -14,30 +14,37 @@ from resnet_jax.models.spec import ResNetSpec
 
 
 def run_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
-    """The folder of a run, and the step where the path is that of one of its checkpoints."""
+    """Splits the path of a run, or of one of its checkpoints.
+
+    Args:
+      path: ``WORKDIR`` or ``WORKDIR/checkpoints/STEP``.
+
+    Returns:
+      ``WORKDIR``, and the step or None.
+    """
     if path.parent.name == CHECKPOINTS and path.name.isdigit():
         return path.parent.parent, int(path.name)
     return path, None
 
 
 def open_run(workdir: str | pathlib.Path, block: Any = None) -> tuple[dict[str, Any], ResNetSpec]:
-    """The record and the specification of an earlier run.
+    """Reads the record of a run and the specification of its network.
 
     Args:
-      workdir: its folder.
-      block: the block class that its network was built of, if that was given as a value; of one for each stage a
-        sequence like it.
+      workdir: folder of the run.
+      block: the network's block class, if it was user-supplied; a sequence if stages have different ones.
+
+    Returns:
+      The content of ``config.json``, and the specification.
 
     Raises:
-      InputError: the folder is not a training run of this version, or it needs another ``block``, or one at all.
+      InputError: the folder is not a run of this version, or ``block`` is missing or another one.
     """
     record = read_record(workdir)
     try:
         recorded = [stage['block'] for stage in record['spec']['stages']]
     except (TypeError, KeyError) as error:
-        raise InputError(
-            f'{workdir} is not a run of this version: {error} is missing from its specification'
-        ) from error
+        raise InputError(f'{workdir} is not a run of this version: its specification has no {error}') from error
     _check_blocks(recorded, block, str(workdir))
     try:
         return record, ResNetSpec.from_json(record['spec'], block)
@@ -46,7 +53,7 @@ def open_run(workdir: str | pathlib.Path, block: Any = None) -> tuple[dict[str, 
 
 
 def _check_blocks(recorded: list[str], block: Any, workdir: str) -> None:
-    """Raises InputError where a stage was built of a class that is not given, or of another one than is given."""
+    """Raises InputError if the block class of a stage is missing or another one than recorded."""
     given = block if isinstance(block, list | tuple) else () if block is None else (block,)
     by_name = {value if isinstance(value, str) else qualified_name(value): value for value in given}
     for name in dict.fromkeys(recorded):
@@ -60,18 +67,18 @@ def _check_blocks(recorded: list[str], block: Any, workdir: str) -> None:
 
 
 def load_variables(workdir: str | pathlib.Path, which: str | int = 'last', *, block: Any = None) -> dict[str, Any]:
-    """Parameters and running statistics from the checkpoint of a run: their average, where the run keeps one.
+    """Loads parameters and running statistics from a checkpoint of a run; their moving average if the run keeps one.
 
     Args:
       workdir: folder of the run.
-      which: ``last``, ``best``, or a step.
+      which: the checkpoint: ``last``, ``best``, or a step.
       block: as in ``open_run``.
 
     Returns:
       ``{'params': …, 'batch_stats': …}``, float32.
 
     Raises:
-      InputError: no such run or checkpoint, a damaged one, or one of another network than the record describes.
+      InputError: the run or checkpoint does not exist, is damaged, or does not fit the recorded network.
     """
     record, spec = open_run(workdir, block)
     return jax.device_put(read_variables(workdir, which, record, spec))
@@ -80,7 +87,20 @@ def load_variables(workdir: str | pathlib.Path, which: str | int = 'last', *, bl
 def read_variables(
     workdir: str | pathlib.Path, which: str | int, record: dict[str, Any], spec: ResNetSpec
 ) -> dict[str, Any]:
-    """As ``load_variables``, of a run that is open, as NumPy arrays."""
+    """As ``load_variables``, for a run opened by ``open_run``.
+
+    Args:
+      workdir: folder of the run.
+      which: as in ``load_variables``.
+      record: from ``open_run``.
+      spec: from ``open_run``.
+
+    Returns:
+      ``{'params': …, 'batch_stats': …}``, NumPy arrays, float32.
+
+    Raises:
+      InputError: as ``load_variables``.
+    """
     folder = pathlib.Path(workdir) / CHECKPOINTS
     steps = checkpoint.checkpoint_steps(folder)
     step = {'last': steps[-1] if steps else None, 'best': checkpoint.best_step(folder)}.get(str(which), which)

@@ -1,7 +1,7 @@
-"""Weights from anywhere: files of PyTorch or BiT, safetensors, the Hugging Face hub, and folders of our own runs.
+"""Weights from PyTorch or BiT files, safetensors, the Hugging Face hub, and our own runs.
 
-Whatever the source, it becomes tensors under the names of a code base first (``weights/names.py``); from there one
-path checks names and shapes, adapts the head and the first convolution, and gives Flax variables.
+Every source is first read as tensors under the names of its code base. ``weights/names.py`` then checks names and
+shapes, adapts the head and the first convolution, and converts the tensors to Flax variables.
 """
 
 import dataclasses
@@ -31,21 +31,21 @@ from resnet_jax.weights.runs import open_run, read_variables, run_and_step
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """What a path or an id leads to, before a network is built of it.
+    """Weights with their metadata, before a network is built from them.
 
     Attributes:
-      tensors: arrays, or headers alone, under the names of the file.
-      arch: the architecture's name, or None where the source does not say.
-      spec: that of one of our own runs, else None.
-      preprocessing: of photographs, or None where the source does not say.
-      test_preprocessing: the same with the larger images that the weights were published with besides, or None.
-      mean: of the pixels it was trained on, 1 being white, one a channel; empty where the source does not say.
-      std: likewise.
-      class_names: of the classes, labels or values of one of our own runs, else empty.
-      headless: the source says that it has no linear layer at the end.
-      record: ``config.json`` of one of our own runs, else empty.
-      workdir: the folder of that run, else None.
-      checkpoint: of that run: ``last``, ``best``, or a step, else None.
+      tensors: arrays, or only their headers, under the names of the file.
+      arch: name of the architecture, or None if unknown.
+      spec: the specification, for one of our runs; else None.
+      preprocessing: the preprocessing of photographs, or None if unknown.
+      test_preprocessing: the same with the larger images that the weights were also evaluated on, or None.
+      mean: mean of the training pixels for each channel, where 1 is white; empty if unknown.
+      std: standard deviation, likewise.
+      class_names: names of the classes, labels or values, for one of our runs; else empty.
+      headless: whether the source is marked as having no last linear layer.
+      record: the content of ``config.json``, for one of our runs; else empty.
+      workdir: the folder, for one of our runs; else None.
+      checkpoint: ``last``, ``best``, or a step, for one of our runs; else None.
     """
 
     tensors: dict[str, Any]
@@ -63,7 +63,7 @@ class Source:
 
     @property
     def num_classes(self) -> int | None:
-        """K of the last linear layer, or None without one."""
+        """K, the number of outputs of the last linear layer, or None without one."""
         for name in ('fc.bias', 'head.fc.bias', 'last_linear.bias', 'linear.bias', 'params/head/bias'):
             if name in self.tensors:
                 return int(self.tensors[name].shape[0])
@@ -72,12 +72,12 @@ class Source:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """The configuration of one of our own runs by the names of its settings, else empty."""
+        """The configuration by setting name, for one of our runs; else empty."""
         return flat_settings(self.record.get('config', {}))
 
     @property
     def task(self) -> str | None:
-        """What one of our own runs was trained for, else None."""
+        """The name of the task, for one of our runs; else None."""
         return self.settings.get('task')
 
 
@@ -86,11 +86,11 @@ class Pretrained:
     """A network with its weights.
 
     Attributes:
-      model: the module.
+      model: the Flax module.
       variables: what ``model.apply`` takes, float32.
-      arch: its name.
-      preprocessing: what its images must go through, or None where the source does not say.
-      source: where it comes from, and what is known of it; without the tensors.
+      arch: name of the architecture.
+      preprocessing: the preprocessing of its images, or None if unknown.
+      source: the source of the weights with its metadata, without the tensors.
     """
 
     model: ResNet
@@ -101,24 +101,24 @@ class Pretrained:
 
     @property
     def test_preprocessing(self) -> Preprocessing | None:
-        """``preprocessing`` with the larger images that the weights were published with besides, or None."""
+        """``preprocessing`` with the larger images that the weights were also evaluated on, or None."""
         return self.source.test_preprocessing
 
 
 def open_source(
     path_or_id: str | os.PathLike, headers_only: bool = False, *, which: str | int = 'last', block: Any = None
 ) -> Source:
-    """The tensors behind a path or an id, and what else is known of them.
+    """Reads tensors and their metadata from a file, a run or the Hugging Face hub.
 
     Args:
-      path_or_id: a file as in ``weights.files.read_tensors``; the folder of a training run or of one of its
-        checkpoints; or ``hf:OWNER/NAME``, with ``@REVISION`` if need be, on the Hugging Face hub.
-      headers_only: give names and shapes alone, without reading the values of a file.
-      which: checkpoint of a run, where the path is not that of one: ``last``, ``best``, or a step.
-      block: of a run, as in ``weights.runs.open_run``.
+      path_or_id: a file, see ``weights.files.read_tensors``; the folder of a run, or of one of its checkpoints; or
+        ``hf:OWNER/NAME`` on the Hugging Face hub, optionally with ``@REVISION``.
+      headers_only: whether to read only the names and shapes of the tensors in a file.
+      which: the checkpoint of a run, unless the path is that of a checkpoint: ``last``, ``best``, or a step.
+      block: for runs, as in ``weights.runs.open_run``.
 
     Raises:
-      InputError: nothing there, or not what it should be.
+      InputError: the source does not exist or is not valid.
     """
     if str(path_or_id).startswith(HUB):
         config, weights = download(str(path_or_id))
@@ -127,8 +127,8 @@ def open_source(
     if path.is_dir():
         return _open_run_source(path, which, block)
     config, tensors = path.with_name(CONFIG), read_tensors(path, headers_only)
-    # Beside a file that came from the hub lies timm's; anything may be called so beside another one.
-    return _with_config(tensors, config) if _is_of_timm(config) else Source(tensors)
+    # Next to a file from the hub, config.json is timm's; next to other files, it may be anything.
+    return _with_config(tensors, config) if _is_timm_config(config) else Source(tensors)
 
 
 def _open_run_source(path: pathlib.Path, which: str | int, block: Any) -> Source:
@@ -150,12 +150,12 @@ def _open_run_source(path: pathlib.Path, which: str | int, block: Any) -> Source
 
 
 def _by_path(variables: Any) -> dict[str, np.ndarray]:
-    """Variables by our own paths, such as ``params/stage1_block1/conv1/kernel``, float32."""
+    """Variables by our paths, such as ``params/stage1_block1/conv1/kernel``, float32."""
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     return {jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(x, np.float32) for path, x in leaves}
 
 
-def _is_of_timm(path: pathlib.Path) -> bool:
+def _is_timm_config(path: pathlib.Path) -> bool:
     try:
         return 'architecture' in json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, TypeError):
@@ -163,14 +163,14 @@ def _is_of_timm(path: pathlib.Path) -> bool:
 
 
 def _with_config(tensors: dict[str, Any], path: pathlib.Path) -> Source:
-    """With what timm's ``config.json`` beside the weights says."""
+    """A source with the metadata in timm's ``config.json``."""
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
         arch, details = config['architecture'], config.get('pretrained_cfg', config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f'{path} is not a config.json of timm: it must be JSON with an architecture') from error
+        raise InputError(f'{path} is not a timm config.json: expected JSON with the field architecture') from error
     if not isinstance(arch, str):
-        raise InputError(f'{path} is not a config.json of timm: its architecture must be a name')
+        raise InputError(f'{path} is not a timm config.json: architecture must be a string')
     try:
         preprocessing, larger = from_timm_config(details), from_timm_config(details, test_size=True)
     except InputError as error:
@@ -187,12 +187,15 @@ def _with_config(tensors: dict[str, Any], path: pathlib.Path) -> Source:
 
 
 def normalization_of(source: Source, dataset: Dataset | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the pixels that a network wants its images normalized with, one a channel.
+    """Mean and standard deviation with which a network's input is normalized.
 
     Args:
-      source: its weights. Where they say nothing, photographs take ImageNet's, as such weights mostly want it, and
-        images in memory the dataset's own.
-      dataset: of the images; None for photographs.
+      source: the weights. If their normalization is unknown, photographs use ImageNet's mean and deviation, which most
+        such weights expect, and images in memory those of the dataset.
+      dataset: the dataset of the images; None for photographs.
+
+    Returns:
+      Mean and standard deviation for each channel, where 1 is white.
     """
     if source.mean:
         return source.mean, source.std
@@ -204,27 +207,30 @@ def normalization_of(source: Source, dataset: Dataset | None = None) -> tuple[tu
 def load_weights(
     path_or_id: str | os.PathLike, model: ResNet, *, in_channels: int | None = None, key: jax.Array | None = None
 ) -> dict[str, Any]:
-    """Variables for a model from a file, a run or the hub.
+    """Loads the variables of a model from a file, a run or the Hugging Face hub.
 
     Args:
-      path_or_id: as in ``open_source``. A run whose block was given as a value needs a model of the same.
-      model: the network; another number of classes than the weights' gets a new head, with a warning.
-      in_channels: C of its images; another number than the weights' adapts the first kernel, as timm does it. None
-        keeps the weights'.
-      key: of a new head.
+      path_or_id: a file (safetensors, PyTorch or ``.npz``); the folder of a run, or of one of its checkpoints; or
+        ``hf:OWNER/NAME``, optionally with ``@REVISION``. If a run has a user-supplied block, the model must have it,
+        too.
+      model: the network. If its number of classes differs from the weights', the head is initialized, with a warning.
+      in_channels: C of its images. If it differs from the weights', the first kernel is adapted as in timm, with a
+        warning. None keeps the weights' C.
+      key: random key of a new head; defaults to ``jax.random.key(0)``.
 
     Returns:
       ``{'params': …, 'batch_stats': …}``, float32.
 
     Raises:
-      InputError: as ``open_source``; or tensors that are missing, superfluous or of another shape, all of them.
+      InputError: the source does not exist or is not valid, or tensors are missing, superfluous or of other shapes; the
+        message names all of them.
     """
     source = open_source(path_or_id, block=given_block(model.spec))
     return source_variables(source, str(path_or_id), model, in_channels, key)
 
 
 def given_block(spec: ResNetSpec) -> Any:
-    """The blocks of a specification as ``open_source`` takes them, if they are values and no names; else None."""
+    """The user-supplied blocks of a specification, for ``open_source``; None if there are none."""
     values = [stage.block for stage in spec.stages if not isinstance(stage.block, str)]
     return list(dict.fromkeys(values)) or None
 
@@ -232,7 +238,18 @@ def given_block(spec: ResNetSpec) -> Any:
 def source_variables(
     source: Source, name: str, model: ResNet, in_channels: int | None = None, key: jax.Array | None = None
 ) -> dict[str, Any]:
-    """As ``load_weights``, from a source that is open already; ``name`` is what errors call it."""
+    """As ``load_weights``, from a source that has been read already.
+
+    Args:
+      source: from ``open_source``.
+      name: name of the source in messages.
+      model: as in ``load_weights``.
+      in_channels: as in ``load_weights``.
+      key: as in ``load_weights``.
+
+    Raises:
+      InputError: as ``load_weights``.
+    """
     try:
         return variables_from_tensors(source.tensors, model, in_channels, key, headless=source.headless)
     except InputError as error:
@@ -250,20 +267,23 @@ def from_pretrained(
     block: Any = None,
     **overrides: Any,
 ) -> Pretrained:
-    """A network with its weights and the preprocessing that belongs to them.
+    """Loads a network with its weights and their preprocessing.
 
     Args:
-      path_or_id: as in ``open_source``.
-      arch: one of ``list_models()``; None where the source says it, which a plain file does not.
-      num_classes: K; None keeps the weights'.
-      in_channels: C of the images; None keeps the weights'.
-      key: of a new head.
-      which: checkpoint of a run, as in ``open_source``.
-      block: of a run the block class that it was given as a value; else for ``create_model``.
-      **overrides: for ``create_model``.
+      path_or_id: as in ``load_weights``.
+      arch: one of ``list_models()``; may be None if the source names it, which plain files do not.
+      num_classes: K; None keeps the weights' K.
+      in_channels: C of the images; None keeps the weights' C.
+      key: random key of a new head; defaults to ``jax.random.key(0)``.
+      which: the checkpoint of a run: ``last``, ``best``, or a step.
+      block: the user-supplied block class of a run; for other sources, passed to ``create_model``.
+      **overrides: passed to ``create_model``.
+
+    Returns:
+      The network.
 
     Raises:
-      InputError: as ``load_weights``, or an architecture that is not known.
+      InputError: as ``load_weights``, or an unknown architecture.
     """
     name = str(path_or_id)
     source = open_source(path_or_id, which=which, block=block)
@@ -283,30 +303,45 @@ def from_pretrained(
 def model_of(
     source: Source, name: str, arch: str | None = None, num_classes: int | None = None, **overrides: Any
 ) -> tuple[ResNet, str]:
-    """The network that a source's tensors belong to, and its name; arguments as in ``from_pretrained``."""
+    """Builds the network of a source.
+
+    Args:
+      source: from ``open_source``.
+      name: name of the source in messages.
+      arch: as in ``from_pretrained``.
+      num_classes: as in ``from_pretrained``.
+      **overrides: passed to ``create_model``.
+
+    Returns:
+      The network, and the name of its architecture.
+
+    Raises:
+      InputError: the architecture or the number of classes is unknown.
+    """
     classes = source.num_classes if num_classes is None else num_classes
     if classes is None:
-        raise InputError(f'{name} has no head: give num_classes for a new one')
+        raise InputError(f'{name} has no head: pass num_classes for a new one')
     if arch is None and source.spec is not None:
         return ResNet(with_changes(source.spec, num_classes=classes, **overrides)), str(source.arch)
     arch = arch or source.arch
     if arch is None:
-        raise InputError(f'{name} does not name the architecture of its tensors: give arch')
+        raise InputError(f'{name} does not name its architecture: pass arch')
     return create_model(arch, classes, **overrides), arch
 
 
 def save_weights(path: str | os.PathLike, model: ResNet, variables: Any, *, layout: str = 'torch') -> None:
-    """Writes a safetensors file, whole or not at all.
+    """Writes the variables of a network to a safetensors file, atomically.
 
     Args:
-      path: of the file.
+      path: path of the file.
       model: the network.
       variables: what ``model.apply`` takes.
-      layout: ``torch``: timm's names, which are torchvision's for its networks, and PyTorch's order of axes;
-        ``flax``: our paths, such as ``params/stage1_block1/conv1/kernel``, and our order. ``load_weights`` takes both.
+      layout: ``torch`` for timm's names, which equal torchvision's for its networks, and PyTorch's order of axes;
+        ``flax`` for our paths, such as ``params/stage1_block1/conv1/kernel``, and our order of axes. ``load_weights``
+        reads both.
 
     Raises:
-      InputError: an unknown layout, or a place that cannot be written to.
+      InputError: an unknown layout, or the file cannot be written.
     """
     if layout == 'torch':
         tensors = tensors_from_variables(variables, model)

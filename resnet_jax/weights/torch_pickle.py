@@ -1,9 +1,9 @@
-"""Unpickling what PyTorch saves without PyTorch, and without running anything that a file asks for.
+"""A restricted unpickler for PyTorch files, which needs no PyTorch and executes no code of the file.
 
-A pickle is a program for a small stack machine, and Python's own machine calls whatever functions the program names.
-The one here knows the opcodes but no functions: a name is looked up in a table of what may stand in a file of weights,
-and a call makes a container, a record that describes a tensor, or the placeholder ``INERT``. What is not in the table
-is refused by name. Nothing is imported, and no container is hashed, compared or printed.
+A pickle is a program for a small stack machine, and Python's unpickler calls whatever functions the program names. This
+one implements the opcodes but calls no functions: names are looked up in a table of what a weights file may contain,
+and a call creates a container, a record that describes a tensor, or the placeholder ``INERT``. Any other name is
+refused with an error that names it. Nothing is imported, and no container is hashed, compared or printed.
 """
 
 import dataclasses
@@ -17,13 +17,19 @@ import numpy as np
 
 from resnet_jax.errors import InputError
 
-MOST_DIMENSIONS = 32
-MOST_ELEMENTS = 2**47  # far beyond any memory, far below what NumPy's own arithmetic can hold
+MAX_DIMENSIONS = 32
+MAX_ELEMENTS = 2**47  # far beyond any memory, far below overflow in NumPy
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A flat array in the file: its type, the key it is stored under, and how many elements it is said to have."""
+    """A flat array in the file.
+
+    Attributes:
+      dtype: one of ``ITEM_SIZES``.
+      key: name of its data in the file.
+      numel: declared number of elements.
+    """
 
     dtype: str
     key: str
@@ -32,9 +38,14 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class TensorRecord:
-    """A tensor as a view of a storage; it lies within it, and no two of its elements share a place.
+    """A tensor as a view within the bounds of a storage, without overlapping elements.
 
-    ``offset`` and ``strides`` count elements of ``dtype``, which is the storage's unless that one holds bytes only.
+    Attributes:
+      storage: the storage.
+      dtype: the storage's, unless that is untyped.
+      offset: in elements of ``dtype``.
+      shape: the shape.
+      strides: in elements of ``dtype``.
     """
 
     storage: Storage
@@ -45,7 +56,7 @@ class TensorRecord:
 
 
 class Inert:
-    """What stands for an object that is neither a tensor nor a container of tensors; it has no content."""
+    """Placeholder of an object that is neither a tensor nor a container; it has no content."""
 
 
 INERT = Inert()
@@ -53,19 +64,19 @@ INERT = Inert()
 
 @dataclasses.dataclass(frozen=True)
 class _Type:
-    """The class of a storage, or a ``torch.dtype``."""
+    """A class of storages, or a ``torch.dtype``."""
 
     dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Function:
-    """The only thing that can be called."""
+    """A function that a pickle may call."""
 
     run: Callable[[tuple[Any, ...]], Any]
 
 
-# Name of a storage's class without ``Storage``, type of its elements.
+# Names of storage classes without ``Storage``, and their dtypes.
 _STORAGES = {
     **{'Double': 'float64', 'Float': 'float32', 'Half': 'float16', 'BFloat16': 'bfloat16'},
     **{'Long': 'int64', 'Int': 'int32', 'Short': 'int16', 'Char': 'int8', 'Byte': 'uint8', 'Bool': 'bool'},
@@ -78,71 +89,71 @@ ITEM_SIZES = {'bfloat16': 2} | {
 
 
 def damaged(what: str) -> InputError:
-    """The error of a file that is not what it should be; whoever knows the file's name puts it in front."""
+    """Makes the error of a damaged file; callers prepend the file's name."""
     return InputError(f'is damaged: {what}')
 
 
-def shown(name: str) -> str:
-    """A text from a file, short and in one line."""
+def printable(name: str) -> str:
+    """Makes a string from a file printable: one line of at most 80 characters."""
     name = name.encode('ascii', 'backslashreplace').decode()
     return ''.join(c if c.isprintable() else '?' for c in name[:80]) + ('…' if len(name) > 80 else '')
 
 
 def is_shape(value: Any) -> bool:
-    """Whether this is a tuple of sizes that an array can have."""
-    if not isinstance(value, tuple) or len(value) > MOST_DIMENSIONS:
+    """Whether a value is a valid shape: a tuple of sizes within the limits of this module."""
+    if not isinstance(value, tuple) or len(value) > MAX_DIMENSIONS:
         return False
-    return all(map(_is_count, value)) and math.prod(max(size, 1) for size in value) <= MOST_ELEMENTS
+    return all(map(_is_count, value)) and math.prod(max(size, 1) for size in value) <= MAX_ELEMENTS
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MOST_ELEMENTS
+    return type(value) is int and 0 <= value <= MAX_ELEMENTS
 
 
 def _tensor(args: tuple[Any, ...]) -> TensorRecord:
-    """``(storage, offset, shape, strides)``."""
+    """Rebuilds a tensor from ``(storage, offset, shape, strides)``."""
     if len(args) < 4 or not isinstance(args[0], Storage):
-        raise damaged('a tensor without a storage, an offset or a shape')
+        raise damaged('a tensor has no storage, offset or shape')
     return _view(args, args[0].dtype)
 
 
 def _tensor_v2(args: tuple[Any, ...]) -> TensorRecord:
-    """``(storage, offset, shape, strides, requires_grad, hooks[, metadata])``."""
+    """Rebuilds a tensor from ``(storage, offset, shape, strides, requires_grad, hooks[, metadata])``."""
     if len(args) > 6 and args[6] is not None and args[6] != {}:
-        raise InputError('holds a conjugated or negated view, which is not read')
+        raise InputError('has a conjugated or negated view, which is not supported')
     return _tensor(args)
 
 
 def _tensor_v3(args: tuple[Any, ...]) -> TensorRecord:
-    """As the second version, with a type before the metadata: for types that have no class of storages."""
+    """As ``_tensor_v2``, with a dtype before the metadata, for dtypes without a storage class."""
     if len(args) < 7 or not isinstance(args[6], _Type):
-        raise damaged('a tensor without a type')
+        raise damaged('a tensor has no dtype')
     _tensor_v2(args[:6] + args[7:])
     return _view(args, args[6].dtype)
 
 
 def _view(args: tuple[Any, ...], dtype: str) -> TensorRecord:
-    """A tensor whose every element has its own place within the storage."""
+    """Makes a record after checking that all elements are within the storage and do not overlap."""
     storage, offset, shape, strides = args[:4]
     if not _is_count(offset) or not is_shape(shape):
-        raise damaged('a tensor without an offset or a shape that can be')
+        raise damaged('a tensor has an invalid offset or shape')
     if not isinstance(strides, tuple) or len(strides) != len(shape) or not all(map(_is_count, strides)):
-        raise damaged(f'a tensor of shape {shape} with strides that cannot be')
+        raise damaged(f'a tensor of shape {shape} has invalid strides')
     numel = storage.numel * ITEM_SIZES[storage.dtype] // ITEM_SIZES[dtype]
-    end = offset  # of the elements reached by the smaller strides
+    end = offset  # last element reached by the smaller strides
     if 0 not in shape:
         for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
-            if stride <= end - offset:  # also where a dimension was expanded, with a stride of 0
-                raise damaged(f'a tensor of shape {shape} whose elements overlap, by strides {strides}')
+            if stride <= end - offset:  # includes expanded axes, with stride 0
+                raise damaged(f'a tensor of shape {shape} has overlapping elements, strides {strides}')
             end += stride * (size - 1)
         end += 1
     if end > numel:
-        raise damaged(f'a tensor of shape {shape} reaches beyond its storage of {numel} elements')
+        raise damaged(f'a tensor of shape {shape} extends beyond its storage of {numel} elements')
     return TensorRecord(storage, dtype, offset, shape, strides)
 
 
 def _first(args: tuple[Any, ...]) -> Any:
-    """A parameter is its tensor, a size is its tuple."""
+    """Rebuilds a parameter as its tensor, and a ``torch.Size`` as its tuple."""
     return args[0] if args and isinstance(args[0], TensorRecord | tuple) else INERT
 
 
@@ -150,7 +161,7 @@ _ORDERED_DICT = _Function(dict)
 
 
 def _allowed() -> dict[str, Any]:
-    """What each admitted name, ``module name``, stands for."""
+    """Meanings of the allowed names, by ``module name``."""
     names: dict[str, Any] = {
         'torch._utils _rebuild_tensor': _Function(_tensor),
         'torch._utils _rebuild_tensor_v2': _Function(_tensor_v2),
@@ -163,7 +174,7 @@ def _allowed() -> dict[str, Any]:
     for module in ('torch', 'torch.cuda', 'torch.storage'):
         names |= {f'{module} {name}Storage': _Type(dtype) for name, dtype in _STORAGES.items()}
     names |= {f'torch {dtype}': _Type(dtype) for dtype in ITEM_SIZES}
-    # What training leaves next to the weights: it is passed over, so it need not be made.
+    # Other objects in training checkpoints, which are ignored.
     inert = _Function(lambda args: INERT)
     scalars = ('int', 'float', 'complex', 'bool', 'str', 'bytes', 'bytearray')
     for module in ('builtins', '__builtin__'):
@@ -184,28 +195,32 @@ _LITERALS = {
 
 
 class Unpickler:
-    """Reads the pickles of one file, one after the other.
+    """Reads consecutive pickles of one file.
 
     Args:
-      file: where they are; a read of more bytes than are left gives those that are left.
-      most_steps: opcodes and copied entries, in all; this bounds memory (some 100 bytes each) and time.
+      file: the file; a read beyond its end must return the remaining bytes.
+      max_steps: limit of opcodes and copied entries in total, which bounds memory (about 100 bytes each) and time.
 
-    ``storages`` has every storage that was mentioned, by its key.
+    Attributes:
+      storages: every storage referred to so far, by key.
     """
 
-    def __init__(self, file: IO[bytes], most_steps: int):
+    def __init__(self, file: IO[bytes], max_steps: int):
         self.storages: dict[str, Storage] = {}
         self._file = file
-        self._steps_left = most_steps
+        self._steps_left = max_steps
         self._stack: list[Any] = []
-        self._below: list[list[Any]] = []  # the stacks below each mark
-        self._memo: dict[int, Any] = {}  # a dictionary: a large index costs no more than a small one
+        self._below: list[list[Any]] = []  # the stack below each mark
+        self._memo: dict[int, Any] = {}  # a dict, since indices may be large
 
     def load(self) -> Any:
-        """The next object: containers and scalars of Python, ``TensorRecord``, ``INERT``; dictionaries are of texts.
+        """Reads the next object.
+
+        Returns:
+          Python containers and scalars, ``TensorRecord`` and ``INERT``; dicts have only their string keys.
 
         Raises:
-          InputError: damage, or anything but tensors and containers; the message lacks the file's name.
+          InputError: the pickle is damaged, or refers to a forbidden name; the message does not name the file.
         """
         self._stack, self._below, self._memo = [], [], {}
         while True:
@@ -219,15 +234,15 @@ class Unpickler:
             try:
                 self._step(opcode)
             except (IndexError, KeyError) as error:
-                raise damaged(f'opcode {opcode.name} of its pickle has nothing to work on') from error
+                raise damaged(f'opcode {opcode.name} of its pickle has no operand') from error
 
     def _spend(self, steps: int) -> None:
         self._steps_left -= steps
         if self._steps_left < 0:
-            raise InputError('is refused: its pickle has far more entries than a file of its size needs')
+            raise InputError('is refused: its pickle has far too many entries for the size of the file')
 
     def _step(self, opcode: pickletools.OpcodeInfo) -> None:
-        """Runs one opcode."""
+        """Executes one opcode."""
         name = opcode.name
         if name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name])
@@ -244,11 +259,11 @@ class Unpickler:
             self._below.append(self._stack)
             self._stack = []
         elif name in ('EMPTY_LIST', 'EMPTY_SET'):
-            self._stack.append([])  # a set would hash what is in it
+            self._stack.append([])  # a set would hash its elements
         elif name == 'EMPTY_DICT':
             self._stack.append({})
         elif name in ('TUPLE', 'FROZENSET'):
-            made = tuple(self._since_mark())  # first, for it brings back the stack below
+            made = tuple(self._since_mark())  # first, since it restores the stack below
             self._stack.append(made)
         elif name in ('TUPLE1', 'TUPLE2', 'TUPLE3'):
             last_first = [self._pop() for _ in range(int(name[-1]))]
@@ -266,10 +281,10 @@ class Unpickler:
             items = [self._pop(), self._pop()][::-1] if name == 'SETITEM' else self._since_mark()
             _update(self._stack[-1], items)
         else:
-            self._step_of_objects(name)
+            self._step_object(name)
 
-    def _step_of_objects(self, name: str) -> None:
-        """Runs one of the opcodes by which a pickle would import and call."""
+    def _step_object(self, name: str) -> None:
+        """Executes one of the opcodes that import or call in Python's unpickler."""
         if name == 'GLOBAL':
             self._stack.append(_look_up(self._line(), self._line()))
         elif name == 'STACK_GLOBAL':
@@ -289,26 +304,26 @@ class Unpickler:
             function, *items = self._since_mark() or [None]
             self._stack.append(self._call(function, tuple(items)))
         elif name == 'BUILD':
-            self._pop()  # the attributes of an object: nothing here has any
+            self._pop()  # the state of an object, which is ignored
         elif name == 'BINPERSID':
             self._stack.append(self._storage(self._pop()))
         else:
-            raise InputError(f'is refused: its pickle uses {name}; only tensors and containers are read')
+            raise InputError(f'is refused: its pickle uses {name}; only tensors and containers are allowed')
 
     def _pop(self) -> Any:
         if not self._stack:
-            raise damaged('its pickle takes more than it made')
+            raise damaged('its pickle pops from an empty stack')
         return self._stack.pop()
 
     def _since_mark(self) -> list[Any]:
-        """What was made since the last mark; it is taken away, with the mark."""
+        """Pops everything since the last mark, and the mark."""
         items, self._stack = self._stack, self._below.pop()
         return items
 
     def _line(self) -> str:
         line = self._file.readline(1000)
         if not line.endswith(b'\n'):
-            raise damaged('a name in its pickle does not end')
+            raise damaged('a name in its pickle is not terminated')
         return line[:-1].decode(errors='replace')
 
     def _call(self, function: Any, args: Any) -> Any:
@@ -317,30 +332,30 @@ class Unpickler:
         return self._ordered_dict(args) if function is _ORDERED_DICT else function.run(args)
 
     def _ordered_dict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
-        """An empty one, or, as Python 2 wrote it, one of a list of lists of two."""
+        """An empty dict or, as Python 2 wrote it, one of a list of pairs."""
         made: dict[Any, Any] = {}
         pairs = args[0] if args else []
         if not isinstance(pairs, list):
-            raise damaged('a dictionary of something else than pairs')
-        self._spend(len(pairs))  # a list may be used many times
+            raise damaged('a dictionary is not made of pairs')
+        self._spend(len(pairs))  # a list may be referenced many times
         for pair in pairs:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise damaged('a dictionary of something else than pairs')
+                raise damaged('a dictionary is not made of pairs')
             _update(made, list(pair))
         return made
 
     def _storage(self, identity: Any) -> Storage:
-        """``('storage', class, key, device, elements[, view])``: how PyTorch mentions the data of a tensor."""
+        """Resolves a persistent id, ``('storage', class, key, device, elements[, view])``."""
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != 'storage':
-            raise damaged('its pickle mentions something outside that is not the storage of a tensor')
+            raise damaged('a persistent id of its pickle is not the storage of a tensor')
         kind, key, _, numel = identity[1:5]
         if not isinstance(kind, _Type) or type(key) is not str or not _is_count(numel):
-            raise damaged('a storage without a type, a key or a size')
+            raise damaged('a storage has no dtype, key or size')
         if len(identity) == 6 and identity[5] is not None:
-            raise InputError('holds a view of a storage, as early PyTorch wrote them, which is not read')
+            raise InputError('has a view of a storage (a legacy format), which is not supported')
         storage = Storage(kind.dtype, key, numel)
         if self.storages.setdefault(key, storage) != storage:
-            raise damaged(f'storage {shown(key)} is described twice, and differently')
+            raise damaged(f'storage {printable(key)} has two different descriptions')
         return storage
 
 
@@ -349,18 +364,18 @@ def _argument(opcode: pickletools.OpcodeInfo, file: IO[bytes]) -> Any:
     try:
         return opcode.arg.reader(file)
     except (ValueError, IndexError, struct.error) as error:
-        raise damaged('its pickle ends within an entry, or has a text that is none') from error
+        raise damaged('its pickle ends within an entry, or has an invalid string') from error
 
 
 def _look_up(module: Any, name: Any) -> Any:
-    """What a name stands for here."""
+    """Looks up an allowed name."""
     if type(module) is not str or type(name) is not str:
-        raise damaged('its pickle names something by what is not a text')
+        raise damaged('a name in its pickle is not a string')
     try:
         return _ALLOWED[f'{module} {name}']
     except KeyError:
         raise InputError(
-            f'wants to run {shown(f"{module}.{name}")}: refused; only tensors and containers are read'
+            f'is refused: its pickle refers to {printable(f"{module}.{name}")}; only tensors and containers are allowed'
         ) from None
 
 
@@ -368,14 +383,14 @@ def _extend(container: Any, items: list[Any]) -> None:
     if isinstance(container, list):
         container.extend(items)
     elif not isinstance(container, Inert):
-        raise damaged('its pickle appends to what is not a list')
+        raise damaged('its pickle appends to something that is not a list')
 
 
 def _update(container: Any, items: list[Any]) -> None:
-    """Enters keys and values, which take turns; only what has a text for its key, as weights have."""
+    """Adds alternating keys and values to a dict; keys other than strings are skipped."""
     if len(items) % 2 or not isinstance(container, dict | Inert):
-        raise damaged('its pickle enters what are not keys and values, or not into a dictionary')
+        raise damaged('its pickle sets items of something that is not a dictionary, or without values')
     if isinstance(container, dict):
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is str:  # to hash a tuple of tuples can take for ever, and numbers can be made to collide
+            if type(key) is str:  # hashing nested tuples can take forever, and numbers can be made to collide
                 container[key] = value

@@ -1,4 +1,4 @@
-"""A folder with one checkpoint."""
+"""Fixture: a folder with one checkpoint."""
 
 import pathlib
 

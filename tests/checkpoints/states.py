@@ -1,4 +1,4 @@
-"""Two small states, whose arrays differ."""
+"""Two small states with different arrays."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what comes back, what is refused."""
+"""Checkpoints: saving, retention, restoring, and refusal of damaged or foreign ones."""
 
 import json
 
@@ -23,52 +23,52 @@ from resnet_jax.checkpoints.files import DamageError
 from tests.checkpoints.states import NEWER, STATE
 
 
-def test_what_was_saved_comes_back_bit_for_bit(folder):
+def test_restored_states_are_bit_identical(folder):
     restored = restore_checkpoint(folder, 7, jax.eval_shape(lambda: STATE))
     jax.tree.map(np.testing.assert_array_equal, restored, STATE)
     assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, STATE)
 
 
-def test_the_last_and_the_best_are_kept(tmp_path):
+def test_the_last_and_the_best_step_are_kept(tmp_path):
     kept = []
     for step, accuracy in [(1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, 0.9)]:
         save_checkpoint(tmp_path, step, STATE, accuracy)
         kept.append(checkpoint_steps(tmp_path))
-    assert kept == [[1], [2], [2, 3], [2, 4], [5]]  # of two equals, the later is the best
+    assert kept == [[1], [2], [2, 3], [2, 4], [5]]  # the later of two equal scores is the best
     assert best_step(tmp_path) == 5
 
 
 @pytest.mark.parametrize('missing', ['checksums', 'crc32', 'score'])
-def test_a_manifest_that_vouches_for_less_is_damaged(folder, missing):
-    """As those of earlier versions; without its own checksum, whatever else it says may have been changed."""
+def test_a_manifest_without_a_field_is_damaged(folder, missing):
+    """As in earlier versions; without its own checksum, the rest of a manifest cannot be trusted."""
     path = folder / '7' / 'manifest.json'
     manifest = json.loads(path.read_text())
     del manifest[missing]
     path.write_text(json.dumps(manifest))
-    with pytest.raises(DamageError, match=r"it has no field 'crc32'|it is not as it was written"):
+    with pytest.raises(DamageError, match=r"missing field 'crc32'|checksum mismatch"):
         restore_checkpoint(folder, 7, STATE)
     assert best_step(folder) is None
 
 
-def test_a_part_of_a_state_is_read_and_checked(folder):
+def test_a_part_of_a_state_can_be_restored(folder):
     like = {'params': STATE['params']}
     found = restore_checkpoint(folder, 7, like, part=True)
     assert found.keys() == {'params'}
     np.testing.assert_array_equal(found['params']['w'], STATE['params']['w'])
     assert arrays_of(folder, 7) == {'params/w': 'float32[10000]', 'step': 'int32[]'}
-    with pytest.raises(InputError, match=r'params/v is missing there'):
+    with pytest.raises(InputError, match=r'params/v is missing in the file'):
         restore_checkpoint(folder, 7, {'params': STATE['params'] | {'v': jnp.zeros(5)}}, part=True)
-    with pytest.raises(InputError, match=r'params/w is float32\[10000\] there, missing here'):
+    with pytest.raises(InputError, match=r'params/w is float32\[10000\] in the file, missing now'):
         restore_checkpoint(folder, 7, {'params': {}}, part=True)
-    with pytest.raises(InputError, match=r'step is int32\[\] there, missing here'):
+    with pytest.raises(InputError, match=r'step is int32\[\] in the file, missing now'):
         restore_checkpoint(folder, 7, like)
     damage(max((folder / '7' / 'state').rglob('d/*'), key=lambda path: path.stat().st_size), 'flipped')
-    with pytest.raises(DamageError, match='is not as it was written'):
+    with pytest.raises(DamageError, match='mismatch'):
         restore_checkpoint(folder, 7, like, part=True)
 
 
-def test_a_step_that_made_room_for_none_is_back(folder):
-    """Killed between the two renamings of a step that is saved again."""
+def test_a_step_moved_for_replacement_is_restored(folder):
+    """As after a kill between the two renames that replace a step."""
     (folder / '7').rename(folder / '7.removed.partial')
     (folder / '7.partial').mkdir()
     remove_partial_checkpoints(folder)
@@ -80,7 +80,7 @@ def test_a_step_that_made_room_for_none_is_back(folder):
 def test_a_folder_without_checkpoints(tmp_path):
     assert checkpoint_steps(tmp_path / 'none') == []
     assert best_step(tmp_path / 'none') is None
-    with pytest.raises(InputError, match='has no step 3; it has none'):
+    with pytest.raises(InputError, match='has no step 3; steps: none'):
         restore_checkpoint(tmp_path, 3, STATE)
 
 
@@ -98,7 +98,7 @@ def damage(path, kind):
         )
 
 
-# A flipped bit in the manifest, a text, may leave it the same JSON.
+# No flipped bit in the manifest: it may leave the JSON unchanged.
 @pytest.mark.parametrize(
     ('target', 'kind'),
     [
@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_refused(folder, kind, target):
     files = [path for path in (folder / '9').rglob('*') if path.is_file()]
     path = folder / '9' / 'manifest.json' if target == 'manifest' else max(files, key=lambda p: p.stat().st_size)
     damage(path, kind)
-    with pytest.raises(InputError, match=r'checkpoints/9 is damaged \(.*move it away to go on from step 7') as caught:
+    with pytest.raises(InputError, match=r'checkpoints/9 is damaged \(.*move it away to resume from step 7') as caught:
         restore_checkpoint(folder, 9, STATE)
     assert '\n' not in str(caught.value)
     restore_checkpoint(folder, 7, STATE)
@@ -120,25 +120,28 @@ def test_a_damaged_checkpoint_is_refused(folder, kind, target):
 @pytest.mark.parametrize(
     ('like', 'message'),
     [
-        (STATE | {'params': {'w': jnp.zeros(5)}}, r'params/w is float32\[10000\] there, float32\[5\] here'),
-        (STATE | {'params': {'v': jnp.zeros(5)}}, r'params/v is missing there'),
-        (STATE | {'step': jnp.zeros(())}, r'step is int32\[\] there, float32\[\] here'),
+        (
+            STATE | {'params': {'w': jnp.zeros(5)}},
+            r'params/w is float32\[10000\] in the file, float32\[5\] now',
+        ),
+        (STATE | {'params': {'v': jnp.zeros(5)}}, r'params/v is missing in the file'),
+        (STATE | {'step': jnp.zeros(())}, r'step is int32\[\] in the file, float32\[\] now'),
     ],
 )
-def test_a_checkpoint_of_something_else_is_refused(folder, like, message):
+def test_a_checkpoint_of_another_state_is_refused(folder, like, message):
     with pytest.raises(InputError, match=f'another network or optimizer: {message}'):
         restore_checkpoint(folder, 7, like)
 
 
-def test_a_half_written_checkpoint_does_not_count(folder):
+def test_partial_checkpoints_are_ignored_and_removed(folder):
     (folder / '8.partial' / 'state').mkdir(parents=True)
     assert checkpoint_steps(folder) == [7]
     remove_partial_checkpoints(folder)
     assert [path.name for path in folder.iterdir()] == ['7']
 
 
-def test_a_step_that_was_half_removed_spoils_nothing(folder):
-    """As an earlier process may have left it: the folder of a step without its manifest."""
+def test_a_partially_removed_step_is_harmless(folder):
+    """As an earlier process may have left it: a step without its manifest."""
     save_checkpoint(folder, 9, STATE, 0.4)
     (folder / '7' / 'manifest.json').unlink()
     assert best_step(folder) == 9
@@ -157,7 +160,7 @@ def seeds(tmp_path):
     return folders
 
 
-def test_runs_saved_together_resume_at_a_step_that_all_have(seeds):
+def test_runs_saved_together_resume_at_a_common_step(seeds):
     step, states = restore_newest_of_all(seeds, STATE, pytest.fail)
     assert step == 2
     jax.tree.map(np.testing.assert_array_equal, states, [STATE, NEWER])
@@ -174,7 +177,7 @@ def test_runs_saved_together_resume_at_a_step_that_all_have(seeds):
 
 @pytest.mark.parametrize('operation', ['write_step', '_commit', '_remove'])
 @pytest.mark.parametrize('moment', [1, 2])
-def test_a_stop_at_any_point_leaves_a_step_that_all_have(seeds, monkeypatch, operation, moment):
+def test_a_stop_at_any_point_leaves_a_common_step(seeds, monkeypatch, operation, moment):
     calls = []
 
     def stop(*args):
@@ -193,17 +196,24 @@ def test_a_stop_at_any_point_leaves_a_step_that_all_have(seeds, monkeypatch, ope
     jax.tree.map(np.testing.assert_array_equal, states, expected)
 
 
-def test_of_the_last_steps_as_many_are_kept_as_asked_for(tmp_path):
+def test_keep_is_the_number_of_last_steps(tmp_path):
     kept = []
     for step, accuracy in [(1, 0.5), (2, 0.9), (3, None), (4, 0.7), (5, 0.95), (3, None)]:
         save_checkpoints(step, [(tmp_path, STATE, accuracy)], keep=2)
         kept.append(checkpoint_steps(tmp_path))
-    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [4, 5], [3, 5]]  # a run that went back to an earlier step
+    assert kept == [
+        [1],
+        [1, 2],
+        [2, 3],
+        [2, 3, 4],
+        [4, 5],
+        [3, 5],
+    ]  # the last: a resumed run
     with pytest.raises(ValueError, match='keep=0 must be at least 1'):
         save_checkpoints(6, [(tmp_path, STATE, None)], keep=0)
     assert checkpoint_steps(tmp_path) == [3, 5]
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path):
-    with pytest.raises(ValueError, match='must all be different'):
+    with pytest.raises(ValueError, match='must be distinct'):
         save_checkpoints(1, [(tmp_path, STATE, None), (tmp_path, STATE, None)])

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, disks that are full, processes that are killed."""
+"""Damaged checkpoints, full disks and killed processes."""
 
 import collections
 import errno
@@ -38,14 +38,14 @@ def rewrite(path, change):
 
 
 def replace(path, put):
-    """Puts something else in the place of a file or a folder, which goes elsewhere."""
+    """Moves a file or folder away and puts something else in its place."""
     folder = next(parent for parent in path.parents if parent.name == 'checkpoints')
     path.rename(folder / 'elsewhere')
     put(path)
 
 
 def edit(**changes):
-    """Changes fields of the manifest; functions take the old value, None removes one."""
+    """Changes fields of the manifest; functions are applied to the old value, None removes a field."""
 
     def damage_manifest(step):
         path = step / 'manifest.json'
@@ -58,7 +58,7 @@ def edit(**changes):
 
 
 def edit_and_sign(**changes):
-    """Gives the manifest the checksum that belongs to it then."""
+    """Changes fields of the manifest and updates its checksum."""
 
     def damage_manifest(step):
         edit(**changes)(step)
@@ -91,14 +91,15 @@ def itself(step):
 
 
 DATA = r'state/\S+ '
-OTHER = r'is not as it was written'
+CHANGED_DATA = r'state/\S+: size or checksum mismatch'
+OTHER = r'checksum mismatch'
 MANIFEST = r'manifest.json: .*'
-# What is done to the newest step, and the reason that is given.
+# Damage to the newest step, and the reported reason.
 DAMAGES = {
-    'truncated data': (change(largest, lambda data: data[: len(data) // 2]), DATA + OTHER),
-    'longer data': (change(largest, lambda data: data + b'0'), DATA + OTHER),
-    'empty data': (change(largest, lambda _: b''), DATA + OTHER),
-    'flipped bit': (change(largest, lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]), DATA + OTHER),
+    'truncated data': (change(largest, lambda data: data[: len(data) // 2]), CHANGED_DATA),
+    'longer data': (change(largest, lambda data: data + b'0'), CHANGED_DATA),
+    'empty data': (change(largest, lambda _: b''), CHANGED_DATA),
+    'flipped bit': (change(largest, lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]), CHANGED_DATA),
     'missing data': (put(largest, lambda _: None), DATA + 'is missing'),
     'missing metadata': (put(lambda step: step / 'state' / '_METADATA', lambda _: None), 'state/_METADATA is missing'),
     'folder for data': (put(largest, pathlib.Path.mkdir), DATA + 'cannot be read: not a file'),
@@ -111,7 +112,7 @@ DAMAGES = {
     'missing state': (put(lambda step: step / 'state', lambda _: None), DATA + 'is missing'),
     'empty step': (put(itself, pathlib.Path.mkdir), 'manifest.json is missing'),
     'file for step': (put(itself, pathlib.Path.touch), 'cannot be read: not a folder'),
-    'dangling step': (put(itself, lambda path: path.symlink_to('nowhere')), 'it is a broken link'),
+    'dangling step': (put(itself, lambda path: path.symlink_to('nowhere')), 'broken link'),
     'missing manifest': (put(manifest_of, lambda _: None), 'manifest.json is missing'),
     'folder for manifest': (put(manifest_of, pathlib.Path.mkdir), 'manifest.json cannot be read: not a file'),
     'manifest cut off': (change(manifest_of, lambda data: data[: len(data) // 2]), MANIFEST + '(Expect|Untermin)'),
@@ -120,25 +121,25 @@ DAMAGES = {
     'manifest a list': (change(manifest_of, lambda _: b'[]'), MANIFEST + 'list'),
     'manifest a number': (change(manifest_of, lambda _: b'7'), MANIFEST + 'int'),
     'manifest too deep': (change(manifest_of, lambda _: b'[' * 100_000), MANIFEST + 'recursion'),
-    'manifest without fields': (change(manifest_of, lambda _: b'{"score": null}'), MANIFEST + "no field 'crc32'"),
-    'signed without a field': (edit_and_sign(arrays=None), MANIFEST + "no field 'arrays'"),
+    'manifest without fields': (change(manifest_of, lambda _: b'{"score": null}'), MANIFEST + "missing field 'crc32'"),
+    'signed without a field': (edit_and_sign(arrays=None), MANIFEST + "missing field 'arrays'"),
     'flipped score': (edit(score=0.75), MANIFEST + OTHER),
     'flipped checksum': (edit(files=with_another_checksum), MANIFEST + OTHER),
     'other array': (edit(arrays=lambda old: old | {'params/w': 'float32[9999]'}), MANIFEST + OTHER),
-    'wrong checksum of a file': (edit_and_sign(files=with_another_checksum), DATA + OTHER),
+    'wrong checksum of a file': (edit_and_sign(files=with_another_checksum), CHANGED_DATA),
     'wrong checksum of an array': (
         edit_and_sign(checksums=lambda old: old | {'params/w': old['params/w'] ^ 1}),
-        f'the array params/w {OTHER}',
+        f'array params/w: {OTHER}',
     ),
-    'files of wrong type': (edit_and_sign(files=['state']), MANIFEST + 'a field has the wrong type'),
-    'no files': (edit_and_sign(files={}), MANIFEST + 'a field has the wrong type'),
-    'score of wrong type': (edit_and_sign(score='high'), MANIFEST + 'a field has the wrong type'),
+    'files of wrong type': (edit_and_sign(files=['state']), MANIFEST + 'wrong type of a field'),
+    'no files': (edit_and_sign(files={}), MANIFEST + 'wrong type of a field'),
+    'score of wrong type': (edit_and_sign(score='high'), MANIFEST + 'wrong type of a field'),
     'zero byte in a name': (edit_and_sign(files={'a\0b': [1, 2]}), MANIFEST + 'embedded null byte'),
 }
 
 
 def contents_of(folder):
-    """How often each content is there, wherever: of files, links and what else is no folder."""
+    """Counts the contents of all files, links and other non-folders, regardless of their place."""
     counts = collections.Counter()
     for path in folder.rglob('*'):
         kind = stat.S_IFMT(path.lstat().st_mode)
@@ -155,7 +156,7 @@ def two_steps(folder):
 
 
 @pytest.mark.parametrize('name', DAMAGES)
-def test_a_damaged_step_is_set_aside_and_the_one_before_it_comes_back(two_steps, name):
+def test_a_damaged_step_is_moved_away_and_the_previous_one_restored(two_steps, name):
     damage_step, reason = DAMAGES[name]
     damage_step(two_steps / '9')
     before, lines = contents_of(two_steps), []
@@ -164,7 +165,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_it_comes_back(two_steps,
     jax.tree.map(np.testing.assert_array_equal, state, STATE)
     path = re.escape(str(two_steps))
     assert len(lines) == 1
-    assert re.fullmatch(rf'checkpoint {path}/9 is damaged \({reason}.*\); it is now {path}/damaged/9', lines[0]), lines
+    assert re.fullmatch(rf'checkpoint {path}/9 is damaged \({reason}.*\); moved to {path}/damaged/9', lines[0]), lines
     assert contents_of(two_steps) == before
     assert checkpoint_steps(two_steps) == [7]
     assert best_step(two_steps) == 7
@@ -174,9 +175,9 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_it_comes_back(two_steps,
     assert os.path.lexists(two_steps / 'damaged' / '9')
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root reads what nobody may')
+@pytest.mark.skipif(os.geteuid() == 0, reason='root can read everything')
 @pytest.mark.parametrize('find', [largest, manifest_of, lambda step: step / 'state'])
-def test_what_may_not_be_read_is_damaged(two_steps, find):
+def test_unreadable_files_are_damage(two_steps, find):
     path = find(two_steps / '9')
     path.chmod(0)
     lines = []
@@ -187,7 +188,7 @@ def test_what_may_not_be_read_is_damaged(two_steps, find):
         (two_steps / 'damaged' / path.relative_to(two_steps)).chmod(0o700)
 
 
-def test_a_disk_that_cannot_read_is_damage_and_a_machine_without_means_is_not(two_steps, monkeypatch):
+def test_a_disk_error_is_damage_but_too_many_open_files_is_not(two_steps, monkeypatch):
     def failing_with(number):
         def fail(path):
             if '/9/' in str(path):
@@ -207,7 +208,7 @@ def test_a_disk_that_cannot_read_is_damage_and_a_machine_without_means_is_not(tw
     assert re.search(r'\(state/\S+ cannot be read: Input/output error\)', lines[0])
 
 
-def test_what_lies_beside_the_files_is_not_damage(two_steps):
+def test_additional_files_are_ignored(two_steps):
     (two_steps / '9' / 'state' / 'garbage').write_bytes(b'abc')
     for name in ('9/notes', 'notes', '09', '-3', '1.5', '\u00b2', 'damaged'):
         (two_steps / name).mkdir()
@@ -217,7 +218,7 @@ def test_what_lies_beside_the_files_is_not_damage(two_steps):
     assert checkpoint_steps(two_steps) == [7, 9]
 
 
-def test_a_step_that_lies_on_another_disk_is_read_and_its_content_never_removed(two_steps, tmp_path):
+def test_a_linked_step_is_read_and_its_target_never_removed(two_steps, tmp_path):
     (two_steps / '9').rename(tmp_path / 'away')
     (two_steps / '9').symlink_to(tmp_path / 'away')
     assert restore_newest(two_steps, STATE, pytest.fail)[0] == 9
@@ -226,7 +227,7 @@ def test_a_step_that_lies_on_another_disk_is_read_and_its_content_never_removed(
     assert (tmp_path / 'away' / 'manifest.json').exists()
 
 
-def test_nothing_is_left_where_all_are_damaged(two_steps):
+def test_without_intact_steps_nothing_is_restored(two_steps):
     for step in (7, 9):
         (two_steps / str(step) / 'manifest.json').write_text('{')
     before, lines = contents_of(two_steps), []
@@ -237,35 +238,37 @@ def test_nothing_is_left_where_all_are_damaged(two_steps):
     assert restore_newest(two_steps / 'none', STATE, pytest.fail) is None
 
 
-def test_what_was_set_aside_before_stays(two_steps):
+def test_damaged_steps_moved_away_earlier_are_kept(two_steps):
     for text in ('first', 'second', 'third'):
         (two_steps / '9' / 'manifest.json').write_text(text)
         restore_newest(two_steps, STATE, str)
         save_checkpoint(two_steps, 9, NEWER, 0.4)
-    (two_steps / 'damaged' / '9-4').mkdir()  # an empty folder, which a plain renaming would replace
+    (two_steps / 'damaged' / '9-4').mkdir()  # an empty folder, which a plain rename would replace
     (two_steps / '9' / 'manifest.json').write_text('fifth')
     restore_newest(two_steps, STATE, str)
     found = {path.parent.name: path.read_text() for path in (two_steps / 'damaged').glob('*/manifest.json')}
     assert found == {'9': 'first', '9-2': 'second', '9-3': 'third', '9-5': 'fifth'}
 
 
-def test_what_cannot_be_set_aside_is_passed_over(two_steps):
+def test_a_damaged_step_that_cannot_be_moved_is_ignored(two_steps):
     (two_steps / 'damaged').write_text('a file')
     (two_steps / '9' / 'manifest.json').write_text('{')
     before, lines = contents_of(two_steps), []
     assert restore_newest(two_steps, STATE, lines.append)[0] == 7
-    assert re.search(r'\); it is passed over, for it cannot be moved to \S+/damaged: File exists$', lines[0])
+    assert re.search(r'\); ignored, but could not be moved to \S+/damaged: File exists$', lines[0])
     assert contents_of(two_steps) == before
 
 
 def test_another_network_is_not_damage(two_steps):
     more = STATE | {'average': jnp.zeros(3)}
-    with pytest.raises(InputError, match=r'/9 is of another network or optimizer: average is missing there, float32'):
+    with pytest.raises(
+        InputError, match=r'/9 is of another network or optimizer: average is missing in the file, float32'
+    ):
         restore_newest(two_steps, more, pytest.fail)
     assert checkpoint_steps(two_steps) == [7, 9]
 
 
-def test_a_step_that_cannot_get_its_name_leaves_the_one_that_had_it(folder, monkeypatch):
+def test_a_failed_rename_leaves_the_previous_step_of_that_name(folder, monkeypatch):
     def fail(path, target):
         if path.name == '7.partial':
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -273,16 +276,16 @@ def test_a_step_that_cannot_get_its_name_leaves_the_one_that_had_it(folder, monk
 
     rename = pathlib.Path.rename
     monkeypatch.setattr(pathlib.Path, 'rename', fail)
-    with pytest.raises(StorageError, match=r'checkpoints/7: Input/output error; the last intact step there is 7$'):
+    with pytest.raises(StorageError, match=r'checkpoints/7: Input/output error; last intact step: 7$'):
         save_checkpoint(folder, 7, NEWER, None)
     monkeypatch.undo()
     assert os.listdir(folder) == ['7']
     jax.tree.map(np.testing.assert_array_equal, restore_newest(folder, STATE, pytest.fail)[1], STATE)
 
 
-@pytest.mark.skipif(not pathlib.Path('/proc/self/fd').exists(), reason='the system does not tell the names of files')
-def test_everything_is_on_the_disk_before_it_has_its_name(folder, monkeypatch):
-    """A machine that loses its power keeps names before contents, unless the contents were waited for."""
+@pytest.mark.skipif(not pathlib.Path('/proc/self/fd').exists(), reason='needs /proc/self/fd')
+def test_a_step_is_on_disk_before_it_is_renamed(folder, monkeypatch):
+    """After a power failure, a rename may survive without the contents, unless they were synced before."""
     events = []
     sync, rename = os.fsync, pathlib.Path.rename
     monkeypatch.setattr(os, 'fsync', lambda file: (events.append(os.readlink(f'/proc/self/fd/{file}')), sync(file)))
@@ -314,10 +317,10 @@ for step in (2, 3):
 """
 
 
-def test_a_limit_of_the_system_leaves_the_earlier_steps(start, tmp_path):
+def test_a_file_size_limit_leaves_the_earlier_steps(start, tmp_path):
     out, err = start(LIMITED, tmp_path / 'checkpoints').communicate(timeout=120)
     where = f'cannot write checkpoint {tmp_path}/checkpoints'
-    assert out.splitlines() == [f'{where}/{n}: File too large; the last intact step there is 1' for n in (2, 3)]
+    assert out.splitlines() == [f'{where}/{n}: File too large; last intact step: 1' for n in (2, 3)]
     assert 'Traceback' not in err
     assert os.listdir(tmp_path / 'checkpoints') == ['1']
     like = {'w': jax.ShapeDtypeStruct((100_000,), np.float32)}
@@ -325,17 +328,17 @@ def test_a_limit_of_the_system_leaves_the_earlier_steps(start, tmp_path):
 
 
 def test_a_full_disk_leaves_the_earlier_steps(small_disk):
-    """Of runs saved together none loses a step when the disk is too small for the second."""
+    """No run of several loses a step if the disk is too small for the second run."""
     state = {'w': np.random.default_rng(0).standard_normal(100_000).astype(np.float32)}
     folders = [small_disk / 'a', small_disk / 'b']
     save_checkpoints(1, [(folder, state, None) for folder in folders])
     (small_disk / 'filling').write_bytes(bytes(600_000))
     for _ in range(2):
-        with pytest.raises(StorageError, match=r'/b/2: No space left on device; the last intact step there is 1$'):
+        with pytest.raises(StorageError, match=r'/b/2: No space left on device; last intact step: 1$'):
             save_checkpoints(2, [(folder, state, None) for folder in folders])
         assert [os.listdir(folder) for folder in folders] == [['1'], ['1']]
         jax.tree.map(np.testing.assert_array_equal, restore_newest_of_all(folders, state, pytest.fail)[1], [state] * 2)
-    with pytest.raises(StorageError, match=r'the last intact step there is none$'):
+    with pytest.raises(StorageError, match=r'last intact step: none$'):
         save_checkpoint(small_disk / 'c', 1, {'w': np.concatenate([state['w']] * 9)}, None)
     save_checkpoint(folders[0], 2, state, None)
     assert checkpoint_steps(folders[0]) == [2]
@@ -343,7 +346,7 @@ def test_a_full_disk_leaves_the_earlier_steps(small_disk):
 
 def test_a_folder_that_is_a_file_cannot_be_written(tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(StorageError, match=r'cannot write checkpoint .*/file/1: Not a directory; .* is none$'):
+    with pytest.raises(StorageError, match=r'cannot write checkpoint .*/file/1: Not a directory; last .*: none$'):
         save_checkpoint(tmp_path / 'file', 1, STATE, None)
 
 
@@ -361,7 +364,7 @@ for step in range(1, 1000):
 """
 
 
-def test_a_kill_while_writing_leaves_the_step_before(start, tmp_path):
+def test_a_kill_while_writing_leaves_the_previous_step(start, tmp_path):
     like = {'w': jax.ShapeDtypeStruct((400_000,), np.float32)}
     rng = np.random.default_rng()
     processes = [start(KILLED, tmp_path / str(number)) for number in range(3)]
@@ -370,12 +373,12 @@ def test_a_kill_while_writing_leaves_the_step_before(start, tmp_path):
             pass
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
-        rest = process.stdout.read().split()  # with the lines that readline took from the pipe beforehand
+        rest = process.stdout.read().split()  # includes lines that readline had buffered
         process.wait()
         begun = int(rest[-1]) if rest else 2 + number
         folders = [tmp_path / str(number) / name for name in ('a', 'b')]
         step, states = restore_newest_of_all(folders, like, pytest.fail)
-        assert begun - 1 <= step <= begun + 1  # it waited for the one before; the next may have begun unsaid
+        assert begun - 1 <= step <= begun + 1  # the next one may have begun before it was printed
         expected = np.random.default_rng(step).standard_normal(400_000).astype(np.float32)
         for folder, state in zip(folders, states, strict=True):
             np.testing.assert_array_equal(state['w'], expected)

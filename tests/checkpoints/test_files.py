@@ -1,4 +1,4 @@
-"""One checkpoint's folder: its format, and that no process waits for another."""
+"""The folder of a checkpoint: its format, and no waiting for other processes."""
 
 import json
 import zlib
@@ -28,7 +28,7 @@ def equal(left, right):
     assert describe_arrays(left) == describe_arrays(right)
 
 
-def test_the_manifest_holds_shape_type_and_checksum_of_arrays_and_files(tmp_path):
+def test_the_manifest_describes_arrays_and_files(tmp_path):
     write_step(tmp_path / '7', 7, STATE, 0.5)
     manifest = json.loads((tmp_path / '7' / 'manifest.json').read_text())
     assert manifest['step'] == 7
@@ -43,13 +43,13 @@ def test_the_manifest_holds_shape_type_and_checksum_of_arrays_and_files(tmp_path
     assert manifest['files'] == {name: [len(data), zlib.crc32(data)] for name, data in contents.items()}
 
 
-def test_arrays_in_another_order_have_the_checksum_of_their_values(tmp_path):
+def test_fortran_order_does_not_change_checksums(tmp_path):
     state = {'w': np.asfortranarray(STATE['params']['w'])}
     save_checkpoint(tmp_path, 1, state, None)
     equal(restore_checkpoint(tmp_path, 1, state), state)
 
 
-def test_orbax_alone_reads_what_we_write(tmp_path):
+def test_orbax_reads_our_checkpoints(tmp_path):
     write_step(tmp_path / '7', 7, STATE, None)
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(tmp_path / '7' / 'state')
@@ -57,8 +57,8 @@ def test_orbax_alone_reads_what_we_write(tmp_path):
     np.testing.assert_array_equal(tree['params']['w'], STATE['params']['w'])
 
 
-def test_what_another_checkpointer_of_orbax_wrote_is_read(tmp_path):
-    """Device arrays; the manifest is ours."""
+def test_arrays_of_another_orbax_checkpointer_are_read(tmp_path):
+    """Of device arrays, with our manifest."""
     state = jax.tree.map(jnp.asarray, STATE)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / '7' / 'state', state)
@@ -75,7 +75,7 @@ def test_what_another_checkpointer_of_orbax_wrote_is_read(tmp_path):
     assert best_step(tmp_path) == 7
 
 
-def test_arrays_come_back_where_like_has_them(tmp_path):
+def test_restored_arrays_have_the_sharding_of_like(tmp_path):
     save_checkpoint(tmp_path, 7, STATE, None)
     placed = jax.device_put(STATE, jax.devices()[1])
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(restore_checkpoint(tmp_path, 7, STATE)))
@@ -85,8 +85,8 @@ def test_arrays_come_back_where_like_has_them(tmp_path):
         equal(restored, STATE)
 
 
-def test_an_array_that_orbax_gives_otherwise_is_damage(tmp_path, monkeypatch):
-    """All files are as written, but an array is not: a fault in memory, or in the library."""
+def test_an_array_with_another_checksum_is_damage(tmp_path, monkeypatch):
+    """The files are intact, but an array is not: an error in memory or in the library."""
     flip = STATE['params']['w'].copy()
     flip[1, 7] += 1
     checksums = checkpoint_files._checksums
@@ -94,11 +94,11 @@ def test_an_array_that_orbax_gives_otherwise_is_damage(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 7, STATE, None)
     monkeypatch.undo()
     check_files(tmp_path / '7', read_manifest(tmp_path / '7'))
-    with pytest.raises(DamageError, match=r'checkpoints?.* is damaged \(the array params/w is not as it was written\)'):
+    with pytest.raises(DamageError, match=r'checkpoints?.* is damaged \(array params/w: checksum mismatch\)'):
         restore_checkpoint(tmp_path, 7, STATE)
 
 
-def test_a_library_that_cannot_read_is_not_damage(tmp_path, monkeypatch):
+def test_a_checkpoint_that_orbax_cannot_read_is_not_damage(tmp_path, monkeypatch):
     def fail():
         raise RuntimeError('a format\nof the future')
 
@@ -127,20 +127,20 @@ if index == 0:
         for step in (1, 2):
             writer.save(step, [(where, state, None) for where, state in zip(folders, states)])
     (folder / 'written').touch()
-else:  # calls no writer at all
+else:  # has no writer
     while not (folder / 'written').exists():
         time.sleep(0.02)
-    # Before the other one reads.
+    # Before the other process reads.
     assert checkpoint.restore_newest(folders[1], states[1], print)[0] == 2
     (folder / 'read').touch()
 while not (folder / 'read').exists():
     time.sleep(0.02)
 step, found = checkpoint.restore_newest_of_all(folders, states[0], print)
-for there, state in zip(found, states):
-    assert type(there['w']) is np.ndarray
-    np.testing.assert_array_equal(there['w'], state['w'])
+for restored, state in zip(found, states):
+    assert type(restored['w']) is np.ndarray
+    np.testing.assert_array_equal(restored['w'], state['w'])
 everywhere = NamedSharding(jax.make_mesh((2,), ('all',)), PartitionSpec())
-if index == 0:  # the other one does not take part
+if index == 0:  # the other process does not participate
     like = {'w': jax.ShapeDtypeStruct((1000,), np.float32, sharding=everywhere)}
     placed = checkpoint.restore_checkpoint(folders[0], 2, like)
     assert not placed['w'].is_fully_addressable

@@ -1,4 +1,4 @@
-"""Lines of metrics and TensorBoard's events: what is kept of what a killed process left, what another program reads."""
+"""``metrics.jsonl`` and TensorBoard events, also after a killed process."""
 
 import json
 
@@ -16,8 +16,8 @@ def lines_of(path):
 
 
 @pytest.mark.parametrize('end', [b'{"split": "train", "st', b'\x00' * 40, b'\xff\xfe\n', b'7\n', b'{"loss": 1}\n'])
-def test_what_is_no_record_is_dropped(tmp_path, end):
-    """A truncated line, and what a machine without power leaves."""
+def test_invalid_lines_are_dropped(tmp_path, end):
+    """A truncated line, and garbage after a power failure."""
     path = tmp_path / 'metrics.jsonl'
     path.write_bytes(json.dumps(record(1)).encode() + b'\n' + json.dumps(record(5)).encode() + b'\n' + end)
     file = MetricsFile(path, 4)
@@ -26,8 +26,8 @@ def test_what_is_no_record_is_dropped(tmp_path, end):
     assert lines_of(path) == file.records == [record(1), record(2)]
 
 
-def test_one_that_does_not_write_reads_and_remembers(tmp_path):
-    """As the processes beside the main one, which see what it had written before."""
+def test_without_writing_records_are_kept_in_memory(tmp_path):
+    """As in the processes other than the main one, which read what it had written."""
     path = tmp_path / 'metrics.jsonl'
     path.write_text(json.dumps(record(1)) + '\n')
     before = path.read_bytes()

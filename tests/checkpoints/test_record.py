@@ -1,4 +1,4 @@
-"""What tells runs apart, which folders are whose, and what is refused in one line."""
+"""Differences between runs, claiming of folders, and their errors."""
 
 import json
 
@@ -38,45 +38,45 @@ def with_optimizer(**changes):
     ('new', 'expected'),
     [
         (CONFIG, []),
-        (with_optimizer(learning_rate=0.2), ['learning_rate=0.1 there, 0.2 now']),
+        (with_optimizer(learning_rate=0.2), ['learning_rate=0.1 before, 0.2 now']),
         (
             CONFIG | {'optimizer': {'name': 'adamw', 'learning_rate': 0.1, 'b1': 0.9}},
-            ['b1 absent there, 0.9 now', 'momentum=0.9 there, absent now', "optimizer='sgd' there, 'adamw' now"],
+            ['b1 absent before, 0.9 now', 'momentum=0.9 before, absent now', "optimizer='sgd' before, 'adamw' now"],
         ),
         (
             CONFIG | {'averaging': {'ema_decay': 0.99, 'ema_every_steps': 1}},
-            ['ema_decay absent there, 0.99 now', 'ema_every_steps absent there, 1 now'],
+            ['ema_decay absent before, 0.99 now', 'ema_every_steps absent before, 1 now'],
         ),
-        (CONFIG | {'reporting': None}, ['log_every_steps=50 there, absent now']),
-        (CONFIG | {'averaging': 0}, ['averaging=None there, 0 now']),
-        (CONFIG | {'reporting': {'log_every_steps': 1}}, ['log_every_steps=50 there, 1 now']),
-        ({name: CONFIG[name] for name in CONFIG if name != 'dataset'}, ["dataset='digits' there, absent now"]),
-        (CONFIG | {'seed': None}, ['seed absent there, None now']),
+        (CONFIG | {'reporting': None}, ['log_every_steps=50 before, absent now']),
+        (CONFIG | {'averaging': 0}, ['averaging=None before, 0 now']),
+        (CONFIG | {'reporting': {'log_every_steps': 1}}, ['log_every_steps=50 before, 1 now']),
+        ({name: CONFIG[name] for name in CONFIG if name != 'dataset'}, ["dataset='digits' before, absent now"]),
+        (CONFIG | {'seed': None}, ['seed absent before, None now']),
     ],
 )
-def test_differences_are_told_by_the_last_name(new, expected):
+def test_differences_are_named_by_the_last_part_of_the_path(new, expected):
     assert differences(CONFIG, new) == expected
 
 
-def test_lists_of_groups_are_compared_value_by_value():
+def test_lists_of_groups_are_compared_field_by_field():
     stages = [{'block': 'basic', 'size': 3, 'width': width} for width in (16, 32, 64)]
     deeper = [stage | {'size': 5} for stage in stages]
-    assert differences({'stages': stages}, {'stages': deeper}) == ['stages.size=[3, 3, 3] there, [5, 5, 5] now']
+    assert differences({'stages': stages}, {'stages': deeper}) == ['stages.size=[3, 3, 3] before, [5, 5, 5] now']
     wider = [*stages[:2], stages[2] | {'width': 96}]
-    assert differences({'stages': stages}, {'stages': wider}) == ['stages.width=[16, 32, 64] there, [16, 32, 96] now']
+    assert differences({'stages': stages}, {'stages': wider}) == ['stages.width=[16, 32, 64] before, [16, 32, 96] now']
     assert differences({'stages': stages}, {'stages': stages[:2]}) == [
-        "stages.block=['basic', 'basic', 'basic'] there, ['basic', 'basic'] now",
-        'stages.size=[3, 3, 3] there, [3, 3] now',
-        'stages.width=[16, 32, 64] there, [16, 32] now',
+        "stages.block=['basic', 'basic', 'basic'] before, ['basic', 'basic'] now",
+        'stages.size=[3, 3, 3] before, [3, 3] now',
+        'stages.width=[16, 32, 64] before, [16, 32] now',
     ]
 
 
-def test_two_values_of_one_name_are_told_apart():
+def test_values_with_the_same_last_name_have_their_whole_path():
     old, new = ({'config': {'mean': x, 'b': 1}, 'dataset': {'mean': x, 'a': x}} for x in (1, 2))
-    assert differences(old, new) == ['a=1 there, 2 now', 'config.mean=1 there, 2 now', 'dataset.mean=1 there, 2 now']
+    assert differences(old, new) == ['a=1 before, 2 now', 'config.mean=1 before, 2 now', 'dataset.mean=1 before, 2 now']
 
 
-def test_settings_by_their_own_names():
+def test_flat_settings():
     assert flat_settings(with_optimizer(momentum=None)) == {
         'dataset': 'digits',
         'optimizer': 'sgd',
@@ -87,16 +87,16 @@ def test_settings_by_their_own_names():
     }
 
 
-def test_what_may_differ_is_a_group_or_a_value():
+def test_may_differ_names_groups_or_values():
     old, new = {'config': CONFIG}, {'config': with_optimizer(momentum=0.8) | {'reporting': {'log_norms': True}}}
-    assert differences(old, new, ('config.reporting',)) == ['momentum=0.9 there, 0.8 now']
+    assert differences(old, new, ('config.reporting',)) == ['momentum=0.9 before, 0.8 now']
     assert differences(old, new, ('config.reporting', 'config.optimizer.momentum')) == []
     assert differences(old, new, ('config.optimizer', 'reporting', 'config.report')) == differences(
         {'config': {'reporting': CONFIG['reporting']}}, {'config': {'reporting': {'log_norms': True}}}
     )
 
 
-def test_a_folder_is_claimed_once_and_again_by_the_same_run(tmp_path):
+def test_only_the_same_run_claims_a_folder_again(tmp_path):
     workdir = tmp_path / 'runs' / 'run'
     claim_workdir(workdir, record_of())
     assert read_record(workdir) == json.loads(json.dumps(record_of()))
@@ -106,16 +106,16 @@ def test_a_folder_is_claimed_once_and_again_by_the_same_run(tmp_path):
     claim_workdir(workdir, record_of(config=quiet), ('config.reporting',))
     assert read_record(workdir)['config']['reporting'] == CONFIG['reporting']
     for other, message in (
-        (record_of(config=quiet), 'log_every_steps=50 there, 1 now'),
-        (record_of(spec=SPEC | {'stem': {'kind': 'cifar', 'width': 16}}), 'width=8 there, 16 now'),
-        (record_of(data=DATA | {'mean': (0.4,)}), r'mean=\[0.3\] there, \[0.4\] now'),
+        (record_of(config=quiet), 'log_every_steps=50 before, 1 now'),
+        (record_of(spec=SPEC | {'stem': {'kind': 'cifar', 'width': 16}}), 'width=8 before, 16 now'),
+        (record_of(data=DATA | {'mean': (0.4,)}), r'mean=\[0.3\] before, \[0.4\] now'),
     ):
         with pytest.raises(InputError, match=f'holds a run of another configuration: {message}; choose') as error:
             claim_workdir(workdir, other)
         assert '\n' not in str(error.value)
 
 
-def test_a_result_is_known_without_the_data(tmp_path):
+def test_finished_result_needs_no_dataset(tmp_path):
     parts = {'spec': SPEC | {'num_classes': 1000}, 'config': CONFIG}
     assert finished_result(tmp_path, parts) is None
     claim_workdir(tmp_path, record_of())
@@ -127,7 +127,7 @@ def test_a_result_is_known_without_the_data(tmp_path):
 
 
 @pytest.mark.parametrize(('change', 'found'), [({'format': 1}, 1), ({'format': 3}, 3), ({}, 1)])
-def test_a_run_of_another_version_is_refused_in_one_line(tmp_path, change, found):
+def test_a_run_of_another_version_is_refused(tmp_path, change, found):
     record = record_of()
     del record['format']
     write_json(tmp_path / 'config.json', record | change)
@@ -141,16 +141,16 @@ def test_a_run_of_another_version_is_refused_in_one_line(tmp_path, change, found
         with pytest.raises(InputError) as error:
             use()
         assert str(error.value) == (
-            f'{tmp_path} holds a run of another version of resnet_jax (format {found}, this one reads 2): train it'
+            f'{tmp_path} is a run of another version of resnet_jax (format {found}, this version reads 2); train it'
             ' again or use that version'
         )
     assert (tmp_path / 'config.json').read_bytes() == before
 
 
 @pytest.mark.parametrize('content', ['{}', '{"architecture": "resnet18"}', '{"format": 2, "spec": 3, "config": {}}'])
-def test_a_record_of_something_else_is_no_run(tmp_path, content):
+def test_other_config_files_are_not_runs(tmp_path, content):
     (tmp_path / 'config.json').write_text(content)
-    with pytest.raises(InputError, match=r'is not the folder of a training run: its config\.json has no spec'):
+    with pytest.raises(InputError, match=r'is not the folder of a run: its config\.json has no spec'):
         read_record(tmp_path)
     (tmp_path / 'config.json').write_text('[')
     with pytest.raises(InputError, match='cannot read'):

@@ -1,4 +1,4 @@
-"""Small files: on the disk or not there, and a full disk is one line."""
+"""Atomic writing of small files, and errors of a full disk."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-# The system refuses to make a file longer than so many bytes, wherever a write begins.
+# RLIMIT_FSIZE limits the size of files.
 LIMITED = """
 import pathlib, resource, sys
 from resnet_jax import StorageError
@@ -45,10 +45,10 @@ file.close()
 """
 
 
-def test_a_limit_of_the_system_leaves_whole_files(run, tmp_path):
+def test_a_file_size_limit_leaves_intact_files(run, tmp_path):
     out = run(LIMITED, tmp_path).splitlines()
     lines = '3 True'
-    metrics = f'cannot write {tmp_path}/metrics.jsonl: File too large; it ends with step 3'
+    metrics = f'cannot write {tmp_path}/metrics.jsonl: File too large; last step in the file: 3'
     assert out == [f'cannot write {tmp_path}/config.json: File too large', lines, metrics, lines, metrics, lines]
     assert read_json(tmp_path / 'config.json') == {'old': 1}
     assert [line['step'] for line in lines_of(tmp_path / 'metrics.jsonl')] == [1, 2, 3]
@@ -66,12 +66,12 @@ def write_until_it_fails(file):
         file.write(record(step))
 
 
-def test_a_full_disk_leaves_whole_files(small_disk):
+def test_a_full_disk_leaves_intact_files(small_disk):
     write_json(small_disk / 'result.json', {'old': 1})
     file = MetricsFile(small_disk / 'metrics.jsonl', 0)
     with pytest.raises(OSError, match='No space'):
         fill(small_disk / 'filling')
-    with pytest.raises(StorageError, match=r'metrics.jsonl: No space left on device; it ends with step \d+$'):
+    with pytest.raises(StorageError, match=r'metrics.jsonl: No space left on device; last step in the file: \d+$'):
         write_until_it_fails(file)
     written = len(file.records)
     file.close()
@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_whole_files(small_disk):
     assert len(lines_of(small_disk / 'metrics.jsonl')) == written + 1
 
 
-def test_a_value_that_is_no_json_leaves_the_file(tmp_path):
+def test_a_value_that_is_not_json_leaves_the_file_unchanged(tmp_path):
     write_json(tmp_path / 'result.json', {'old': 1})
     file = MetricsFile(tmp_path / 'metrics.jsonl', 0)
     for write in (lambda value: write_json(tmp_path / 'result.json', value), file.write):
@@ -101,7 +101,7 @@ def test_a_value_that_is_no_json_leaves_the_file(tmp_path):
     assert file.records == lines_of(tmp_path / 'metrics.jsonl') == []
 
 
-def test_a_place_that_is_not_there(tmp_path):
+def test_paths_that_cannot_be_written(tmp_path):
     with pytest.raises(StorageError, match=r'cannot write .*/none/a: No such file or directory$'):
         write_file(tmp_path / 'none' / 'a', b'')
     (tmp_path / 'metrics.jsonl').mkdir()
@@ -117,7 +117,7 @@ def test_reasons_are_one_line():
     assert len(reason(ValueError('a' * 500))) == 200
 
 
-def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
+def test_discard_removes_a_link_but_not_its_target(tmp_path):
     (tmp_path / 'kept').mkdir()
     (tmp_path / 'link').symlink_to(tmp_path / 'kept')
     (tmp_path / 'folder' / 'inner').mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Writing in the background: when it waits, when it raises, what it keeps."""
+"""Writing checkpoints in the background: waiting, errors and retention."""
 
 import threading
 
@@ -17,7 +17,7 @@ STATE = {'w': np.arange(1000, dtype=np.float32)}
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Every write waits for it."""
+    """An event that every write waits for."""
     event = threading.Event()
     save = checkpoint.save_checkpoints
     monkeypatch.setattr(checkpoint, 'save_checkpoints', lambda *args: (event.wait(60), save(*args)))
@@ -27,7 +27,7 @@ def gate(monkeypatch):
 
 @pytest.fixture
 def failures(monkeypatch):
-    """Steps whose writing fails."""
+    """The steps whose writing fails."""
     steps = set()
     save = checkpoint.save_checkpoints
 
@@ -43,7 +43,7 @@ def failures(monkeypatch):
 def test_save_returns_before_anything_is_written_and_close_after(tmp_path, gate):
     writer = CheckpointWriter()
     writer.save(1, [(tmp_path, STATE, 0.5)])
-    writer.check()  # which does not wait, either
+    writer.check()  # does not wait, either
     assert checkpoint_steps(tmp_path) == []
     gate.set()
     writer.close()
@@ -52,8 +52,8 @@ def test_save_returns_before_anything_is_written_and_close_after(tmp_path, gate)
     writer.close()
 
 
-def test_what_is_written_is_what_was_given(tmp_path, gate):
-    """Though its memory is used for something else in the meantime, as a device does that has its state donated."""
+def test_a_state_may_be_overwritten_after_save(tmp_path, gate):
+    """As its memory is when the state is donated."""
     state = {'w': STATE['w'].copy()}
     with CheckpointWriter() as writer:
         writer.save(1, [(tmp_path, state, None)])
@@ -62,7 +62,7 @@ def test_what_is_written_is_what_was_given(tmp_path, gate):
     np.testing.assert_array_equal(restore_checkpoint(tmp_path, 1, STATE)['w'], STATE['w'])
 
 
-def test_a_donated_state_is_written_as_it_was(tmp_path, gate):
+def test_a_state_may_be_donated_after_save(tmp_path, gate):
     step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 3 + 1, state), donate_argnums=0)
     state = {'w': jnp.asarray(STATE['w'])}
     with CheckpointWriter() as writer:
@@ -74,7 +74,7 @@ def test_a_donated_state_is_written_as_it_was(tmp_path, gate):
     np.testing.assert_array_equal(restore_checkpoint(tmp_path, 1, STATE)['w'], STATE['w'])
 
 
-def test_one_write_at_a_time_in_the_order_given(tmp_path, monkeypatch):
+def test_steps_are_written_one_at_a_time_in_order(tmp_path, monkeypatch):
     events, save = [], checkpoint.save_checkpoints
 
     def record(step, *args):
@@ -92,7 +92,7 @@ def test_one_write_at_a_time_in_the_order_given(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('call', ['save', 'check', 'close', 'exit'])
-def test_the_next_call_raises_what_went_wrong_and_only_that(tmp_path, failures, call):
+def test_the_next_call_raises_the_error_once(tmp_path, failures, call):
     failures.add(2)
     writer = CheckpointWriter()
     writer.save(1, [(tmp_path, STATE, None)])
@@ -114,7 +114,7 @@ def test_the_next_call_raises_what_went_wrong_and_only_that(tmp_path, failures, 
     assert checkpoint_steps(tmp_path) == [4]
 
 
-def test_another_error_is_not_replaced(tmp_path, failures):
+def test_an_error_of_the_writer_is_added_as_a_note(tmp_path, failures):
     failures.add(1)
 
     def diverge():
@@ -127,7 +127,7 @@ def test_another_error_is_not_replaced(tmp_path, failures):
     assert caught.value.__notes__ == ['cannot write checkpoint 1: No space left on device']
 
 
-def test_leaving_by_an_error_waits_as_well(tmp_path):
+def test_exit_by_an_exception_waits_for_the_checkpoint(tmp_path):
     def interrupt():
         with CheckpointWriter() as writer:
             writer.save(1, [(tmp_path, STATE, None)])
@@ -138,17 +138,17 @@ def test_leaving_by_an_error_waits_as_well(tmp_path):
     assert checkpoint_steps(tmp_path) == [1]
 
 
-def test_a_full_disk_is_known_at_the_next_call(small_disk):
+def test_a_full_disk_is_reported_by_the_next_call(small_disk):
     big = {'w': np.random.default_rng(0).standard_normal(1_000_000).astype(np.float32)}
     writer = CheckpointWriter()
     writer.save(1, [(small_disk / 'a', STATE, None)])
     writer.save(2, [(small_disk / 'a', big, None)])
-    with pytest.raises(StorageError, match=r'a/2: No space left on device; the last intact step there is 1$'):
+    with pytest.raises(StorageError, match=r'a/2: No space left on device; last intact step: 1$'):
         writer.close()
     assert [path.name for path in (small_disk / 'a').iterdir()] == ['1']
 
 
-def test_as_many_of_the_last_steps_are_kept_as_asked_for(tmp_path):
+def test_keep_is_the_number_of_last_steps(tmp_path):
     with CheckpointWriter(keep=2) as writer:
         for step in range(1, 6):
             writer.save(step, [(tmp_path, STATE, -step)])

@@ -1,4 +1,4 @@
-"""Photographs that are soon learnt."""
+"""Photographs that are learned quickly."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ COLOURS = ('red', 'green', 'blue')
 
 
 def write(root: pathlib.Path, train: int, test: int, kinds: Sequence[str] = ('png', 'jpg')) -> pathlib.Path:
-    """So many noisy images, each as large as its number says, in folders of their colours; gives the root."""
+    """Writes noisy images of increasing size in folders by color; returns the root folder."""
     random = np.random.default_rng(0)
     for split, size in (('train', train), ('test', test)):
         for index in range(size):

@@ -1,4 +1,7 @@
-"""Prints checksums of the examples in a hundred batches, a line for each: FOLDER FIRST ROWS_FROM ROWS_TO WORKERS."""
+"""Prints checksums of the examples in batches FIRST to 99, one line per batch.
+
+Arguments: FOLDER FIRST ROWS_FROM ROWS_TO WORKERS.
+"""
 
 import hashlib
 import json

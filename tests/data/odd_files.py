@@ -1,4 +1,4 @@
-"""Forty files that a folder of photographs may hold: ordinary, unusual, damaged, and no images at all."""
+"""Forty files for a folder of photographs: common, unusual and damaged images, and other files."""
 
 import io
 import pathlib
@@ -14,7 +14,7 @@ def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def _picture(height: int = 40, width: int = 30) -> Image.Image:
-    """Smooth colours with some noise, as a camera would give them."""
+    """Smooth colors with some noise, like a camera's."""
     rows, columns = np.mgrid[:height, :width]
     pixels = np.stack([rows * 255 / height, columns * 255 / width, (rows + columns) * 255 / (height + width)], -1)
     noise = np.random.default_rng(0).normal(0, 5, pixels.shape)
@@ -28,7 +28,7 @@ def _rotated(orientation: int) -> bytes:
 
 
 def odd_files() -> dict[str, tuple[bytes, bool]]:
-    """Name to content, and whether the file can be used."""
+    """Content and usability of each file, by name."""
     rgb = _picture()
     whole, png, webp = _encoded(rgb, 'JPEG'), _encoded(rgb, 'PNG'), _encoded(rgb, 'WEBP')
     deep = Image.fromarray(np.linspace(0, 65535, 1200).reshape(40, 30).astype(np.uint16))
@@ -86,7 +86,7 @@ def odd_files() -> dict[str, tuple[bytes, bool]]:
 
 
 def write(folder: pathlib.Path) -> dict[str, bool]:
-    """Writes the forty files; gives the names with whether they can be used."""
+    """Writes the forty files; returns their usability by name."""
     folder.mkdir(parents=True, exist_ok=True)
     files = odd_files()
     for name, (content, _) in files.items():

@@ -1,4 +1,4 @@
-"""Augmentation of batches: what belongs to a key, and the order in which things happen."""
+"""Augmentation of batches: dependence on keys, and the order of operations."""
 
 import dataclasses
 import functools
@@ -58,7 +58,7 @@ def test_normalize():
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (lambda: ResizedCrop((0.5, 0.1)), 'crop_area=(0.5, 0.1) must be two shares, 0 < smallest <= largest <= 1'),
+        (lambda: ResizedCrop((0.5, 0.1)), 'crop_area=(0.5, 0.1) must be two fractions, 0 < smallest <= largest <= 1'),
         (
             lambda: ResizedCrop((0.1, 1), crop_ratio=(0, 1)),
             'crop_ratio=(0, 1) must be two numbers, 0 < smallest <= largest',
@@ -68,10 +68,10 @@ def test_normalize():
         (lambda: Augmentation(crop_fill='white'), "crop_fill='white' must be one of black, mean, reflect"),
         (
             lambda: Augmentation(crop_padding=4, resized_crop=ResizedCrop((0.08, 1.0))),
-            'crop_padding=4 does not go with crop_area=(0.08, 1.0)',
+            'crop_padding=4 cannot be combined with crop_area=(0.08, 1.0)',
         ),
         (lambda: Augmentation(color_jitter=(0.1,)), 'color_jitter=(0.1,) must be three or four numbers'),
-        (lambda: Augmentation(color_jitter=(0, 0, 0, 0.6)), 'the range of the hue must be at most 0.5'),
+        (lambda: Augmentation(color_jitter=(0, 0, 0, 0.6)), 'the hue range must be at most 0.5'),
         (lambda: Augmentation(random_erasing=1.5), 'random_erasing=1.5 must be in [0, 1]'),
         (lambda: Augmentation(mixup=-1), 'mixup=-1 must be at least 0'),
         (lambda: Augmentation(views=0), 'views=0 must be at least 1'),
@@ -84,15 +84,15 @@ def test_values_out_of_range(make, message):
     assert message in str(error.value)
 
 
-def test_settings_can_be_closed_over():
+def test_settings_can_be_used_in_jitted_closures():
     assert hash(EVERYTHING) == hash(dataclasses.replace(EVERYTHING))
 
 
-def test_off_means_only_normalized(images):
+def test_without_augmentation_images_are_only_normalized(images):
     np.testing.assert_array_equal(augment(KEYS, images, MEAN, STD), normalize(images, MEAN, STD))
 
 
-def test_crops_are_shifts_filled_with_zeros(rng):
+def test_padded_crops_are_shifts(rng):
     images = rng.integers(1, 255, (64, 5, 6, 2), np.uint8)
     cropped = jitted(Augmentation(crop_padding=2), (0, 0), (1 / 255, 1 / 255))(KEYS, jnp.asarray(images))
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
@@ -105,11 +105,11 @@ def test_crops_are_shifts_filled_with_zeros(rng):
 
 
 @pytest.mark.parametrize(('fill', 'border'), [('black', -1.5), ('mean', 0.0), ('reflect', 3.5)])
-def test_what_a_crop_is_filled_with(fill, border):
-    """White images, with mean 0.3 and deviation 0.2: black is -1.5, white 3.5, and the mean 0."""
+def test_crop_fill(fill, border):
+    """White images, with mean 0.3 and deviation 0.2: black becomes -1.5, white 3.5, and the mean 0."""
     images = jnp.full((32, 4, 4, 1), 255, jnp.uint8)
     cropped = jitted(Augmentation(crop_padding=2, crop_fill=fill), (0.3,), (0.2,))(KEYS[:32], images)
-    # The mean colour is rounded to one of 256 levels.
+    # The mean color is rounded to one of 256 levels.
     atol = 0.5 / 255 / 0.2 if fill == 'mean' else 1e-4
     np.testing.assert_allclose(sorted({round(float(v), 4) for v in cropped.ravel()}), sorted({border, 3.5}), atol=atol)
     assert fill in CROP_FILLS
@@ -123,10 +123,10 @@ def test_padding_keeps_the_dtype():
 
 
 class TestKeys:
-    """The same image with the same key becomes the same, bit for bit."""
+    """The same image with the same key has a bit-identical result."""
 
     @pytest.mark.parametrize('augmentation', [CIFAR, EVERYTHING], ids=['cifar', 'everything'])
-    def test_in_any_batch(self, augmentation, images, rng):
+    def test_results_do_not_depend_on_the_batch(self, augmentation, images, rng):
         function = jitted(augmentation)
         whole = function(KEYS, images)
         for number in (64, 7):
@@ -138,7 +138,7 @@ class TestKeys:
     @pytest.mark.parametrize(
         'augmentation', [CIFAR, pytest.param(EVERYTHING, marks=pytest.mark.slow)], ids=['cifar', 'everything']
     )
-    def test_on_any_number_of_devices(self, augmentation, images):
+    def test_results_do_not_depend_on_the_number_of_devices(self, augmentation, images):
         mesh = data_mesh()
         assert mesh.size == 2
 
@@ -152,15 +152,15 @@ class TestKeys:
         assert len(split.sharding.device_set) == 2
         np.testing.assert_array_equal(split, batch(images, indices))
 
-    def test_one_operation_does_not_move_another(self, images):
-        """Where nothing is erased, the crop is the same with and without erasing."""
+    def test_operations_have_independent_keys(self, images):
+        """Outside of the erased box, images are the same with and without erasing."""
         plain = np.asarray(jitted(CIFAR)(KEYS, images))
         erased = np.asarray(jitted(dataclasses.replace(CIFAR, cutout=4))(KEYS, images))
         assert ((erased == plain) | (erased == 0)).all()
         assert (erased != plain).any((1, 2, 3)).mean() > 0.9
 
-    def test_of_examples(self):
-        """Each of epoch, example and copy makes another key; their place makes none."""
+    def test_keys_of_examples(self):
+        """Keys depend on epoch, example and copy, but not on the position."""
         root = jax.random.key(5)
         indices, copies = jnp.array([4, 4, 9, 2]), jnp.array([0, 1, 0, 1])
         data = [jax.random.key_data(example_keys(root, epoch, indices, copies)) for epoch in (0, 1)]
@@ -171,7 +171,7 @@ class TestKeys:
 
 class TestOrder:
     def test_crop_then_jitter_then_normalization_then_erasing(self, images):
-        """One image by hand, from the keys that the operations have."""
+        """One image by hand, with the keys of the operations."""
 
         @jax.jit
         def by_hand(key, image):
@@ -188,8 +188,8 @@ class TestOrder:
         for result, key, image in zip(found, KEYS[3:5], images[3:5], strict=True):
             np.testing.assert_allclose(result, by_hand(key, image), atol=2e-5)
 
-    def test_what_is_erased_is_the_mean(self, images):
-        """Also where a shift of the colours came before."""
+    def test_erased_pixels_have_the_mean(self, images):
+        """Also after a shift of the colors."""
         found = jitted(Augmentation(lighting=0.5, cutout=6))(KEYS, images)
         assert (np.asarray(found) == 0).all(-1).any((1, 2)).all()
 
@@ -219,18 +219,18 @@ class TestSizes:
 
     @pytest.mark.parametrize(('padding', 'room'), [(0, 12), (2, 16)])
     def test_a_crop_larger_than_the_image_is_refused(self, padding, room, images):
-        with pytest.raises(InputError, match=f'crop_size=17 must be at most {room}, the smaller side'):
+        with pytest.raises(InputError, match=f'crop_size=17 must be at most {room}, the smaller side of'):
             augment(KEYS, images, MEAN, STD, Augmentation(crop_size=17, crop_padding=padding))
 
-    def test_lighting_needs_colours(self, images):
-        with pytest.raises(InputError, match=r'lighting=0.1 is for images of 3 channels, not 1: 0 leaves it out'):
+    def test_lighting_needs_three_channels(self, images):
+        with pytest.raises(InputError, match=r'lighting=0.1 needs images with 3 channels, got 1'):
             augment(KEYS, images[..., :1], (0.5,), (0.2,), Augmentation(lighting=0.1))
 
 
 class TestFunction:
-    """One's own operation."""
+    """A user-supplied function."""
 
-    def test_comes_after_the_others_and_before_normalization(self, images):
+    def test_function_runs_before_normalization(self, images):
         def noisy(key, image):
             assert (image.dtype, image.shape) == (jnp.float32, (12, 14, 3))
             assert jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -256,11 +256,11 @@ class TestFunction:
             (lambda key, image: None, r'NoneType \[\]'),
         ],
     )
-    def test_gives_an_image(self, function, found, images):
-        with pytest.raises(InputError, match=rf'must give a float image \[H, W, 3\], found {found}'):
+    def test_function_must_return_an_image(self, function, found, images):
+        with pytest.raises(InputError, match=rf'must return floats \[H, W, 3\], got {found}'):
             augment(KEYS, images, MEAN, STD, Augmentation(function=function))
 
-    def test_a_policy_can_be_one_too(self, images):
+    def test_user_supplied_policy(self, images):
         def invert(key, height, width):
             return jnp.array([OPERATIONS.index('invert')]), jnp.zeros(1)
 
@@ -268,7 +268,7 @@ class TestFunction:
         np.testing.assert_allclose(found, 255.0 - np.asarray(images[:2]), atol=1e-3)
 
 
-def test_views_are_drawn_on_their_own(images):
+def test_views_are_independent(images):
     two = dataclasses.replace(CIFAR, views=2)
     first, second = jax.jit(lambda keys, images: augment_views(keys, images, MEAN, STD, two))(KEYS, images)
     np.testing.assert_allclose(first, jitted(CIFAR)(KEYS, images), atol=1e-6)

@@ -29,7 +29,7 @@ Examples = Sequence[Mapping[str, Any]]
 def prepare(
     data_dir: pathlib.Path, features: Mapping[str, Any], file_format: str = 'array_record', **splits: Examples
 ) -> pathlib.Path:
-    """Writes the examples as the TFDS data set `toy`; TFDS then knows it from its files alone."""
+    """Writes examples as the TFDS dataset ``toy``, which TFDS then reads from its files, without code."""
 
     class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version('1.2.3')
@@ -60,7 +60,7 @@ def encode(image: np.ndarray, image_format: str = 'png', mode: str | None = None
 
 
 def write_arrays(folder: pathlib.Path, **changes: Any) -> str:
-    """Two good files, but for what `changes` says: `train_images=...`, or None to leave an array out."""
+    """Writes two valid files with changes: ``train_images=…`` replaces an array, None omits it."""
     rng = np.random.default_rng(0)
     for split, num in (('train', 12), ('test', 6)):
         arrays = {'images': rng.integers(0, 256, (num, 5, 4, 3), np.uint8), 'labels': np.arange(num) % 3}
@@ -101,7 +101,7 @@ class TestDigits:
         digest = hashlib.sha256(np.concatenate([train, test]).astype('<i8').tobytes()).hexdigest()
         assert digest == 'd607de9cbfbc8e0646323c1249b790f8dbbfe2245decda6cdcdf0aedb3f6fa1f'
 
-    def test_split_is_stratified_disjoint_and_whole(self) -> None:
+    def test_split_is_stratified_disjoint_and_complete(self) -> None:
         labels = load_digits().target
         train, test = split_indices(labels)
         assert (len(train), len(test)) == (1437, 360)
@@ -130,7 +130,7 @@ class TestDigits:
         assert (len(digits.train), len(digits.test)) == (1437, 360)
         assert digits.class_names == tuple('0123456789')
 
-    def test_second_load_reads_the_files_in_silence(
+    def test_second_load_prints_nothing(
         self, digits: Dataset, digits_dir: str, capfd: pytest.CaptureFixture[str]
     ) -> None:
         files = {path: path.stat().st_mtime_ns for path in pathlib.Path(digits_dir).rglob('*')}
@@ -139,7 +139,7 @@ class TestDigits:
         assert {path: path.stat().st_mtime_ns for path in pathlib.Path(digits_dir).rglob('*')} == files
         assert capfd.readouterr() == ('', '')
 
-    def test_first_load_says_where_it_prepares_and_nothing_else(
+    def test_first_load_prints_only_the_folder(
         self, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
     ) -> None:
         load_dataset('digits', data_dir=str(tmp_path))
@@ -169,7 +169,7 @@ class TestDigits:
             else:
                 assert dataset.class_names == ('slant',)
                 assert (split.labels.dtype, split.labels.shape) == (np.float32, (len(split), 1))
-                # Of pixels in 256 steps or in 17, it is the same but for rounding.
+                # Equal for pixels with 256 or 17 levels, up to rounding.
                 np.testing.assert_allclose(split.labels[:, 0], slant(split.images[..., 0].astype(float)), atol=0.1)
 
     def test_slant_by_hand(self) -> None:
@@ -179,8 +179,8 @@ class TestDigits:
 
     def test_folder_that_cannot_be_written(self) -> None:
         message = error_of('digits', data_dir='/proc/nothing')
-        assert message.startswith("'digits': TFDS could not prepare it (")
-        assert message.endswith('prepared files are looked for in /proc/nothing/digits/1.1.0')
+        assert message.startswith("'digits': TFDS could not prepare the dataset (")
+        assert message.endswith('prepared files are expected in /proc/nothing/digits/1.1.0')
 
 
 def test_import_is_cheap(root: pathlib.Path) -> None:
@@ -202,7 +202,7 @@ class TestStatistics:
         np.testing.assert_allclose(digits.mean, [scaled.mean()], rtol=1e-12)
         np.testing.assert_allclose(digits.std, [scaled.std()], rtol=1e-12)
 
-    def test_constant_images_can_be_divided_by_std(self, tmp_path: pathlib.Path) -> None:
+    def test_std_of_constant_images_is_positive(self, tmp_path: pathlib.Path) -> None:
         dataset = load_dataset(write_arrays(tmp_path, train_images=np.full((12, 5, 4, 3), 51, np.uint8)))
         assert dataset.mean == (0.2, 0.2, 0.2)
         assert dataset.std == (1 / 255, 1 / 255, 1 / 255)
@@ -236,7 +236,7 @@ class TestResize:
 
 
 class TestClasses:
-    def test_a_part_is_numbered_anew(self, digits: Dataset) -> None:
+    def test_selected_classes_are_renumbered(self, digits: Dataset) -> None:
         part = classes_of(digits, [3, 5, 9], 4)
         assert part.class_names == ('3', '5', '9')
         assert (len(part.train), len(part.test)) == (12, 108)
@@ -248,12 +248,12 @@ class TestClasses:
     @pytest.mark.parametrize(
         ('classes', 'limit', 'message'),
         [
-            ([3, 10], None, 'class 10 is not there'),
+            ([3, 10], None, 'class 10 does not exist'),
             ([1], 1000, 'examples_per_class=1000 must be at most 146'),
-            ([5, 3], None, r'classes=\[5, 3\] must ascend'),
+            ([5, 3], None, r'classes=\[5, 3\] must be in ascending order'),
         ],
     )
-    def test_what_is_not_there(self, classes: list[int], limit: int | None, message: str, digits: Dataset) -> None:
+    def test_invalid_selections(self, classes: list[int], limit: int | None, message: str, digits: Dataset) -> None:
         with pytest.raises(InputError, match=message):
             classes_of(digits, classes, limit)
 
@@ -267,7 +267,7 @@ class TestSynthetic:
         assert (dataset.train.images.min(), dataset.train.images.max()) == (0, 255)
         assert load_dataset('synthetic', image_size=8).image_shape == (8, 8, 3)
 
-    def test_depends_on_the_seed_alone(self) -> None:
+    def test_depends_only_on_the_seed(self) -> None:
         first, again, other = (load_dataset('synthetic', image_size=8, seed=seed) for seed in (3, 3, 4))
         np.testing.assert_array_equal(first.train.images, again.train.images)
         np.testing.assert_array_equal(first.test.labels, again.test.labels)
@@ -275,9 +275,7 @@ class TestSynthetic:
 
     def test_too_large(self) -> None:
         assert 'synthetic' in (message := error_of('synthetic', image_size=2000))
-        assert message.endswith(
-            '1,280 images of 2000 x 2000 x 3 are too large to keep in memory: 14.3 GiB, at most 6 GiB can be'
-        )
+        assert message.endswith('1,280 images of 2000 x 2000 x 3 do not fit in memory: 14.3 GiB, at most 6 GiB')
 
 
 class TestArrays:
@@ -302,7 +300,7 @@ class TestArrays:
         (tmp_path / 'classes.txt').write_text('ant\nbee\ncat\n\ndög\n', encoding='utf-8')
         assert load_dataset(name).class_names == ('ant', 'bee', 'cat', 'dög')
 
-    def test_other_keys_are_not_even_read(self, tmp_path: pathlib.Path) -> None:
+    def test_other_arrays_are_not_read(self, tmp_path: pathlib.Path) -> None:
         name = write_arrays(tmp_path)
         arrays = dict(np.load(tmp_path / 'train.npz'))
         np.savez(tmp_path / 'train.npz', **arrays, names=np.array([{'a': 1}], object))
@@ -315,13 +313,13 @@ class TestArrays:
 
     def test_no_folder(self, tmp_path: pathlib.Path) -> None:
         name = f'arrays:{tmp_path}/nothing'
-        assert error_of(name) == f"'{name}': there is no such folder; expected one with train.npz and test.npz"
-        assert 'there is no such folder' in error_of('arrays:')
+        assert error_of(name) == f"'{name}': folder not found; expected a folder with train.npz and test.npz"
+        assert 'folder not found' in error_of('arrays:')
 
     def test_no_file(self, tmp_path: pathlib.Path) -> None:
         name = write_arrays(tmp_path)
         (tmp_path / 'test.npz').unlink()
-        message = f'{tmp_path}/test.npz: there is no such file; expected an .npz file with images and labels'
+        message = f'{tmp_path}/test.npz: file not found; expected an .npz file with images and labels'
         assert error_of(name) == message
 
     @pytest.mark.parametrize('damage', ['empty', 'text', 'truncated', 'flipped', 'npy', 'folder', 'pickle'])
@@ -347,13 +345,13 @@ class TestArrays:
             path.mkdir()
         else:
             np.savez(path, images=np.array([{}], object), labels=np.zeros(1, int))
-        assert error_of(name).startswith(f'{path}: not a complete .npz file of plain arrays (')
+        assert error_of(name).startswith(f'{path}: not a valid .npz file of plain arrays (')
 
     @pytest.mark.parametrize(
         ('changes', 'message'),
         [
             ({'train_labels': None}, 'train.npz: expected the arrays images and labels, found images'),
-            ({'test_images': None, 'test_labels': None}, 'test.npz: expected the arrays images and labels, found None'),
+            ({'test_images': None, 'test_labels': None}, 'test.npz: expected the arrays images and labels, found none'),
             (
                 {'test_images': np.zeros((6, 5, 4, 3), np.float32)},
                 'test.npz: images must be uint8 from 0 to 255, found float32',
@@ -366,20 +364,20 @@ class TestArrays:
             ),
             ({'train_images': np.zeros((12, 60), np.uint8)}, '1 or 3 channels, found (12, 60)'),
             ({'train_images': np.zeros((12, 5, 4, 4), np.uint8)}, '1 or 3 channels, found (12, 5, 4, 4)'),
-            ({'train_images': np.zeros((0, 5, 4, 3), np.uint8)}, 'at least one pixel, found (0, 5, 4, 3)'),
-            ({'train_images': np.zeros((12, 0, 4, 3), np.uint8)}, 'at least one pixel, found (12, 0, 4, 3)'),
+            ({'train_images': np.zeros((0, 5, 4, 3), np.uint8)}, 'at least one pixel, found shape (0, 5, 4, 3)'),
+            ({'train_images': np.zeros((12, 0, 4, 3), np.uint8)}, 'at least one pixel, found shape (12, 0, 4, 3)'),
             (
                 {'test_labels': np.zeros(5, int)},
-                'test.npz: expected a label for each of 6 images, found labels of (5,)',
+                'test.npz: expected 6 labels, one per image, found shape (5,)',
             ),
-            ({'test_labels': np.zeros((3, 2), int)}, 'a label for each of 6 images, found labels of (3, 2)'),
+            ({'test_labels': np.zeros((3, 2), int)}, 'expected 6 labels, one per image, found shape (3, 2)'),
             (
                 {'test_images': np.zeros((6, 4, 5, 3), np.uint8)},
-                'expected images of 5 x 4 x 3 as in training, found 4 x 5 x 3',
+                'expected images of 5 x 4 x 3 like the training images, found 4 x 5 x 3',
             ),
             (
                 {'test_images': np.zeros((6, 5, 4), np.uint8)},
-                'expected images of 5 x 4 x 3 as in training, found 5 x 4 x 1',
+                'expected images of 5 x 4 x 3 like the training images, found 5 x 4 x 1',
             ),
             ({'train_labels': np.arange(12) - 1}, 'train.npz: labels must be from 0 to 9999, found -1'),
             ({'train_labels': np.arange(12, dtype=np.uint64) * 2**40}, f'from 0 to 9999, found {11 * 2**40}'),
@@ -398,7 +396,7 @@ class TestArrays:
         ('text', 'message'),
         [
             (b'ant\nbee\n', 'train.npz: labels must be from 0 to 1, found 2'),
-            (b' \n', 'classes.txt: expected one class name a line, found none'),
+            (b' \n', 'classes.txt: expected one class name per line, found none'),
             (b'\xff\n', 'invalid start byte)'),
         ],
     )
@@ -408,7 +406,7 @@ class TestArrays:
         assert error_of(name).endswith(message)
 
     def test_too_large(self, tmp_path: pathlib.Path) -> None:
-        assert 'too large to keep in memory' in error_of(write_arrays(tmp_path), image_size=30_000)
+        assert 'do not fit in memory' in error_of(write_arrays(tmp_path), image_size=30_000)
 
     @pytest.mark.parametrize(
         ('task', 'labels', 'names', 'dtype', 'shape'),
@@ -445,7 +443,7 @@ class TestArrays:
             (
                 'multilabel',
                 np.zeros((12, 0), int),
-                'train.npz: expected at least one label for each image, found (12, 0)',
+                'train.npz: expected at least one label per image, found shape (12, 0)',
             ),
             ('ordinal', np.zeros(12), "task='ordinal' must be one of multiclass, binary, multilabel, regression"),
         ],
@@ -459,9 +457,9 @@ class TestArrays:
     def test_labels_of_two_shapes(self, tmp_path: pathlib.Path) -> None:
         name = write_arrays(tmp_path, train_labels=np.zeros((12, 2)))
         message = error_of(name, task='regression')
-        assert message.endswith(f'{tmp_path}/train.npz and {tmp_path}/test.npz differ in shape: [(2,), ()]')
+        assert message.endswith(f'{tmp_path}/train.npz and {tmp_path}/test.npz differ: [(2,), ()]')
 
-    def test_names_must_be_as_many_as_the_columns(self, tmp_path: pathlib.Path) -> None:
+    def test_number_of_names_must_match_the_columns(self, tmp_path: pathlib.Path) -> None:
         name = write_arrays(tmp_path, train_labels=np.arange(12) % 2, test_labels=np.arange(6) % 2)
         (tmp_path / 'classes.txt').write_text('a\nb\nc\n')
         assert error_of(name, task='binary').endswith('expected 2 names for task=binary, found 3')
@@ -503,7 +501,7 @@ class TestTfds:
         scaled = dataset.train.images / 255
         np.testing.assert_allclose(dataset.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
 
-    def test_prepared_by_code_that_is_not_here(self, tmp_path: pathlib.Path) -> None:
+    def test_prepared_by_code_that_is_not_installed(self, tmp_path: pathlib.Path) -> None:
         subprocess.run([sys.executable, '-c', ELSEWHERE, tmp_path], check=True, capture_output=True)
         dataset = load_dataset('elsewhere', data_dir=str(tmp_path))
         assert dataset.class_names == ('a', 'b')
@@ -578,7 +576,7 @@ class TestTfds:
     def test_test_images_of_another_size(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
         features = {'image': tfds.features.Tensor(shape=(None, 4, 3), dtype=np.uint8), 'label': LABEL}
         prepare(tmp_path, features, train=make_examples(rng, 3), test=make_examples(rng, 3, (6, 4, 3)))
-        assert 'differ in size, 5 x 4 x 3 and 6 x 4 x 3' in error_of('toy', data_dir=str(tmp_path))
+        assert 'differ in size (5 x 4 x 3 and 6 x 4 x 3)' in error_of('toy', data_dir=str(tmp_path))
 
     @pytest.mark.parametrize(
         ('task', 'feature', 'values', 'names', 'expected'),
@@ -632,9 +630,9 @@ class TestTfds:
     def test_splits(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
         prepare(tmp_path, {'image': IMAGE, 'label': LABEL}, other=make_examples(rng, 3), extra=make_examples(rng, 3))
         message = error_of('toy', data_dir=str(tmp_path))
-        assert message == "'toy': expected the split train, with labels; found extra, other"
+        assert message == "'toy': expected a split train with labels, found extra, other"
 
-    def test_one_in_five_is_for_testing_where_there_are_none(self, tmp_path: pathlib.Path, rng: np.random.Generator):
+    def test_without_a_test_split_every_fifth_is_held_out(self, tmp_path: pathlib.Path, rng: np.random.Generator):
         examples = make_examples(rng, 12)
         prepare(tmp_path, {'image': IMAGE, 'label': LABEL}, train=examples)
         dataset = load_dataset('toy', data_dir=str(tmp_path))
@@ -643,7 +641,7 @@ class TestTfds:
         assert found == {np.asarray(example['image']).tobytes() for example in examples}
         prepare(tmp_path / 'few', {'image': IMAGE, 'label': LABEL}, train=examples[:4])
         message = error_of('toy', data_dir=str(tmp_path / 'few'))
-        assert message == "'toy': 4 examples to train on are too few for some to test on"
+        assert message == "'toy': 4 training examples are too few to split"
 
     def test_labels_beyond_the_training_labels(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
         examples = make_examples(rng, 3)
@@ -655,7 +653,7 @@ class TestTfds:
         monkeypatch.setattr(examples_module, 'MAX_BYTES', 5 * 60)
         assert len(load_dataset('toy', data_dir=str(tmp_path)).train) == 3
         monkeypatch.setattr(examples_module, 'MAX_BYTES', 5 * 60 - 1)
-        assert '5 images of 5 x 4 x 3 are too large to keep in memory' in error_of('toy', data_dir=str(tmp_path))
+        assert '5 images of 5 x 4 x 3 do not fit in memory' in error_of('toy', data_dir=str(tmp_path))
 
     def test_parquet_can_be_read_too(self, tmp_path: pathlib.Path, rng: np.random.Generator) -> None:
         examples = make_examples(rng, 3)
@@ -668,8 +666,8 @@ class TestTfds:
         info = json.loads((folder / 'dataset_info.json').read_text())
         (folder / 'dataset_info.json').write_text(json.dumps(info | {'fileFormat': 'tfrecord'}))
         assert error_of('toy', data_dir=str(tmp_path)) == (
-            f"'toy': {folder} is in the format tfrecord, which needs TensorFlow to read:"
-            ' delete it or choose another data_dir, to prepare it as array_record'
+            f"'toy': {folder} has the format tfrecord, which needs TensorFlow;"
+            ' delete it or choose another data_dir to prepare it as array_record'
         )
 
     @pytest.mark.parametrize('damage', ['missing', 'empty', 'truncated', 'text'])
@@ -690,11 +688,11 @@ class TestTfds:
         message = error_of('toy', data_dir=str(tmp_path / 'small'))
         assert message.startswith(f"'toy': cannot read {folder} (cannot identify image")
         prepare(tmp_path / 'any', {'image': tfds.features.Image(), 'label': LABEL}, train=examples, test=examples)
-        assert error_of('toy', data_dir=str(tmp_path / 'any')) == "'toy': none of 1 images can be decoded"
+        assert error_of('toy', data_dir=str(tmp_path / 'any')) == "'toy': none of 1 images could be decoded"
 
 
 class Registered(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder whose code is here, unlike those of `prepare`."""
+    """A builder with code, unlike those of ``prepare``."""
 
     VERSION = tfds.core.Version('1.0.0')
     FEATURES: Mapping[str, Any] = {'image': IMAGE, 'label': LABEL}
@@ -749,7 +747,7 @@ class Overtaken(Registered):
 
 class TestPreparing:
     def test_once(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        first = load_dataset('overtaken', data_dir=str(tmp_path))  # whose files another process finishes first
+        first = load_dataset('overtaken', data_dir=str(tmp_path))  # another process finishes its files first
         assert Overtaken.overtaken
         monkeypatch.setattr(Overtaken, '_split_generators', None)
         again = load_dataset('overtaken', data_dir=str(tmp_path))
@@ -761,24 +759,24 @@ class TestPreparing:
         monkeypatch.setitem(sys.modules, 'tensorflow', None)
         assert error_of(name, data_dir=str(tmp_path)).startswith(
             f"needs TensorFlow to prepare '{name}': pip install tensorflow"
-            f' (only for preparing; training reads the files without it); prepared files are looked for in {tmp_path}/'
+            f' (training does not need it); prepared files are expected in {tmp_path}/'
         )
 
     def test_without_network(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tfds_source, 'DOWNLOAD_RETRIES', 0)
         monkeypatch.setenv('NO_PROXY', '127.0.0.1')
         message = error_of('needs_network', data_dir=str(tmp_path))
-        assert message.startswith("'needs_network': TFDS could not download it (")
+        assert message.startswith("'needs_network': TFDS could not download the dataset (")
         assert 'Connection refused' in message
-        assert message.endswith(f'prepared files are looked for in {tmp_path}/needs_network/1.0.0')
+        assert message.endswith(f'prepared files are expected in {tmp_path}/needs_network/1.0.0')
 
     @pytest.mark.parametrize(
         ('name', 'reason'),
         [('needs_care', 'using instructions: Ask for it. Wait.)'), ('needs_package', "'a_package_that_nobody_has')")],
     )
-    def test_other_needs(self, name: str, reason: str, tmp_path: pathlib.Path) -> None:
+    def test_other_errors_while_preparing(self, name: str, reason: str, tmp_path: pathlib.Path) -> None:
         message = error_of(name, data_dir=str(tmp_path))
-        assert message.startswith(f"'{name}': TFDS could not prepare it (")
+        assert message.startswith(f"'{name}': TFDS could not prepare the dataset (")
         assert reason in message
 
     def test_nothing_is_downloaded_without_an_image(self, tmp_path: pathlib.Path) -> None:
@@ -788,7 +786,7 @@ class TestPreparing:
 
     def test_incomplete_folder(self, tmp_path: pathlib.Path) -> None:
         (tmp_path / 'needs_network/1.0.0').mkdir(parents=True)
-        message = f"'needs_network': {tmp_path}/needs_network/1.0.0 is not complete; delete it to prepare it again"
+        message = f"'needs_network': {tmp_path}/needs_network/1.0.0 is incomplete; delete it to prepare it again"
         assert error_of('needs_network', data_dir=str(tmp_path)) == message
 
 
@@ -817,13 +815,13 @@ class TestNames:
     )
     def test_unknown_config_and_version(self, name: str, reason: str, tmp_path: pathlib.Path) -> None:
         message = error_of(name, data_dir=str(tmp_path))
-        assert message.startswith(f"'{name}': TFDS cannot open it (")
+        assert message.startswith(f"'{name}': TFDS could not open the dataset (")
         assert reason in message
 
     def test_data_dir_is_a_file(self, tmp_path: pathlib.Path) -> None:
         path = tmp_path / 'file'
         path.touch()
-        assert error_of('digits', data_dir=str(path)) == f"data_dir='{path}' is a file; it must be a folder"
+        assert error_of('digits', data_dir=str(path)) == f"data_dir='{path}' must be a folder, not a file"
 
     def test_home_in_data_dir(self, digits_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv('HOME', digits_dir)

@@ -1,4 +1,4 @@
-"""Tests of decoding: Pillow's pixels, upright, of every kind of file."""
+"""Decoding: upright pixels equal to Pillow's, for all kinds of files."""
 
 import io
 
@@ -18,14 +18,14 @@ def encoded(picture, kind='PNG', **options):
 
 
 def smooth(height, width):
-    """A picture without noise, that survives JPEG."""
+    """An image without noise, which survives JPEG compression."""
     down, across = np.mgrid[:height, :width]
     waves = [127 + 120 * np.sin(down / 17 + phase) * np.cos(across / 23 + phase) for phase in (0, 1, 2)]
     return np.stack(waves, axis=-1).round().astype(np.uint8)
 
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA'])
-def test_png_of_every_mode_is_what_pillow_makes_of_it(mode):
+def test_png_of_every_mode_equals_pillow(mode):
     picture = Image.fromarray(smooth(19, 31)).convert(mode)
     np.testing.assert_array_equal(decode(encoded(picture)), np.asarray(picture.convert('RGB')))
 
@@ -48,7 +48,7 @@ def test_sixteen_bits_become_eight():
     'options', [{}, {'progressive': True}, {'subsampling': 0}, {'subsampling': 1}, {'quality': 20}]
 )
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
-def test_jpeg_is_what_pillow_decodes(mode, options):
+def test_jpeg_equals_pillow(mode, options):
     data = encoded(Image.fromarray(smooth(75, 101)).convert(mode), 'JPEG', **options)
     np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert('RGB')))
 
@@ -61,7 +61,7 @@ def test_other_formats(kind):
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
-def test_orientation_is_followed(orientation, kind):
+def test_exif_orientation_is_applied(orientation, kind):
     picture = Image.fromarray(smooth(24, 40))
     exif = picture.getexif()
     exif[0x0112] = orientation
@@ -74,17 +74,17 @@ def test_orientation_is_followed(orientation, kind):
     np.testing.assert_array_equal(part, upright[2:14, 3:17])
 
 
-def test_a_part_is_cut_out_and_resized():
+def test_a_part_is_cropped_and_resized():
     data = encoded(Image.fromarray(smooth(60, 90)), 'JPEG')
-    """First the one, then the other, as torchvision does it."""
+    """Crop and then resize, as torchvision does."""
     part = Image.open(io.BytesIO(data)).crop((11, 7, 51, 39))
     expected = np.asarray(part.resize((30, 20), BILINEAR))
     np.testing.assert_array_equal(decode_part(data, lambda *_: Box(7, 11, 32, 40), (20, 30), BILINEAR), expected)
 
 
 @pytest.mark.parametrize('factor', [2, 4, 8])
-def test_a_large_jpeg_is_decoded_small(factor, monkeypatch):
-    """Within a few levels of the same part of all its pixels; and only so many pixels were decoded."""
+def test_a_large_jpeg_is_decoded_at_reduced_size(factor, monkeypatch):
+    """The result is within a few levels of a full decode, and fewer pixels are decoded."""
     height, width, box = 801, 1203, Box(31, 57, 64 * factor + 5, 64 * factor + 9)
     data = encoded(Image.fromarray(smooth(height, width)), 'JPEG', quality=95)
     edges = (box.left, box.top, box.left + box.width, box.top + box.height)
@@ -114,7 +114,7 @@ PNG = encoded(Image.fromarray(smooth(75, 101)))
     [b'', b'not an image', WHOLE[:-200], WHOLE[:50], PNG[:-2000], PNG[:60] + bytes(30) + PNG[90:]],
     ids=['empty', 'text', 'cut off', 'header alone', 'png cut off', 'png with zeros'],
 )
-def test_what_is_no_whole_image_is_refused(data):
+def test_damaged_images_are_refused(data):
     with pytest.raises(DamagedImageError):
         decode(data)
     with pytest.raises(DamagedImageError):
@@ -122,15 +122,15 @@ def test_what_is_no_whole_image_is_refused(data):
 
 
 @pytest.mark.parametrize('kind', [np.float32, np.int32])
-def test_grey_levels_of_no_known_range_are_refused(kind):
-    """Pillow's ``convert`` would clip them, and numbers from 0 to 1 would all be black."""
+def test_32_bit_gray_levels_are_refused(kind):
+    """Pillow's ``convert`` would clip them, and values from 0 to 1 would become black."""
     picture = Image.fromarray(np.linspace(0, 1, 1200).reshape(30, 40).astype(kind))
-    with pytest.raises(DamagedImageError, match='32 bits, whose range is not known'):
+    with pytest.raises(DamagedImageError, match='32-bit gray levels, whose range is unknown'):
         decode(encoded(picture, 'TIFF'))
 
 
-def test_bytes_in_front_of_a_marker_are_no_damage():
-    """As some of ImageNet's files have; libjpeg warns of them and goes on."""
+def test_extraneous_bytes_before_a_marker_are_ignored():
+    """As in some files of ImageNet; libjpeg only warns."""
     end = WHOLE.rindex(b'\xff\xd9')
     data = WHOLE[:end] + b'\x00\x11\x22' + WHOLE[end:]
     np.testing.assert_array_equal(decode(data), decode(WHOLE))

@@ -1,4 +1,4 @@
-"""Whole runs on folders of photographs: the same however they are read, and with some that are damaged."""
+"""Whole runs on folders of photographs, with different readers and with damaged files."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ COUNTED = ('num_test_examples', 'replaced_images', 'skipped_steps')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """33 training and 9 test images, whose colour tells their class."""
+    """33 training and 9 test images, whose color is their class."""
     return coloured.write(tmp_path_factory.mktemp('photographs'), train=33, test=9)
 
 
@@ -66,7 +66,7 @@ def test_a_run_learns_from_photographs(finished):
     assert (result['num_train_examples'], result['num_test_examples'], result['replaced_images']) == (33, 9, 0)
 
 
-def test_a_stopped_run_goes_on_to_the_same_losses(folder, finished, tmp_path, monkeypatch):
+def test_a_resumed_run_has_the_same_losses(folder, finished, tmp_path, monkeypatch):
     batch = PhotographFeed.batch
 
     def stopping(self, step):
@@ -83,13 +83,13 @@ def test_a_stopped_run_goes_on_to_the_same_losses(folder, finished, tmp_path, mo
     assert tests == [loss for loss in losses_of(finished[0]) if loss[0] == 'test']
 
 
-def test_a_run_struck_after_its_last_step_is_finished(folder, finished, tmp_path):
+def test_a_signal_after_the_last_step_lets_the_run_finish(folder, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / 'run')
     (tmp_path / 'run' / 'result.json').unlink()
     assert train(folder, tmp_path / 'run')['test_loss'] == finished[1]['test_loss']
 
 
-TO_BE_STRUCK = """
+SIGNALED = """
 import sys
 from tests.data.test_feeds import ReaderOptions, train
 if __name__ == '__main__':
@@ -99,8 +99,8 @@ if __name__ == '__main__':
 
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_workers_and_all_saves_the_run(root, folder, tmp_path, number):
-    (tmp_path / 'struck.py').write_text(TO_BE_STRUCK)
+def test_a_signal_to_the_process_group_saves_the_run(root, folder, tmp_path, number):
+    (tmp_path / 'struck.py').write_text(SIGNALED)
     command = [sys.executable, str(tmp_path / 'struck.py'), str(folder), str(tmp_path / 'run')]
     environment = os.environ | {'PYTHONPATH': str(root)}
     process = subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.PIPE, text=True)
@@ -111,24 +111,24 @@ def test_a_signal_to_workers_and_all_saves_the_run(root, folder, tmp_path, numbe
             assert process.poll() is None, process.communicate()
             time.sleep(0.2)
         os.killpg(process.pid, number)
-        said = process.communicate(timeout=100)[1]
+        printed = process.communicate(timeout=100)[1]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert 'stopped by' in said, said
-    assert 'Worker' not in said, said
-    assert 'leaked' not in said, said
+    assert 'stopped by' in printed, printed
+    assert 'Worker' not in printed, printed
+    assert 'leaked' not in printed, printed
     assert list((tmp_path / 'run' / 'checkpoints').iterdir())
 
 
 @pytest.mark.slow
-def test_worker_processes_change_nothing(folder, finished, tmp_path):
+def test_worker_processes_do_not_change_results(folder, finished, tmp_path):
     train(folder, tmp_path / 'run', ReaderOptions(workers=2))
     assert losses_of(tmp_path / 'run') == losses_of(finished[0])
 
 
 @pytest.mark.slow
-def test_one_device_is_as_good_as_two(folder, finished, tmp_path):
+def test_one_and_two_devices_have_the_same_losses(folder, finished, tmp_path):
     dataset = load_dataset(f'folder:{folder}', image_size=8)
     train_and_evaluate(SPEC, CONFIG, tmp_path / 'run', dataset=dataset, devices=jax.devices()[:1])
     for mine, theirs in zip(losses_of(tmp_path / 'run'), losses_of(finished[0]), strict=True):
@@ -147,50 +147,50 @@ train(folder, workdir, log_every_steps=1)
 
 
 @pytest.mark.slow
-def test_two_processes_read_half_of_each_batch_and_train_as_one(start, folder, tmp_path):
+def test_two_processes_train_like_one(start, folder, tmp_path):
     shutil.copytree(folder, tmp_path / 'data')
     for name in DAMAGED:
         (tmp_path / 'data' / name).write_bytes(b'nothing')
     alone = train(tmp_path / 'data', tmp_path / 'alone', log_every_steps=1)
     address = free_address()
     both = [start(ONE_OF_TWO, tmp_path / 'data', tmp_path / 'two', address, index) for index in range(2)]
-    said = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    printed = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
     for mine, theirs in zip(losses_of(tmp_path / 'two'), losses_of(tmp_path / 'alone'), strict=True):
         assert mine[:2] == theirs[:2]
         assert mine[2] == pytest.approx(theirs[2], rel=1e-4)
     result = json.loads((tmp_path / 'two' / 'result.json').read_text())
     assert {name: result[name] for name in COUNTED} == {name: alone[name] for name in COUNTED}
     assert result['replaced_images'] > 2
-    # Each names what it read itself, and neither read all.
+    # Each process reports only the files it read itself.
     damaged = [
-        {line.split(' cannot be')[0] for line in text.splitlines() if 'cannot be decoded' in line} for text in said
+        {line.split(': cannot be')[0] for line in text.splitlines() if 'cannot be decoded' in line} for text in printed
     ]
     assert damaged[0] | damaged[1] == {str(tmp_path / 'data' / name) for name in DAMAGED}
 
 
-def test_damaged_photographs_are_named_and_replaced(folder, tmp_path, capfd):
+def test_damaged_photographs_are_reported_and_replaced(folder, tmp_path, capfd):
     shutil.copytree(folder, tmp_path / 'data')
     for name in DAMAGED:
         (tmp_path / 'data' / name).write_bytes(b'nothing')
     result = train(tmp_path / 'data', tmp_path / 'run')
     assert result['num_test_examples'] == 8
-    assert 1 <= result['replaced_images'] <= 6  # two, in three epochs that leave out one of 33
-    said = capfd.readouterr().err.splitlines()
-    why = 'cannot be decoded (no image in a format that is known)'
-    assert f'{tmp_path / "data/test/green/04.png"} {why}: it is left out' in said
-    assert f'{tmp_path / "data/train/red/00.png"} {why}: another image takes its place' in said
-    assert len(said) == 3
+    assert 1 <= result['replaced_images'] <= 6  # two, in three epochs that drop one of 33 examples
+    printed = capfd.readouterr().err.splitlines()
+    why = ': cannot be decoded (unknown image format)'
+    assert f'{tmp_path / "data/test/green/04.png"}{why}, skipped' in printed
+    assert f'{tmp_path / "data/train/red/00.png"}{why}, replaced by another image' in printed
+    assert len(printed) == 3
     with pytest.raises(InputError, match='cannot be decoded'):
         train(tmp_path / 'data', tmp_path / 'strict', ReaderOptions(strict=True))
 
 
 def test_a_folder_of_forty_odd_files(folder, tmp_path, capfd):
-    """Thirty can be used, and ten are replaced by others; a run over them ends as any other."""
+    """Thirty files are used and ten replaced; the run completes."""
     good = odd_files.write(tmp_path / 'data' / 'train' / 'forty')
     shutil.copytree(folder / 'train' / 'green', tmp_path / 'data' / 'train' / 'green')
     shutil.copytree(folder / 'test' / 'green', tmp_path / 'data' / 'test' / 'green')
-    next((tmp_path / 'data' / 'train' / 'green').iterdir()).unlink()  # 50 are left, each of which an epoch takes once
+    next((tmp_path / 'data' / 'train' / 'green').iterdir()).unlink()  # 50 remain, each once per epoch
     images = load_dataset(f'folder:{tmp_path / "data"}', image_size=8).train.photographs
     for index in range(len(good)):
         data, _ = images.read(index)
@@ -201,7 +201,7 @@ def test_a_folder_of_forty_odd_files(folder, tmp_path, capfd):
             with pytest.raises(DamagedImageError):
                 decode(data)
     result = train(tmp_path / 'data', tmp_path / 'run', batch_size=10)
-    named = {line.split(' cannot be decoded')[0] for line in capfd.readouterr().err.splitlines()}
+    named = {line.split(': cannot be decoded')[0] for line in capfd.readouterr().err.splitlines()}
     assert {pathlib.Path(name).name for name in named} == {name for name, whole in good.items() if not whole}
     assert (result['steps'], result['replaced_images']) == (15, 30)
     assert np.isfinite(result['test_loss'])

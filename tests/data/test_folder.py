@@ -1,4 +1,4 @@
-"""Tests of folders of photographs: what is found, in which order, for which purpose."""
+"""Folders of photographs: the files found, their order, and their splits."""
 
 import os
 import pickle
@@ -34,8 +34,8 @@ def test_folders_for_training_and_testing(tmp_path, test):
     assert (names_of(images), labels.tolist()) == ([f'{test}/b/9.jpeg'], [1])
 
 
-def test_images_without_classes_are_not_for_testing(tmp_path):
-    """As ImageNet's own layout has them."""
+def test_a_test_folder_without_classes_is_ignored(tmp_path):
+    """As in ImageNet's layout."""
     make(tmp_path, *(f'train/{label}/{index}.jpg' for label in 'ab' for index in range(5)), 'test/1.jpg')
     parts, _ = list_folder(f'folder:{tmp_path}')
     assert (len(parts['train']), len(parts['test'])) == (8, 2)
@@ -44,7 +44,7 @@ def test_images_without_classes_are_not_for_testing(tmp_path):
     assert names_of(parts['test'].images) == ['val/b/1.jpg']
 
 
-def test_a_share_of_each_class_is_for_testing(tmp_path):
+def test_a_fraction_of_each_class_is_held_out(tmp_path):
     make(tmp_path, *(f'{label}/{index}.jpg' for label in 'ab' for index in range(20)), 'c/alone.png')
     parts, classes = list_folder(f'folder:{tmp_path}')
     assert classes == ('a', 'b', 'c')
@@ -53,13 +53,13 @@ def test_a_share_of_each_class_is_for_testing(tmp_path):
     tested = set(names_of(parts['test'].images))
     assert len(tested | set(names_of(parts['train'].images))) == 41
     assert {name[2:] for name in tested if name[0] == 'a'} != {name[2:] for name in tested if name[0] == 'b'}
-    # Another image leaves nearly all others where they are.
+    # Adding an image moves few others.
     make(tmp_path, 'a/more.jpg')
     again = set(names_of(list_folder(f'folder:{tmp_path}')[0]['test'].images))
     assert len(again ^ tested) <= 2
 
 
-def test_names_of_every_alphabet_and_a_copy_for_another_process(tmp_path):
+def test_unicode_names_and_pickling(tmp_path):
     names = ['ağaç/1.jpg', '木/2.jpg', 'c/' + 'x' * 200 + '.jpg', os.fsdecode(b'\xff.jpg')]
     images = FileImages(str(tmp_path), names, np.arange(4, dtype=np.int32))
     assert names_of(images) == names
@@ -67,28 +67,28 @@ def test_names_of_every_alphabet_and_a_copy_for_another_process(tmp_path):
     assert (names_of(copy), copy.labels.tolist()) == (names, [0, 1, 2, 3])
 
 
-def test_what_cannot_be_used_is_refused(tmp_path):
-    def said(name=None):
+def test_invalid_folders_are_refused(tmp_path):
+    def error_of(name=None):
         with pytest.raises(InputError) as error:
             list_folder(name or f'folder:{tmp_path}')
         return str(error.value)
 
-    assert 'there is no such folder' in said('folder:')
-    assert 'there is no such folder' in said(f'folder:{tmp_path}/no')
-    assert 'expected a folder for each class' in said()
+    assert 'folder not found' in error_of('folder:')
+    assert 'folder not found' in error_of(f'folder:{tmp_path}/no')
+    assert 'expected 2 to 10,000 class folders, found 0' in error_of()
     make(tmp_path, 'a/1.txt', 'b/1.jpg')
-    assert "no images of 'a' to train; images end with .jpg" in said()
+    assert "class 'a' has no training images (.jpg" in error_of()
     (tmp_path / 'a').rename(tmp_path / '.a')
     make(tmp_path, 'c/1.jpg')
-    assert 'no images to test; a class needs two' in said()
+    assert 'no test images found; at least one class needs two' in error_of()
     (tmp_path / 'c').rename(tmp_path / '.c')
     make(tmp_path, 'train/a/1.jpg', 'train/c/1.jpg', 'test/b/1.jpg')
-    assert "'b' is tested, but there are no images of it to train on" in said()
+    assert "class 'b' has test images but no training images" in error_of()
     (tmp_path / 'test').rename(tmp_path / 'testing')
-    assert 'beside train there must be one of test, val, validation; there is b, testing' in said()
+    assert 'next to train, expected one of the folders test, val, validation, found b, testing' in error_of()
 
 
-def test_a_folder_for_training_alone_is_divided(tmp_path):
+def test_a_train_folder_alone_is_split(tmp_path):
     make(tmp_path, *(f'Train/{label}/{index}.jpg' for label in 'ab' for index in range(5)))
     parts, classes = list_folder(f'folder:{tmp_path}')
     assert (classes, len(parts['train']), len(parts['test'])) == (('a', 'b'), 8, 2)

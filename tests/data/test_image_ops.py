@@ -1,4 +1,4 @@
-"""Operations on images against Pillow, by their largest difference in gray levels."""
+"""Image operations compared with Pillow, by the largest difference in gray levels."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ NEAREST, BILINEAR, BICUBIC = Image.Resampling.NEAREST, Image.Resampling.BILINEAR
 
 
 def make_images(height=24, width=20):
-    """Noise, smooth slopes, flat colours, few values: uint8 ``[H, W, 3]``."""
+    """Noise, smooth gradients, constant colors and few values: uint8 ``[H, W, 3]``."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]
     slope = np.stack([x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 255 // (height + width - 2)], -1)
@@ -26,7 +26,7 @@ def make_images(height=24, width=20):
 
 
 def difference(ours, pillows, images=None, channels=(3, 1)):
-    """The largest difference in gray levels, over all images in colour and in gray."""
+    """The largest difference in gray levels, over all images in color and in gray."""
     worst, jitted = 0, jax.jit(ours)
     for image in images or make_images():
         for count in channels:
@@ -80,7 +80,7 @@ def test_equalize():
 
 
 def test_autocontrast():
-    """Pillow computes in floating point, where a whole number may end a hair below itself."""
+    """Pillow computes in floating point, where integers may be rounded down to the next lower one."""
     assert difference(lambda i: ops.apply_table(i, ops.autocontrast_table(i)), ImageOps.autocontrast) <= 1
 
 
@@ -131,7 +131,7 @@ def test_resized_crop(box, size, cubic):
 
 @pytest.mark.parametrize('shift', [-0.5, -0.1, 0.05, 0.3])
 def test_hue(shift):
-    """A hue that is one of 256 off makes up to six levels in a channel."""
+    """A difference of one of 256 hues changes a channel by up to six levels."""
 
     def turn(picture):
         hue, saturation, value = picture.convert('HSV').split()

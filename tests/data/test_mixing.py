@@ -1,4 +1,4 @@
-"""Mixed images and their targets."""
+"""Mixup and CutMix of images and targets."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ KEYS = jax.random.split(jax.random.key(0), 300)
 
 @pytest.fixture(scope='module')
 def batch():
-    """Each image is filled with its number, each target is its one-hot."""
+    """Each image is filled with its index, and each target is the index's one-hot vector."""
     return jnp.broadcast_to(jnp.arange(4.0)[:, None, None, None], (4, 8, 6, 3)), jnp.eye(4)
 
 
@@ -22,45 +22,45 @@ def many(function, batch, **options):
     return jax.jit(jax.vmap(lambda key: function(key, *batch, **options)))(KEYS)
 
 
-def test_mixup_mixes_images_and_targets_in_one_share(batch):
+def test_mixup_uses_the_same_share_for_images_and_targets(batch):
     images, targets = many(mixup, batch, alpha=0.4)
     shares = targets[:, 0, 0]
     np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-5)
     np.testing.assert_allclose(targets[:, 0, 3], 1 - shares, atol=1e-6)
-    np.testing.assert_allclose(images[:, 0, 2, 3, 1], 3 * (1 - shares), atol=1e-5)  # of the images 0 and 3
+    np.testing.assert_allclose(images[:, 0, 2, 3, 1], 3 * (1 - shares), atol=1e-5)  # of images 0 and 3
     # Beta(a, a) has the mean 1/2 and the variance 1 / (4 (2 a + 1)).
     assert float(shares.mean()) == pytest.approx(0.5, abs=0.08)
     assert float(shares.var()) == pytest.approx(1 / (4 * 1.8), rel=0.2)
 
 
-def test_cutmix_puts_in_a_box_and_counts_its_pixels(batch):
+def test_cutmix_mixes_targets_by_the_area_of_the_box(batch):
     images, targets = many(cutmix, batch, alpha=1.0)
-    foreign = np.asarray(images[:, 0, :, :, 0] == 3)  # of the other image
+    foreign = np.asarray(images[:, 0, :, :, 0] == 3)  # from the other image
     np.testing.assert_allclose(targets[:, 0, 3], foreign.mean((1, 2)), atol=1e-6)
     np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-5)
     assert set(np.unique(images[:, 0])) == {0, 3}
     for mask in foreign:  # a box: the product of its rows and its columns
         np.testing.assert_array_equal(mask, mask.any(1)[:, None] & mask.any(0)[None])
-    assert 0.15 < foreign.mean() < 0.45  # a half, less what is cut off at the border
+    assert 0.15 < foreign.mean() < 0.45  # a half, minus what is clipped at the border
     assert len({mask.tobytes() for mask in foreign}) > 100
 
 
-def test_both_take_turns(batch):
+def test_with_both_each_batch_gets_one(batch):
     images, _ = many(mix, batch, augmentation=Augmentation(mixup=0.5, cutmix=0.5))
     cut = np.array([set(np.unique(image)) <= {0, 3} for image in np.asarray(images[:, 0])])
     assert 0.4 < cut.mean() < 0.6
 
 
 @pytest.mark.parametrize(('options', 'alone'), [({'mixup': 0.5}, mixup), ({'cutmix': 0.5}, cutmix)])
-def test_one_alone(batch, options, alone):
+def test_mixup_or_cutmix_alone(batch, options, alone):
     key = jax.random.key(3)
     expected = alone(jax.random.split(key)[1], *batch, 0.5)
     jax.tree.map(np.testing.assert_array_equal, mix(key, *batch, Augmentation(**options)), expected)
 
 
 @pytest.mark.parametrize('augmentation', [Augmentation(mixup=0.5), Augmentation(cutmix=1.0)])
-def test_pairs_are_those_of_the_whole_batch_on_any_number_of_devices(batch, augmentation):
-    """The first image meets the last one, though that lies on another device."""
+def test_pairs_do_not_depend_on_the_number_of_devices(batch, augmentation):
+    """The first image is mixed with the last one, which is on another device."""
     mesh = data_mesh()
     assert mesh.size == 2
     function = jax.jit(lambda key, images, targets: mix(key, images, targets, augmentation))

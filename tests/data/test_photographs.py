@@ -1,4 +1,4 @@
-"""Tests of what the sources of photographs share."""
+"""Datasets of photographs from any source."""
 
 import dataclasses
 import io
@@ -16,7 +16,7 @@ from resnet_jax.errors import InputError
 
 @pytest.fixture
 def parts(tmp_path):
-    """A red, a damaged and a blue image to train on, each of another size, and a green one to test on."""
+    """A red, a damaged and a blue training image of different sizes, and a green test image."""
     for name, color, size in (
         ('train/a/0.png', (200, 0, 0), (8, 4)),
         ('train/a/1.png', None, None),
@@ -31,16 +31,16 @@ def parts(tmp_path):
     return list_folder(f'folder:{tmp_path}')[0]
 
 
-def test_mean_and_deviation_are_those_of_the_pixels_that_are_looked_at(parts):
+def test_channel_statistics_of_sampled_pixels(parts):
     dataset = dataset_from_source('some', parts['train'], parts['test'], ('a', 'b'))
     assert (dataset.image_size, dataset.image_shape) == (DEFAULT_SIZE, (224, 224, 3))
-    reds, blues = 8 * 4, 150 * 100  # of a large image every second row and column
+    reds, blues = 8 * 4, 150 * 100  # every second row and column of the large image
     pixels = np.repeat([[200, 0, 0], [0, 0, 100]], [reds, blues], axis=0) / 255
     np.testing.assert_allclose(dataset.mean, pixels.mean(0), rtol=1e-6)
     np.testing.assert_allclose(dataset.std, np.maximum(pixels.std(0), 1 / 255), rtol=1e-6)
 
 
-def test_a_network_knows_its_classes_by_name(parts):
+def test_classes_are_matched_by_name(parts):
     dataset = dataset_from_source('some', parts['train'], parts['test'], ('a', 'b'))
     again = numbered_as(dataset, ['b', 'x', 'a'])
     assert again.class_names == ('b', 'x', 'a')
@@ -49,34 +49,34 @@ def test_a_network_knows_its_classes_by_name(parts):
     assert [photographs.read(index)[1] for index in range(len(photographs))] == [2, 2, 0]
     assert photographs.name(2).endswith('train/b/2.png')
     assert numbered_as(dataset, ['a', 'b']) is dataset
-    assert numbered_as(dataset, ['0', '1', '2']) is dataset  # whose names say nothing
+    assert numbered_as(dataset, ['0', '1', '2']) is dataset  # whose names are only numbers
     numbers = dataclasses.replace(dataset, class_names=('07', '3'))
     assert numbered_as(numbers, [str(index) for index in range(10)]).train.photographs.read(0)[1] == 7
-    with pytest.raises(InputError, match="does not know its class '7'"):
+    with pytest.raises(InputError, match="has no class '7'"):
         numbered_as(numbers, ['0', '1', '2', '3'])
-    with pytest.raises(InputError, match="does not know its class '07'"):
+    with pytest.raises(InputError, match="has no class '07'"):
         numbered_as(numbers, ['a', 'b'])
-    with pytest.raises(InputError, match="some: the network does not know its class 'b', it knows a, c"):
+    with pytest.raises(InputError, match="some: the network has no class 'b'; its classes are a, c"):
         numbered_as(dataset, ['a', 'c'])
 
 
-def test_squares_are_of_the_first_that_can_be_decoded(parts):
+def test_squares_skip_damaged_photographs(parts):
     found = squares(parts['train'].photographs, 2, 5)
     assert (found.dtype, found.shape) == (np.uint8, (2, 5, 5, 3))
     np.testing.assert_array_equal(found[:, 2, 2], [[200, 0, 0], [0, 0, 100]])
 
 
-def test_a_dataset_of_which_nothing_can_be_decoded(tmp_path):
+def test_without_a_decodable_photograph_it_is_refused(tmp_path):
     for name in ('train/a/0.png', 'train/b/2.png', 'test/a/1.png'):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b'nothing')
     parts, classes = list_folder(f'folder:{tmp_path}')
-    with pytest.raises(InputError, match="'some': none of 2 images can be decoded"):
+    with pytest.raises(InputError, match="'some': none of 2 images could be decoded"):
         dataset_from_source('some', parts['train'], parts['test'], classes)
 
 
 class Shades:
-    """A source of one's own: each photograph has one grey level, which is its target."""
+    """A user-supplied source: each photograph has one gray level, which is its target."""
 
     levels = (10, 30, 80)
 
@@ -92,10 +92,10 @@ class Shades:
         return file.getvalue(), np.array([self.levels[index]], np.float32)
 
 
-def test_a_source_of_ones_own():
+def test_a_user_supplied_source():
     dataset = dataset_from_source('shades', Shades(), Shades(), ('level',), 'regression', image_size=6)
     assert (dataset.image_shape, dataset.class_names, len(dataset.train)) == ((6, 6, 3), ('level',), 3)
-    np.testing.assert_array_equal(dataset.train.labels, [[10], [30], [80]])  # read, for the units of the outputs
+    np.testing.assert_array_equal(dataset.train.labels, [[10], [30], [80]])  # read for the statistics of the task
     assert dataset.target_statistics()['mean'] == pytest.approx((40,))
     unread = dataset_from_source('shades', Shades(), Shades(), ('a', 'b'))
     assert unread.train.labels is None
@@ -106,7 +106,7 @@ def test_a_source_of_ones_own():
         dataset_from_source('shades', Split(Shades(), np.array([0, 1, 1])), labelled, ('a', 'b'))
 
 
-def test_a_given_dataset_takes_another_size(parts):
+def test_a_dataset_object_can_be_resized(parts):
     dataset = dataset_from_source('some', parts['train'], parts['test'], ('a', 'b'))
     assert load_dataset(dataset) is dataset
     assert load_dataset(dataset, image_size=64).image_shape == (64, 64, 3)

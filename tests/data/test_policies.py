@@ -1,4 +1,4 @@
-"""Policies: what they draw, and that what is drawn is what Pillow makes of it."""
+"""Policies: their draws, and their operations compared with Pillow."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from resnet_jax.data import policies
 from resnet_jax.data.policies import OPERATIONS, POLICIES, apply_operations
 
-# Magnitudes of one operation each, as torchvision hands them to Pillow.
+# One magnitude per operation, as torchvision passes it to Pillow.
 ONE_OF_EACH = {
     'identity': (0.0, lambda p: p),
     'shear_x': (0.25, lambda p: p.transform(p.size, Image.Transform.AFFINE, (1, 0.25, 0, 0, 1, 0))),
@@ -41,11 +41,11 @@ def jitted():
 
 
 @pytest.mark.parametrize('name', ONE_OF_EACH)
-def test_the_drawn_operation_is_applied_and_no_other(name, image, jitted):
+def test_only_the_drawn_operation_is_applied(name, image, jitted):
     magnitude, pillows = ONE_OF_EACH[name]
     found = jitted(image, jnp.array([OPERATIONS.index(name)]), jnp.array([magnitude], jnp.float32))
     expected = np.asarray(pillows(Image.fromarray(image))).astype(int)
-    # Pillow computes this one in floating point, where a whole number may end a hair below itself.
+    # Pillow computes this in floating point, where integers may be rounded down to the next lower one.
     assert np.abs(np.asarray(found).astype(int) - expected).max() <= (name == 'autocontrast')
 
 
@@ -56,12 +56,12 @@ def test_a_threshold_may_lie_between_two_levels(threshold, jitted):
     np.testing.assert_array_equal(found, ImageOps.solarize(Image.fromarray(levels), round(threshold, 3)))
 
 
-def test_gray_images_have_no_color(image, jitted):
+def test_color_does_not_change_gray_images(image, jitted):
     gray = image[..., :1]
     np.testing.assert_array_equal(jitted(gray, jnp.array([OPERATIONS.index('color')]), jnp.array([0.3])), gray)
 
 
-def test_operations_follow_each_other(image, jitted):
+def test_operations_are_applied_in_order(image, jitted):
     pair = jnp.array([OPERATIONS.index('invert'), OPERATIONS.index('translate_x')]), jnp.array([0.0, 2.0])
     expected = ImageOps.invert(Image.fromarray(image)).transform((22, 18), Image.Transform.AFFINE, (1, 0, 2, 0, 1, 0))
     np.testing.assert_array_equal(jitted(image, *pair), expected)
@@ -88,7 +88,7 @@ def magnitudes_of(name, operation, **options):
 
 
 def test_rand_augment_has_torchvisions_magnitudes():
-    """Magnitude 9 of 31 bins: 0.3 of the range of each operation, half of them negative; all equally often."""
+    """Magnitude 9 of 31 bins: 0.3 of each operation's range, half of them negative; operations are equally frequent."""
     operations, _ = drawn('rand_augment')
     counts = np.bincount(operations.ravel(), minlength=len(OPERATIONS))
     assert set(np.flatnonzero(counts)) == {
@@ -125,7 +125,7 @@ def test_auto_augment_draws_each_pair_with_its_probabilities():
     np.testing.assert_array_equal(shifts, [12, 14])  # of 12.9 and 14.5 pixels
 
 
-def test_auto_augments_tables_are_torchvisions():
+def test_tables_of_auto_augment_equal_torchvision():
     autoaugment = pytest.importorskip('torchvision.transforms.autoaugment', reason='torchvision is not installed')
     rename = {'autocontrast': 'autocontrast', 'shearx': 'shear_x', 'sheary': 'shear_y'}
     rename |= {'translatex': 'translate_x', 'translatey': 'translate_y'}
@@ -139,8 +139,8 @@ def test_auto_augments_tables_are_torchvisions():
                     assert step == (operation, probability, tenths or 0)
 
 
-def test_increasing_rand_augment_is_timms():
-    """Mean 7, deviation 0.5, of ten; an operation happens half of the time."""
+def test_increasing_rand_augment_equals_timm():
+    """Magnitudes of mean 7 and deviation 0.5, of 10; operations are applied with probability 0.5."""
     operations, _ = drawn('rand-m7-mstd0.5-inc1')
     assert np.mean(operations == OPERATIONS.index('identity')) == pytest.approx(0.5, abs=0.03)
     rotations = np.abs(magnitudes_of('rand-m7-mstd0.5-inc1', 'rotate'))

@@ -1,4 +1,4 @@
-"""Preprocessing against arithmetic written out here, and to the bit against timm where that is installed."""
+"""Preprocessing compared with explicit arithmetic, and bit by bit with timm if installed."""
 
 import dataclasses
 import itertools
@@ -34,7 +34,7 @@ def bytes_of(image, **fields) -> np.ndarray:
 
 
 def bilinear(pixels: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """A triangle as wide as the larger of the two pixels, cut off at the border: what Pillow calls bilinear."""
+    """A triangle filter as wide as the larger of the two pixels, clipped at the border: Pillow's bilinear."""
     old = pixels.shape[axis]
     scale = old / size
     centers = (np.arange(size) + 0.5) * scale
@@ -46,7 +46,7 @@ def bilinear(pixels: np.ndarray, size: int, axis: int) -> np.ndarray:
 
 @pytest.mark.parametrize('crop_pct', [0.875, 0.95, 1.0])
 @pytest.mark.parametrize(('width', 'height'), SIZES)
-def test_bilinear_and_center_written_out(width, height, crop_pct):
+def test_bilinear_and_center_by_hand(width, height, crop_pct):
     image = noise(width, height)
     short = math.floor(32 / crop_pct)
     rows, columns = (int(short * side / min(width, height)) for side in (height, width))
@@ -54,21 +54,21 @@ def test_bilinear_and_center_written_out(width, height, crop_pct):
     top, left = round((rows - 32) / 2), round((columns - 32) / 2)
     expected = resized[top : top + 32, left : left + 32]
     actual = bytes_of(image, size=32, crop_pct=crop_pct)
-    # Pillow rounds to whole numbers after each of the two axes.
+    # Pillow rounds to integers after each axis.
     assert np.abs(actual - expected).max() < 1.1
 
 
 def test_the_crop_is_the_middle():
-    """Whole numbers, so that nothing is resized: rows and columns can be counted."""
+    """Sizes without resizing, so that rows and columns can be counted."""
     image = np.zeros((8, 13, 3), np.uint8)
     image[..., 0], image[..., 1] = np.arange(8)[:, None], np.arange(13)
     cropped = bytes_of(image, size=6, crop_pct=0.75, interpolation='bicubic')
     assert cropped.shape == (6, 6, 3)
     assert cropped[:, 0, 0].tolist() == [1, 2, 3, 4, 5, 6]
-    assert cropped[0, :, 1].tolist() == [4, 5, 6, 7, 8, 9]  # from 3.5, which rounds to the even neighbour
+    assert cropped[0, :, 1].tolist() == [4, 5, 6, 7, 8, 9]  # from 3.5, rounded to even
 
 
-def test_halves_go_to_the_even_neighbour():
+def test_halves_are_rounded_to_even():
     image = np.zeros((4, 9, 3), np.uint8)
     image[..., 0] = np.arange(9)
     assert bytes_of(image, size=4, crop_pct=1.0)[0, :, 0].tolist() == [2, 3, 4, 5]  # from 2.5
@@ -81,13 +81,13 @@ def test_a_crop_larger_than_the_image_is_padded_with_black():
     assert padded.sum() == 16 * 200
 
 
-def test_squash_shows_everything():
+def test_squash_keeps_the_whole_image():
     image = noise(40, 20)
     squashed = bytes_of(image, size=20, crop_pct=1.0, crop_mode='squash', interpolation='nearest')
     np.testing.assert_array_equal(squashed, image[:, 1::2])
 
 
-def test_border_shows_everything_and_adds_the_mean_colour():
+def test_border_keeps_the_whole_image_and_pads_with_the_mean_color():
     image = noise(40, 21)
     bordered = preprocess(image, Preprocessing(40, 1.0, 'bicubic', (0.5, 0.2, 0.4), (1.0, 1.0, 1.0), 'border'))
     bordered = np.rint((bordered + np.array([0.5, 0.2, 0.4])) * 255)
@@ -107,7 +107,7 @@ def test_all_values_normalized_by_hand():
 
 
 def test_goldens():
-    """Computed once and equal to timm's then; they would show a change where timm is not installed."""
+    """Computed once, when they equaled timm's; they detect changes without timm."""
     image = noise(53, 41)
     bicubic = preprocess(image, Preprocessing(24, 0.95, 'bicubic'))
     bilinear_ = preprocess(image, Preprocessing(24, 0.875, 'bilinear', (0.5,) * 3, (0.5,) * 3))
@@ -121,12 +121,12 @@ def test_goldens():
 
 @pytest.mark.parametrize('crop_mode', ['center', 'squash', 'border'])
 @pytest.mark.parametrize('crop_pct', [0.5, 0.875, 0.965, 1.0, 1.15])
-def test_any_image_gives_a_square_between_the_extremes(crop_mode, crop_pct, rng):
+def test_values_stay_between_the_extremes(crop_mode, crop_pct, rng):
     for size in (1, 2, 7, 32):
         width, height = (int(side) for side in rng.integers(5, 90, 2))
         config = Preprocessing(size, crop_pct, 'bilinear', **PLAIN, crop_mode=crop_mode)
         if math.floor(size / crop_pct) * min(width, height) / max(width, height) < 1:
-            continue  # nothing would be left of the shorter side
+            continue  # the shorter side would have no pixels
         out = preprocess(noise(width, height), config)
         assert out.shape == (size, size, 3)
         assert out.min() >= 0
@@ -139,7 +139,7 @@ def test_any_image_gives_a_square_between_the_extremes(crop_mode, crop_pct, rng)
 
 @pytest.mark.parametrize(('width', 'height'), SIZES)
 def test_squash_commutes_with_transposition(width, height):
-    """Not to the bit, as Pillow resizes and rounds columns first."""
+    """Not bit by bit, since Pillow resizes and rounds columns first."""
     image = noise(width, height)
     one = bytes_of(image, size=32, crop_mode='squash').astype(int)
     other = bytes_of(np.ascontiguousarray(image.swapaxes(0, 1)), size=32, crop_mode='squash').astype(int)
@@ -158,20 +158,20 @@ def test_pillow_images_of_any_mode():
 @pytest.mark.parametrize(
     ('image', 'message'),
     [
-        ('photo.jpg', r'image is a str; it must be'),
-        (np.zeros((4, 4, 3), np.float32), r'float32 \[4, 4, 3\]; it must be uint8'),
+        ('photo.jpg', r'image must be a Pillow image or .*, got str'),
+        (np.zeros((4, 4, 3), np.float32), r'must be non-empty uint8 \[H, W, 3\], got float32 \[4, 4, 3\]'),
         (np.zeros((4, 4), np.uint8), r'uint8 \[4, 4\]'),
         (np.zeros((4, 4, 4), np.uint8), r'uint8 \[4, 4, 4\]'),
-        (np.zeros((0, 4, 3), np.uint8), 'without empty axes'),
+        (np.zeros((0, 4, 3), np.uint8), r'must be non-empty .* got uint8 \[0, 4, 3\]'),
         (np.zeros((1, 900, 3), np.uint8), '900x1 pixels would be resized to 36x0'),
     ],
 )
-def test_something_else_is_refused(image, message):
+def test_other_inputs_are_refused(image, message):
     with pytest.raises(InputError, match=message):
         preprocess(image, Preprocessing(32, crop_mode='border'))
 
 
-def test_nothing_left_to_resize_to():
+def test_resizing_to_zero_pixels_is_refused():
     with pytest.raises(InputError, match='resized to 0x0'):
         preprocess(noise(4, 4), Preprocessing(1, 1.5))
     with pytest.raises(InputError, match='resized to 0x0'):
@@ -185,7 +185,7 @@ def test_nothing_left_to_resize_to():
         ({'size': 224.0}, 'size=224.0 must be'),
         ({'size': True}, 'size=True'),
         ({'size': (224, 224)}, r'size=\(224, 224\)'),
-        ({'crop_pct': 0}, 'crop_pct=0 must be a fraction'),
+        ({'crop_pct': 0}, 'crop_pct=0 must be above 0 and at most 2'),
         ({'crop_pct': 87.5}, 'crop_pct=87.5'),
         ({'crop_pct': math.nan}, 'crop_pct=nan'),
         ({'crop_pct': '0.9'}, "crop_pct='0.9'"),
@@ -193,8 +193,8 @@ def test_nothing_left_to_resize_to():
         ({'crop_mode': 'random'}, "unknown crop_mode 'random'; known: center, squash, border"),
         ({'mean': (0.5, 0.5)}, 'three numbers'),
         ({'mean': 0.5}, 'three numbers'),
-        ({'mean': (123.7, 116.3, 103.5)}, 'between 0 and 1, for pixels'),
-        ({'std': (0.2, 0.2, math.nan)}, 'between 0 and 1, for pixels'),
+        ({'mean': (123.7, 116.3, 103.5)}, 'between 0 and 1, like pixels divided by 255'),
+        ({'std': (0.2, 0.2, math.nan)}, 'between 0 and 1, like pixels divided by 255'),
         ({'std': (0.2, 0.0, 0.2)}, 'above 0'),
         ({'std': ('0.2', '0.2', '0.2')}, 'three numbers'),
     ],
@@ -232,7 +232,7 @@ def test_a_timm_configuration():
     assert from_timm_config(config, test_size=True) == from_timm_config(config)
 
 
-def test_what_is_missing_has_timms_defaults():
+def test_missing_fields_have_timms_defaults():
     defaults = Preprocessing(224, 0.875, 'bicubic', IMAGENET_MEAN, IMAGENET_STD, 'center')
     assert from_timm_config({}) == defaults
     assert from_timm_config(dict.fromkeys(('input_size', 'crop_pct', 'interpolation', 'mean', 'std'))) == defaults
@@ -241,18 +241,18 @@ def test_what_is_missing_has_timms_defaults():
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ('resnet50', 'config is a str'),
+        ('resnet50', 'config must be a pretrained_cfg dict, got str'),
         ({'input_size': 224}, 'input_size=224 must be'),
         ({'input_size': (224, 224)}, r'input_size=\(224, 224\) must be'),
-        ({'input_size': (1, 28, 28)}, 'three channels of a square'),
-        ({'input_size': (3, 1024, 768)}, 'three channels of a square'),
+        ({'input_size': (1, 28, 28)}, r'input_size=\(1, 28, 28\) must be'),
+        ({'input_size': (3, 1024, 768)}, r'must be \(3, size, size\)'),
         ({'input_size': (3, '224', '224')}, "size='224'"),
         ({'crop_pct': 0}, 'crop_pct=0'),
         ({'interpolation': 'random'}, "unknown interpolation 'random'"),
         ({'mean': (0.5,)}, 'three numbers'),
     ],
 )
-def test_nonsense_in_a_timm_configuration_is_refused(config, message):
+def test_an_invalid_timm_configuration_is_refused(config, message):
     with pytest.raises(InputError, match=message):
         from_timm_config(config)
 
@@ -305,7 +305,7 @@ def test_photographs_equal_timm_to_the_bit(reference_data):
             np.testing.assert_array_equal(preprocess(image, config), timm_preprocess(image, config))
 
 
-def test_configurations_are_read_as_timm_reads_them():
+def test_configurations_are_read_as_in_timm():
     timm = pytest.importorskip('timm')
     seen = 0
     for name in timm.list_pretrained():

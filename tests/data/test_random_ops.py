@@ -1,4 +1,4 @@
-"""Random operations: what is drawn against torchvision and its bounds, what is done with it against Pillow."""
+"""Random operations: parameters compared with torchvision, results with Pillow."""
 
 import io
 import itertools
@@ -18,7 +18,7 @@ RATIO = (3 / 4, 4 / 3)
 
 
 def photograph(height, width):
-    """Slopes, edges and grain after JPEG, as photographs have them: uint8 ``[H, W, 3]``."""
+    """Gradients, edges and noise after JPEG, as in photographs: uint8 ``[H, W, 3]``."""
     y, x = np.mgrid[:height, :width]
     grain = np.random.default_rng(0).normal(0, 12, (height, width, 3))
     disc = ((y - 0.4 * height) ** 2 + (x - 0.6 * width) ** 2 < (0.25 * height) ** 2)[..., None]
@@ -36,12 +36,12 @@ def gray_levels(ours, pillows):
 
 
 def many(function):
-    """Results with each of KEYS."""
+    """Results for each of KEYS."""
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(function))(KEYS))
 
 
 class TestCrop:
-    def test_every_place_is_as_likely(self):
+    def test_positions_are_uniform(self):
         image = jnp.arange(5 * 6, dtype=jnp.uint8).reshape(5, 6, 1)
         parts = many(lambda key: random_ops.random_crop(key, image, (3, 4)))
         corners, counts = np.unique(parts[:, 0, 0, 0], return_counts=True)
@@ -50,7 +50,7 @@ class TestCrop:
         inside = np.arange(3)[:, None] * 6 + np.arange(4)
         np.testing.assert_array_equal(parts[..., 0], parts[:, 0, 0, 0][:, None, None] + inside[None])
 
-    def test_resized_as_pillow_does_it(self):
+    def test_resizing_equals_pillow(self):
         """The largest difference is 1 gray level, over boxes as they are drawn.
 
         It is there where a sum lies just between two levels, as with scales that are simple fractions.
@@ -67,13 +67,13 @@ class TestCrop:
         assert np.mean([mean for _, mean in found]) < 0.1
 
     @pytest.mark.parametrize(('height', 'width'), [(32, 32), (37, 50), (224, 170)])
-    def test_boxes_are_inside_and_of_the_allowed_shape(self, height, width):
+    def test_boxes_are_inside_with_allowed_ratios(self, height, width):
         top, left, rows, columns = many(lambda key: crop_box(key, height, width, (0.08, 1.0), RATIO))
         assert min(top.min(), left.min()) == 0
         assert (top + rows).max() == height
         assert (left + columns).max() == width
         assert min(rows.min(), columns.min()) >= 1
-        # Sides are rounded to pixels: by half of one.
+        # Sides are rounded to pixels, by at most half a pixel.
         assert ((rows + 0.5) * (columns + 0.5) >= 0.08 * height * width).all()
         ratios = (columns - 0.5) / (rows + 0.5), (columns + 0.5) / (rows - 0.5)
         assert (ratios[0] <= RATIO[1]).all()
@@ -82,15 +82,15 @@ class TestCrop:
     @pytest.mark.parametrize(
         ('height', 'width', 'expected'), [(60, 6, (26, 0, 8, 6)), (6, 60, (0, 26, 6, 8)), (6, 7, (0, 0, 6, 7))]
     )
-    def test_the_middle_where_no_box_fits(self, height, width, expected):
-        """A ninth of the area of a strip 60 x 6 would still be wider than 6; of 6 x 7, more than all of it."""
+    def test_central_box_if_none_fits(self, height, width, expected):
+        """A ninth of a 60 x 6 strip is still wider than 6; of a 6 x 7 image, boxes are larger than the image."""
         area = (0.9, 0.9) if max(height, width) == 60 else (4.0, 4.0)
         found = crop_box(KEYS[0], height, width, area, RATIO)
         assert tuple(map(int, found)) == expected
 
     @pytest.mark.parametrize(('height', 'width', 'area'), [(32, 32, (0.08, 1.0)), (40, 90, (0.25, 1.0))])
-    def test_boxes_are_torchvisions(self, height, width, area):
-        """Means and quantiles of all four numbers, of 4,000 boxes of each."""
+    def test_boxes_are_distributed_as_in_torchvision(self, height, width, area):
+        """Means and quantiles of all four numbers, of 4,000 boxes each."""
         transforms = pytest.importorskip('torchvision.transforms', reason='torchvision is not installed')
         torch = pytest.importorskip('torch')
         torch.manual_seed(0)
@@ -131,8 +131,8 @@ PILLOWS = (
 
 class TestJitter:
     @pytest.mark.parametrize('factors', [(1.37, 0.66, 1.21), (0.62, 1.4, 0.0), (1.37, 0.66, 1.21, -0.08)])
-    def test_each_order_as_with_pillow(self, factors):
-        """The largest difference is 0 without a change of hue, in which one of 256 makes up to 6 gray levels."""
+    def test_every_order_equals_pillow(self, factors):
+        """The largest difference is 0 without hue; a difference of one of 256 hues is up to 6 gray levels."""
         image = photograph(20, 24)
         ours = jax.jit(random_ops.jitter)
         for order in itertools.permutations(range(len(factors))):
@@ -144,7 +144,7 @@ class TestJitter:
             assert mean < 0.02, order
 
     def test_orders_differ(self):
-        """What the test above holds is not the same in each order."""
+        """Otherwise, the test above would prove nothing."""
         image = photograph(20, 24)
         factors = jnp.array([1.37, 0.66, 1.21])
         results = {
@@ -153,13 +153,13 @@ class TestJitter:
         }
         assert len(results) == 6
 
-    def test_gray_images_keep_to_one_channel(self):
+    def test_gray_images_keep_one_channel(self):
         image = photograph(12, 10)[..., :1]
         found = random_ops.jitter(image, jnp.array([1.3, 0.7, 0.2, 0.3]), jnp.array([3, 1, 2, 0]))
         picture = PILLOWS[0](PILLOWS[1](Image.fromarray(image[..., 0]), 0.7), 1.3)
         assert gray_levels(found[..., 0], picture)[0] <= 1
 
-    def test_what_is_drawn(self):
+    def test_drawn_parameters(self):
         ranges = (0.4, 1.5, 0.2, 0.1)
         factors, order = many(lambda key: random_ops.jitter_parameters(key, ranges))
         for column, low, high in zip(factors.T, (0.6, 0.0, 0.8, -0.1), (1.4, 2.5, 1.2, 0.1), strict=True):
@@ -176,8 +176,8 @@ class TestJitter:
         assert factors.shape == order.shape == (3,)
 
 
-def test_lighting_is_along_the_principal_colours():
-    """The covariance is that of the components: 0.1 of the deviations along each."""
+def test_lighting_follows_the_principal_components():
+    """The covariance has the components as axes, with 0.1 of their deviations."""
     shifts = many(lambda key: random_ops.lighting_shift(key, 0.1))
     vectors, deviations = np.array(random_ops._COMPONENTS), np.array(random_ops._DEVIATIONS)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=2e-3)
@@ -189,7 +189,7 @@ def test_lighting_is_along_the_principal_colours():
 
 class TestErasing:
     @pytest.mark.parametrize(('height', 'width'), [(32, 32), (24, 40)])
-    def test_boxes_are_of_the_published_shape(self, height, width):
+    def test_boxes_have_the_published_bounds(self, height, width):
         top, left, rows, columns = many(lambda key: erasing_box(key, height, width))
         assert min(top.min(), left.min(), rows.min(), columns.min()) >= 0
         assert (top + rows).max() == height
@@ -200,7 +200,7 @@ class TestErasing:
         assert areas.mean() == pytest.approx(0.17, abs=0.01)
         assert (ratios.min(), ratios.max()) == pytest.approx(tuple(map(math.log, ERASED_RATIO)), abs=0.25)
 
-    def test_boxes_are_torchvisions(self):
+    def test_boxes_are_distributed_as_in_torchvision(self):
         transforms = pytest.importorskip('torchvision.transforms', reason='torchvision is not installed')
         torch = pytest.importorskip('torch')
         torch.manual_seed(0)
@@ -213,7 +213,7 @@ class TestErasing:
             levels = np.linspace(0.05, 0.95, 19)
             assert np.abs(np.quantile(one, levels) - np.quantile(other, levels)).max() <= 1 + 0.03 * size, name
 
-    def test_so_many_images_lose_a_box(self):
+    def test_fraction_of_erased_images(self):
         erased = many(lambda key: random_ops.random_erasing(key, jnp.ones((32, 32, 1)), 0.25))[..., 0] == 0
         assert erased.any((1, 2)).mean() == pytest.approx(0.25, abs=0.03)
         assert erased.mean() == pytest.approx(0.25 * 0.17, rel=0.1)
@@ -228,19 +228,19 @@ class TestCutout:
         erased = many(lambda key: random_ops.cutout(key, image, side))[..., 0] == 0
         rows, columns = erased.any(2).sum(1), erased.any(1).sum(1)
         assert (rows.max(), columns.max()) == (side, side)
-        assert (rows.min(), columns.min()) == ((side + 1) // 2,) * 2  # the middle is a pixel of the image
+        assert (rows.min(), columns.min()) == ((side + 1) // 2,) * 2  # the center is a pixel of the image
         whole = (rows == side) & (columns == side)
         assert whole.mean() == pytest.approx((20 - side + 1) / 20 * (12 - side + 1) / 12, abs=0.04)
         np.testing.assert_array_equal(erased.sum((1, 2)), rows * columns)
 
-    def test_of_the_mean_share(self):
-        """Along each side, the middle being at any of 32 pixels, 16 less what is cut off: 14 on average."""
+    def test_mean_erased_fraction(self):
+        """Along each side, with the center at any of 32 pixels, 16 minus what is clipped: 14 on average."""
         erased = many(lambda key: random_ops.cutout(key, jnp.ones((32, 32, 3)), 16)) == 0
         assert erased.mean() == pytest.approx((14 / 32) ** 2, rel=0.03)
 
 
 def test_sums_of_a_resize_are_exact():
-    """So that no order in which they are added changes the image."""
+    """Exact sums do not depend on the order of summation."""
     weights = image_ops._resize_weights(300, 10.0, 211.0, 64, False)
     scaled = np.asarray(weights, np.float64) * image_ops._WEIGHT_LEVELS
     np.testing.assert_array_equal(scaled, np.round(scaled))

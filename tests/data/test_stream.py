@@ -1,4 +1,4 @@
-"""Tests of streamed batches: the same by any way to make them."""
+"""Streamed batches, which are the same for any number of workers and processes."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ LABELS = np.arange(20, dtype=np.int32) % 7
 
 
 def lives(pid):
-    """Whether a process of this machine runs; one that nobody has asked for its status does not."""
+    """Whether a process is running; zombies are not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -32,7 +32,7 @@ def lives(pid):
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    """Twenty images, each of one colour and of its own size."""
+    """Twenty images, each of one color and a different size."""
     root = tmp_path_factory.mktemp('images')
     for index, name in enumerate(NAMES):
         Image.new('RGB', (30 + index, 50 - index), (10 * index,) * 3).save(root / name)
@@ -41,7 +41,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def damaged(images, tmp_path):
-    """The same, but the images 4, 5 and 19 are cut off."""
+    """The same, with images 4, 5 and 19 truncated."""
     for index, name in enumerate(NAMES):
         data, _ = images.read(index)
         (tmp_path / name).write_bytes(data[:20] if index in (4, 5, 19) else data)
@@ -72,7 +72,7 @@ class TestTraining:
             np.testing.assert_array_equal(batch['image'][:, 4, 4, 0], 10 * batch['source'])
             np.testing.assert_array_equal(batch['label'], LABELS[batch['source']])
 
-    def test_a_resumption_goes_on(self, images):
+    def test_batches_after_resuming(self, images):
         equal(training(images, 4), training(images)[4:])
         assert training(images, 7) == []
 
@@ -83,8 +83,8 @@ class TestTraining:
                 np.testing.assert_array_equal(whole[name], np.concatenate([some[name], others[name]]))
 
     @pytest.mark.slow
-    def test_a_hundred_batches_however_they_are_made(self, root, tmp_path):
-        """With 0, 1 and 4 workers, in 1 and 2 processes, and after a resumption at batch 57."""
+    def test_a_hundred_batches_do_not_depend_on_workers_and_processes(self, root, tmp_path):
+        """With 0, 1 and 4 workers, in 1 and 2 processes, and resumed at batch 57."""
         random = np.random.default_rng(0)
         for index in range(90):
             path = tmp_path / 'train' / 'abc'[index % 3] / f'{index}.jpg'
@@ -111,7 +111,7 @@ class TestTraining:
         halves = made(0, 0, 8, 0), made(0, 8, 16, 2)
         assert [some + others for some, others in zip(*halves, strict=True)] == whole
 
-    def test_no_worker_outlives_a_run_that_is_killed(self, images, root):
+    def test_workers_end_when_the_run_is_killed(self, images, root):
         code = (
             'import multiprocessing, pickle, sys, time\n'
             'from resnet_jax.data.stream import batches\n'
@@ -133,7 +133,7 @@ class TestTraining:
             assert time.monotonic() < deadline, workers
             time.sleep(0.1)
 
-    def test_copies_are_cut_out_each_its_own_way(self, tmp_path):
+    def test_copies_have_different_crops(self, tmp_path):
         pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
         for name in NAMES[:4]:
             Image.fromarray(pixels).save(tmp_path / name)
@@ -153,20 +153,20 @@ class TestTraining:
         with pytest.raises(InputError, match=r'\.png: cannot be decoded'):
             training(damaged, strict=True)
 
-    def test_without_any_image_that_can_be_read(self, tmp_path):
+    def test_without_a_readable_image_it_is_an_error(self, tmp_path):
         for name in NAMES[:2]:
             (tmp_path / name).write_bytes(b'nothing')
-        with pytest.raises(InputError, match='nor can the 1 behind it'):
+        with pytest.raises(InputError, match='nor can the following 1'):
             training(FileImages(str(tmp_path), NAMES[:2], LABELS[:2]), batch_size=2, rows=range(2))
 
 
-class TestPlain:
+class TestEvaluation:
     def made(self, images, examples, tries=1):
         blank = np.zeros((4, 4, 3), np.uint8), np.int32(0)
         function = EvalImages(images, np.array(examples), lambda pixels: pixels[:4, :4], blank, tries)
         return list(batches(function, 0, len(examples) // 3, 3, 0))
 
-    def test_each_once_and_none_where_a_batch_is_filled(self, images):
+    def test_each_image_once_and_padding_masked(self, images):
         first, second = self.made(images, [7, 2, 9, 11, -1, -1])
         np.testing.assert_array_equal(first['image'][:, 0, 0, 0], [70, 20, 90])
         np.testing.assert_array_equal(first['label'], [0, 2, 2])
@@ -174,7 +174,7 @@ class TestPlain:
         np.testing.assert_array_equal(second['image'][:, 0, 0, 0], [110, 0, 0])
         assert second['mask'].tolist() == [True, False, False]
 
-    def test_what_is_damaged_is_masked_or_replaced(self, damaged):
+    def test_damaged_images_are_masked_or_replaced(self, damaged):
         (batch,) = self.made(damaged, [3, 4, 19])
         assert batch['mask'].tolist() == [True, False, False]
         (batch,) = self.made(damaged, [3, 4, 19], tries=3)
@@ -183,7 +183,7 @@ class TestPlain:
 
 
 class TestCrops:
-    def test_boxes_have_the_areas_and_ratios_that_were_asked_for(self):
+    def test_boxes_have_the_requested_areas_and_ratios(self):
         crop, random = RandomCrop(8, (0.1, 0.45), (0.5, 1.5)), np.random.default_rng(0)
         boxes = [crop.draw(random, 400, 400) for _ in range(400)]
         assert all(0 <= box.top <= 400 - box.height and 0 <= box.left <= 400 - box.width for box in boxes)
@@ -194,7 +194,7 @@ class TestCrops:
         assert areas.mean() == pytest.approx(0.275, abs=0.015)
         assert np.log([ratios.min(), ratios.max()]) == pytest.approx(np.log([0.5, 1.5]), abs=0.05)
 
-    def test_of_a_long_image_the_middle_is_taken(self):
+    def test_elongated_images_use_the_central_box(self):
         crop, random = RandomCrop(8, (0.9, 1.0)), np.random.default_rng(0)
         assert crop.draw(random, 10, 1000) == Box(0, 493, 10, 13)
         assert crop.draw(random, 1000, 9) == Box(494, 0, 12, 9)

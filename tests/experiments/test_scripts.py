@@ -256,7 +256,7 @@ MISTAKES = [
     ('resnet', ['--shortcut=identity'], 'an identity shortcut cannot take 16 channels to 32'),
     ('resnet', ['--workdir=/proc/nowhere'], 'cannot write to the folder /proc/nowhere'),
     ('resnet', ['--stride_in_1x1'], "block 'basic' has no such option"),
-    ('resnet', ['--batch_size=2000'], 'batch_size=2000 must be from 1 to the 1024 training examples'),
+    ('resnet', ['--batch_size=2000'], 'batch_size=2000 must be between 1 and 1024 (training examples)'),
     ('plain', ['--zero_init_last'], "block 'plain' has no such option"),
     ('wide_resnet', ['--arch=wide_resnet50_2', '--widen_factor=2'], 'widen_factor=2: only for wrn'),
     ('resnext', ['--cardinality=0'], '--cardinality=0'),
@@ -269,7 +269,7 @@ MISTAKES = [
     ('benchmark', ['--arch=resnet18,seresnet18', '--against=flax'], "arch=seresnet18 has attention='se', which the"),
     ('evaluate', [], '--init_from or --workdir must name the weights'),
     ('evaluate', ['--workdir=/no/run'], '/no/run does not exist'),
-    ('evaluate', ['--init_from=WEIGHTS'], 'does not name the architecture of its tensors: give arch'),
+    ('evaluate', ['--init_from=WEIGHTS'], 'does not name its architecture: pass arch'),
     ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--std=0,1,1'], 'std=(0.0, 1.0, 1.0) must be above 0'),
     ('convert', ['--init_from=README.md', '--out=OUT.safetensors', '--arch=resnet20'], 'README.md'),
     ('resnet', ['--init_from=/no/file.pth'], '/no/file.pth does not exist'),
@@ -290,7 +290,7 @@ MISTAKES = [
     ('convert', ['--out=OUT.safetensors'], '--init_from must be given'),
     ('convert', FILE, '--out must be given'),
     ('convert', [*FILE, '--out=OUT.pth'], 'must end in .safetensors'),
-    ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'give arch'),
+    ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'pass arch'),
     ('convert', [*FILE, '--out=OUT/x.safetensors'], 'cannot write'),
 ]
 

@@ -159,7 +159,7 @@ def test_evaluation_goes_by_the_names_of_classes(folder, trained, tmp_path):
     (tmp_path / 'data' / 'train' / 'red').rename(tmp_path / 'data' / 'train' / 'pink')
     (tmp_path / 'data' / 'test' / 'red').rename(tmp_path / 'data' / 'test' / 'pink')
     _, err = run('evaluate', *given, status=2)
-    assert "the network does not know its class 'pink', it knows blue, green, red" in err
+    assert "the network has no class 'pink'; its classes are blue, green, red" in err
 
 
 def test_a_run_on_images_in_memory_scores_photographs_as_predict_sees_them(folder, tmp_path):
@@ -193,7 +193,7 @@ def test_grids():
 def test_input_benchmark_refuses_what_it_cannot_time():
     for given, said in (
         (['--dataset=digits'], 'dataset=digits: expected folder:DIR'),
-        (['--dataset=folder:/nowhere'], 'there is no such folder'),
+        (['--dataset=folder:/nowhere'], 'folder not found'),
         (['--dataset=folder:.', '--against=dali'], "against='dali' must be of torchvision, tf_antialias, tf"),
     ):
         assert said in run('benchmark_input', *given, status=2)[1]

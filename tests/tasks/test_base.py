@@ -95,7 +95,7 @@ def test_targets_may_be_absent(images):
     np.testing.assert_array_equal(dataset.train.pixels, images)
     with pytest.raises(InputError, match='these images have no targets'):
         _ = dataset.train.arrays
-    with pytest.raises(InputError, match=r"'photos', train: task=multiclass needs a label for each image"):
+    with pytest.raises(InputError, match=r"'photos', train: task=multiclass needs one label per image"):
         dataset_from_arrays('photos', (images, None), (images, None))
     assert Split(images).labels is None
 

@@ -141,9 +141,9 @@ def test_a_finished_run_is_left_alone(finished, shades, capsys):
 def test_another_configuration_is_refused_and_the_difference_shown(finished, shades):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
-    with pytest.raises(InputError, match=r'learning_rate=0.05 there, 0.1 now'):
+    with pytest.raises(InputError, match=r'learning_rate=0.05 before, 0.1 now'):
         train_and_evaluate(SPEC, CONFIG.replace(learning_rate=0.1), workdir, dataset=shades)
-    with pytest.raises(InputError, match=r"shortcut='A' there, 'B' now"):
+    with pytest.raises(InputError, match=r"shortcut='A' before, 'B' now"):
         train_and_evaluate(with_changes(SPEC, shortcut='B'), CONFIG, workdir, dataset=shades)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
 
@@ -157,7 +157,7 @@ def test_a_run_of_an_earlier_version_is_refused(finished, shades, tmp_path, is_f
         (tmp_path / 'result.json').write_text('{"test_accuracy": 0.5}')
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(
-        InputError, match=r'holds a run of another version of resnet_jax \(format 1, this one reads 2\)'
+        InputError, match=r'is a run of another version of resnet_jax \(format 1, this version reads 2\)'
     ):
         train_and_evaluate(SPEC, CONFIG, tmp_path, dataset=shades)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -165,16 +165,16 @@ def test_a_run_of_an_earlier_version_is_refused(finished, shades, tmp_path, is_f
 
 def test_a_folder_of_something_else_is_refused(shades, tmp_path):
     (tmp_path / 'thesis.tex').write_text('precious')
-    with pytest.raises(InputError, match='is not empty and holds no run'):
+    with pytest.raises(InputError, match='is not empty and not a run'):
         train_and_evaluate(SPEC, CONFIG, tmp_path, dataset=shades)
-    with pytest.raises(InputError, match='is a file, not a folder'):
+    with pytest.raises(InputError, match='must be a folder, not a file'):
         train_and_evaluate(SPEC, CONFIG, tmp_path / 'thesis.tex', dataset=shades)
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
 
 
 def test_bad_values_write_nothing(shades, tmp_path):
     workdir = tmp_path / 'run'
-    with pytest.raises(InputError, match='batch_size=38 must be from 1 to the 37'):
+    with pytest.raises(InputError, match='batch_size=38 must be between 1 and 37'):
         train_and_evaluate(SPEC, CONFIG.replace(batch_size=38), workdir, dataset=shades)
     with pytest.raises(InputError, match='batch_size=7 must be divisible by the 2 devices'):
         train_and_evaluate(SPEC, CONFIG.replace(batch_size=7), workdir, dataset=shades)
@@ -182,7 +182,7 @@ def test_bad_values_write_nothing(shades, tmp_path):
     with pytest.raises(InputError, match='an identity shortcut cannot take 8 channels to 16'):
         train_and_evaluate(identity, CONFIG, workdir, dataset=shades)
     for path, message in (
-        (tmp_path, 'is not the folder of a training run'),
+        (tmp_path, 'is not the folder of a run'),
         (tmp_path / 'none', 'none does not exist'),
     ):
         with pytest.raises(InputError, match=message):
@@ -198,7 +198,7 @@ def test_bad_values_write_nothing(shades, tmp_path):
             train_and_evaluate(SPEC, CONFIG.replace(**fields), workdir, dataset=shades)
     weights = tmp_path / 'weights.safetensors'
     write_safetensors(weights, {'conv1.weight': np.zeros((8, 1, 3, 3), np.float32)})
-    with pytest.raises(InputError, match=r'weights.safetensors: the tensors do not fit the network; \d+ missing'):
+    with pytest.raises(InputError, match=r'weights.safetensors: the tensors do not fit the network: \d+ missing'):
         train_and_evaluate(SPEC, CONFIG.replace(init_from=str(weights)), workdir, dataset=shades)
     assert not workdir.exists()
 
@@ -386,8 +386,8 @@ def test_weights_start_a_run_on_other_classes_and_channels(finished, shades, tmp
     colours = Dataset('colours', in_colour(shades.train), in_colour(shades.test), ('a', 'b'), (0.3,) * 3, (0.3,) * 3)
     config = CONFIG.replace(epochs=1, learning_rate=0.0, init_from=str(finished[0]))
     with (
-        pytest.warns(UserWarning, match='a new head for 2 classes in the place of one for 3'),
-        pytest.warns(UserWarning, match='a first kernel for 3 channels from one for 1'),
+        pytest.warns(UserWarning, match='a new head for 2 classes replaces that for 3'),
+        pytest.warns(UserWarning, match='the first kernel is adapted from 1 to 3 channels'),
     ):
         result = train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=colours)
     assert result['num_test_examples'] == 21

@@ -1,4 +1,4 @@
-"""Weights to load: a cache of the hub, the smallest network, a run."""
+"""Fixtures with weights: a hub cache, the smallest network, and a run."""
 
 import pathlib
 from typing import Any
@@ -18,8 +18,8 @@ CONFIG = {'task': 'multiclass', 'loss': None, 'compute': {'compute_dtype': 'bflo
 
 @pytest.fixture
 def hub(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """An empty cache, and no connection."""
-    constants = pytest.importorskip('huggingface_hub.constants')  # which may have read its environment by now
+    """An empty hub cache, offline."""
+    constants = pytest.importorskip('huggingface_hub.constants')  # it may have read the environment already
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     return Hub(tmp_path / 'hub')
@@ -35,9 +35,9 @@ def small() -> tuple[ResNet, dict[str, Any], dict[str, Any]]:
 
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, dict[int, Any]]:
-    """The folder of a run on grey images with two checkpoints, the first the better one, and their variables.
+    """The folder of a run on gray images with two checkpoints, of which the first is better, and their variables.
 
-    Its configuration is nested, and names an optimizer that nobody knows: nothing is built of it.
+    Its configuration names an unknown optimizer, since nothing is built from it.
     """
     folder = tmp_path_factory.mktemp('runs') / 'run'
     config = CONFIG | {'optimizer': {'name': 'elsewhere:optimizer', 'learning_rate': 0.1}}

@@ -1,4 +1,4 @@
-"""What the tests of weights share: a small network, files that cost nothing, a cache of the hub on the disk."""
+"""Helpers: a small network, sparse weights files, and a hub cache on disk."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ HALF_BIT = Preprocessing(96, 0.9, 'lanczos', (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 def random_variables(model, channels=3, seed=0, dtype=np.float32):
-    """Values for every variable, without compiling an initialization."""
+    """Random values for every variable, without compiling the initialization."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda key: init_variables(model, key, (64, 64, channels)), jax.random.key(0))
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), dtype), shapes)
@@ -29,7 +29,7 @@ def assert_equal(found, expected):
 
 
 def timm_config(name, num_classes, preprocessing):
-    """What timm writes into config.json."""
+    """The content of timm's config.json."""
     size = preprocessing.size
     details = {'tag': 'in1k', 'custom_load': False, 'input_size': [3, size, size], 'fixed_input_size': False}
     details |= {'interpolation': preprocessing.interpolation, 'crop_pct': preprocessing.crop_pct, 'crop_mode': 'center'}
@@ -40,13 +40,13 @@ def timm_config(name, num_classes, preprocessing):
 
 
 class Hub:
-    """A cache of the hub's files on the disk, as huggingface_hub lays it out."""
+    """A cache in the layout of huggingface_hub."""
 
     def __init__(self, folder):
         self.folder = folder
 
     def put(self, name, config):
-        """The folder of a repository's files, with its config.json."""
+        """Adds a repository with its config.json; returns the folder of its files."""
         repository = self.folder / f'models--timm--{name}'
         files = repository / 'snapshots' / HASH
         files.mkdir(parents=True)
@@ -58,9 +58,9 @@ class Hub:
 
 @functools.cache
 def torch_shapes(arch):
-    """Names and shapes of an architecture's state dict, the head's of one class."""
+    """Names and shapes of an architecture's state dict, with one class, and the names of its head."""
     spec = get_spec(arch, num_classes=1)
-    model = ResNet(spec, scan_blocks=not spec.blocks.channels)  # traced in less time
+    model = ResNet(spec, scan_blocks=not spec.blocks.channels)  # faster to trace
     shapes = jax.eval_shape(lambda key: as_stored(init_variables(model, key, (64, 64, 3))), jax.random.key(0))
     leaves = {
         jax.tree_util.keystr(path[1:], simple=True, separator='/'): leaf.shape
@@ -72,7 +72,7 @@ def torch_shapes(arch):
 
 
 def write_header(path, shapes):
-    """A safetensors file of the right length whose values are a hole: it takes no room on a disk."""
+    """Writes a sparse safetensors file: its values take no disk space."""
     header, offset = {'__metadata__': {'format': 'pt'}}, 0
     for name, shape in shapes.items():
         size = 4 * int(np.prod(shape))

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, from a cache on the disk: what is found, what comes along, what is refused."""
+"""Networks from the Hugging Face hub, from a cache on disk, and errors."""
 
 import sys
 
@@ -12,7 +12,7 @@ from tests.weights.helpers import HALF_BIT, SMALL, assert_equal, timm_config, to
 
 
 def check_published(hub, name):
-    """A published checkpoint's repository resolves to its network, every tensor to a variable of it."""
+    """The repository of a published checkpoint matches its network, tensor by tensor."""
     known = get_checkpoint(name)
     shapes, head = torch_shapes(known.arch)
     classes = known.num_classes
@@ -24,7 +24,7 @@ def check_published(hub, name):
     path = f'hf:timm/{name}'
     source = open_source(path, headers_only=True)
     if not classes:
-        with pytest.raises(InputError, match='has no head: give num_classes'):
+        with pytest.raises(InputError, match='has no head: pass num_classes'):
             model_of(source, path)
     model, arch = model_of(source, path, num_classes=None if classes else 7)
     assert arch == source.arch == known.arch
@@ -37,7 +37,7 @@ def check_published(hub, name):
     assert ('params/head/kernel' in matched) == bool(classes)
 
 
-# One of each kind of names, small ones.
+# One small network for each kind of names.
 PUBLISHED = [
     *('resnet18.a1_in1k', 'ecaresnetlight.miil_in1k', 'legacy_seresnet18.in1k', 'skresnet18.ra_in1k', SMALL),
     *('resnest14d.gluon_in1k', 'res2net50_48w_2s.in1k', 'resnetv2_50x1_bit.goog_in21k', 'resnet50.bamboo'),
@@ -45,12 +45,12 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_published_checkpoints_resolve(hub, name):
+def test_published_checkpoints_match_their_networks(hub, name):
     check_published(hub, name)
 
 
 @pytest.mark.slow
-def test_all_published_checkpoints_resolve(hub):
+def test_all_published_checkpoints_match_their_networks(hub):
     for name in list_checkpoints():
         check_published(hub, name)
     assert len(list(hub.folder.glob('models--timm--*'))) == 204
@@ -61,7 +61,7 @@ def test_a_network_from_the_hub(hub, small, file):
     model, variables, tensors = small
     known = get_checkpoint(SMALL)
     files = hub.put(SMALL, timm_config(SMALL, 1000, known.preprocessing))
-    write_safetensors(files / file, tensors)  # the content tells the kind, not the name
+    write_safetensors(files / file, tensors)  # the format is detected from the content
     loaded = from_pretrained(f'hf:timm/{SMALL}')
     assert (loaded.arch, loaded.model) == ('test_resnet', model)
     assert loaded.preprocessing == known.preprocessing
@@ -69,7 +69,7 @@ def test_a_network_from_the_hub(hub, small, file):
     assert_equal(load_weights(f'hf:timm/{SMALL}@main', model), variables)
 
 
-def test_what_the_hub_does_not_have_is_one_line(hub, small):
+def test_a_failed_download_is_a_one_line_error(hub, small):
     with pytest.raises(InputError, match=r'^hf:timm/nothing could not be downloaded: .+') as error:
         open_source('hf:timm/nothing')
     assert '\n' not in str(error.value)
@@ -89,23 +89,26 @@ def test_what_the_hub_does_not_have_is_one_line(hub, small):
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        ('{', 'not a config.json of timm: it must be JSON with an architecture'),
-        ('[]', 'not a config.json of timm: it must be JSON with an architecture'),
-        ('{"num_classes": 3}', 'not a config.json of timm: it must be JSON with an architecture'),
-        ('{"architecture": ["test_resnet"]}', 'not a config.json of timm: its architecture must be a name'),
+        ('{', 'not a timm config.json: expected JSON with the field architecture'),
+        ('[]', 'not a timm config.json: expected JSON with the field architecture'),
+        ('{"num_classes": 3}', 'not a timm config.json: expected JSON with the field architecture'),
+        ('{"architecture": ["test_resnet"]}', 'not a timm config.json: architecture must be a string'),
         ('{"architecture": "vit_tiny"}', "unknown architecture 'vit_tiny'"),
-        ('{"architecture": "test_resnet", "pretrained_cfg": 3}', r'config\.json: config is a int'),
+        (
+            '{"architecture": "test_resnet", "pretrained_cfg": 3}',
+            r'config must be a pretrained_cfg dict, got int',
+        ),
         ('{"architecture": "test_resnet", "pretrained_cfg": {"std": 3}}', r'config\.json: std=3 must be three numbers'),
     ],
 )
-def test_a_bad_configuration_from_the_hub_is_one_line(hub, config, message):
+def test_an_invalid_configuration_is_a_one_line_error(hub, config, message):
     write_header(hub.put(SMALL, config) / 'model.safetensors', torch_shapes('test_resnet')[0])
     with pytest.raises(InputError, match=message) as error:
         from_pretrained(f'hf:timm/{SMALL}')
     assert '\n' not in str(error.value)
 
 
-def test_without_the_hubs_package(monkeypatch):
+def test_without_huggingface_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(InputError, match='hf:timm/x needs the package huggingface_hub: pip install huggingface_hub'):
         open_source('hf:timm/x')

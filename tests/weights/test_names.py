@@ -1,4 +1,4 @@
-"""PyTorch's tensors in our networks: every name, shape and value, without PyTorch itself (``parity.py`` says how)."""
+"""Names, shapes and values of PyTorch's tensors in our networks, without PyTorch (see ``parity.py``)."""
 
 import re
 
@@ -42,7 +42,7 @@ from resnet_jax.weights.files import TensorHeader, read_tensors, write_safetenso
 from resnet_jax.weights.names import match_tensors, tensors_from_variables, torch_shape, variables_from_tensors
 from tests.weights.helpers import random_variables
 
-LARGEST_FILE = 100_000_000  # of values; larger networks take their tensors without a file between
+LARGEST_FILE = 100_000_000  # bytes; tensors of larger networks are not written to files
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +55,7 @@ def small():
 
 @pytest.fixture(scope='module', params=sampled(NAMES))
 def loaded(request, tmp_path_factory):
-    """A network by name, with the generator's weights."""
+    """A network by name, with the weights of the generator."""
     name, tensors = request.param, golden_tensors(request.param)
     model = create_model(name)
     if sum(np.prod(value.shape) for value in tensors.values()) > LARGEST_FILE:
@@ -63,7 +63,7 @@ def loaded(request, tmp_path_factory):
     path = tmp_path_factory.mktemp('weights') / f'{name}.safetensors'
     write_safetensors(path, tensors)
     variables = load_weights(path, model)
-    path.unlink()  # all of them are too much for a disk
+    path.unlink()  # all files together are too large
     return name, model, variables
 
 
@@ -80,12 +80,12 @@ def assert_close_to_golden(key, model, variables, batch):
     assert np.all(np.abs(statistics(stages) - expected_statistics) <= allowed * expected_statistics[:, 2:])
 
 
-def test_outputs_are_those_of_pytorch(loaded):
+def test_outputs_equal_pytorch(loaded):
     name, model, variables = loaded
     assert_close_to_golden(name, model, variables, images())
 
 
-def test_exported_tensors_are_the_loaded_ones_bit_by_bit(loaded):
+def test_exported_tensors_are_bit_identical(loaded):
     name, model, variables = loaded
     back = tensors_from_variables(variables, model)
     assert {key: value.shape for key, value in back.items()} == golden_shapes(name)
@@ -96,8 +96,8 @@ def test_exported_tensors_are_the_loaded_ones_bit_by_bit(loaded):
 
 
 @pytest.mark.parametrize('name', sampled(NAMES))
-def test_names_and_shapes_are_those_of_pytorch(name):
-    """By shapes alone, each of ours has one of theirs, and each of theirs one of ours."""
+def test_names_and_shapes_equal_pytorch(name):
+    """Names and shapes correspond one to one."""
     spec = IMAGENET[name]
     model = ResNet(spec)
     headers = {key: TensorHeader(shape, np.dtype(np.float32)) for key, shape in golden_shapes(name).items()}
@@ -110,14 +110,14 @@ def test_names_and_shapes_are_those_of_pytorch(name):
 
 
 @pytest.mark.parametrize('key', VARIANTS)
-def test_outputs_of_variants_are_those_of_pytorch(key):
+def test_outputs_of_variants_equal_pytorch(key):
     variant = VARIANTS[key]
     model = create_model(variant.name, **variant.ours)
     variables = variables_from_tensors(golden_tensors(key), model)
     assert_close_to_golden(key, model, variables, images(variant.size))
 
 
-def test_the_comparison_notices_two_kernels_in_each_others_place(small):
+def test_the_comparison_detects_swapped_kernels(small):
     model, tensors = small
     first, second = 'layer1.0.conv1.weight', 'layer1.0.conv2.weight'
     swapped = tensors | {first: tensors[second], second: tensors[first]}
@@ -125,7 +125,7 @@ def test_the_comparison_notices_two_kernels_in_each_others_place(small):
     assert difference(logits[:, ::EVERY], golden_outputs('test_resnet')[0]) > 100 * tolerance(model.spec)
 
 
-def test_all_faults_are_told_at_once(small, tmp_path):
+def test_all_mismatches_are_reported_at_once(small, tmp_path):
     model, tensors = small
     path = tmp_path / 'weights.safetensors'
     wrong = {name: value for name, value in tensors.items() if name not in ('bn1.bias', 'layer3.0.conv2.weight')}
@@ -137,8 +137,8 @@ def test_all_faults_are_told_at_once(small, tmp_path):
     message = str(caught.value)
     assert message.startswith(f'{path}: ')
     assert '2 missing: layer3.0.conv2.weight, bn1.bias;' in message
-    assert '2 not of this network: bn1.running_median, layer9.0.conv1.weight;' in message
-    assert '2 of another shape: ' in message
+    assert '2 unexpected: bn1.running_median, layer9.0.conv1.weight;' in message
+    assert '2 with wrong shapes: ' in message
     assert 'layer1.0.bn2.weight (7,) instead of (32,)' in message
     assert 'layer4.0.conv1.weight (96, 192, 1, 1) instead of (96, 192, 3, 3)' in message
 
@@ -148,7 +148,7 @@ def test_another_number_of_classes_gets_a_new_head_with_a_warning(small, tmp_pat
     path = tmp_path / 'weights.safetensors'
     write_safetensors(path, tensors)
     whole = load_weights(path, model)
-    with pytest.warns(UserWarning, match='a new head for 7 classes in the place of one for 1000'):
+    with pytest.warns(UserWarning, match='a new head for 7 classes replaces that for 1000'):
         other = load_weights(path, create_model('test_resnet', 7), key=jax.random.key(3))
     head = other['params'].pop('head')
     assert head['kernel'].shape == (96, 7)
@@ -160,10 +160,10 @@ def test_another_number_of_classes_gets_a_new_head_with_a_warning(small, tmp_pat
 
 @pytest.mark.parametrize('name', ['test_resnet', 'resnetv2_18', 'legacy_seresnet18'])
 @pytest.mark.parametrize('channels', [1, 4])
-def test_other_input_channels_adapt_the_first_kernel_alone(name, channels):
-    """As timm.models.adapt_input_conv."""
+def test_other_input_channels_adapt_only_the_first_kernel(name, channels):
+    """As in timm.models.adapt_input_conv."""
     model, tensors = create_model(name), golden_tensors(name)
-    with pytest.warns(UserWarning, match=f'a first kernel for {channels} channels from one for 3'):
+    with pytest.warns(UserWarning, match=f'the first kernel is adapted from 3 to {channels} channels'):
         adapted = tensors_from_variables(variables_from_tensors(tensors, model, channels), model)
     first = next(key for key, value in tensors.items() if value.shape[1:2] == (3,))
     kernel = np.asarray(tensors[first])
@@ -176,11 +176,11 @@ def test_other_input_channels_adapt_the_first_kernel_alone(name, channels):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'fc.weight': np.zeros((7, 64), np.float32)}, r'fc.weight \(7, 64\) beside the other part of the head'),
+        ({'fc.weight': np.zeros((7, 64), np.float32)}, r'2 with wrong shapes: fc.weight \(7, 64\), fc.bias \(10,\)'),
         ({'fc.bias': np.zeros((), np.float32)}, r'fc.bias \(\) instead of \(10,\)'),
         ({'conv1.weight': np.zeros((16, 0, 3, 3), np.float32)}, r'conv1.weight \(16, 0, 3, 3\) instead of'),
-        ({'linear.bias': np.zeros(10, np.float32)}, '1 not of this network: linear.bias'),
-        ({'bn1.weight': np.zeros(16, np.int32)}, 'the tensor of stem/norm/scale is of int32'),
+        ({'linear.bias': np.zeros(10, np.float32)}, '1 unexpected: linear.bias'),
+        ({'bn1.weight': np.zeros(16, np.int32)}, 'the tensor of stem/norm/scale must be floating-point, got int32'),
     ],
 )
 def test_tensors_that_nearly_fit_are_refused(change, message):
@@ -190,7 +190,7 @@ def test_tensors_that_nearly_fit_are_refused(change, message):
         variables_from_tensors(tensors | change, model)
 
 
-def test_there_is_at_least_one_channel():
+def test_zero_channels_are_refused():
     with pytest.raises(InputError, match='in_channels=0 must be at least 1'):
         variables_from_tensors({}, create_model('resnet20'), 0)
 
@@ -206,7 +206,7 @@ def test_there_is_at_least_one_channel():
         ),  # kuangliu/pytorch-cifar
     ],
 )
-def test_names_of_other_code_bases_are_known(name, stage_sizes, renamed, tmp_path, rng):
+def test_names_of_other_code_bases(name, stage_sizes, renamed, tmp_path, rng):
     model = create_model(name, stage_sizes=stage_sizes)
     shapes = jax.eval_shape(lambda key: init_variables(model, key, (32, 32, 3)), jax.random.key(0))
     variables = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), shapes)
@@ -219,14 +219,14 @@ def test_names_of_other_code_bases_are_known(name, stage_sizes, renamed, tmp_pat
     assert_equal(load_weights(tmp_path / 'weights.safetensors', model), variables)
 
 
-def test_arrays_of_big_transfer_are_the_same_weights(tmp_path):
+def test_arrays_of_big_transfer(tmp_path):
     name = 'resnetv2_50x1_bit'
     model, tensors = create_model(name), golden_tensors(name)
     np.savez(tmp_path / 'BiT-M-R50x1.npz', **bit_arrays(tensors))
     assert_equal(load_weights(tmp_path / 'BiT-M-R50x1.npz', model), variables_from_tensors(tensors, model))
 
 
-def test_our_own_layout_comes_back_bit_by_bit(small, tmp_path):
+def test_our_layout_is_restored_bit_by_bit(small, tmp_path):
     model, tensors = small
     variables = variables_from_tensors(tensors, model)
     save_weights(tmp_path / 'weights.safetensors', model, variables, layout='flax')
@@ -237,7 +237,7 @@ def test_our_own_layout_comes_back_bit_by_bit(small, tmp_path):
 
 
 class OddlyNamed(BasicBlock):
-    """A block whose parameters would share names with PyTorch, and with its running statistics."""
+    """A block with parameters whose names would collide in PyTorch, also with running statistics."""
 
     def forward(self, x, mode, drop_rate):
         y = super().forward(x, mode, drop_rate)
@@ -247,19 +247,19 @@ class OddlyNamed(BasicBlock):
         return y - mean.value[None, None, None]
 
 
-def test_our_own_layout_goes_by_path_whatever_the_names(tmp_path):
+def test_our_layout_supports_names_that_collide_in_pytorch(tmp_path):
     spec = make_spec(OddlyNamed, (1,), (8,), (1,), 'cifar', 8, num_classes=3)
     model, path = ResNet(spec), tmp_path / 'weights.safetensors'
     variables = random_variables(model)
     assert variables['params']['stage1_block1'].keys() >= {'kernel', 'scale', 'mean'}
     save_weights(path, model, variables, layout='flax')
     assert_equal(load_weights(path, model), variables)
-    with pytest.warns(UserWarning, match='a first kernel for 1 channels from one for 3'):
+    with pytest.warns(UserWarning, match='the first kernel is adapted from 3 to 1 channels'):
         kernel = load_weights(path, model, in_channels=1)['params']['stem']['conv']['kernel']
     old = variables['params']['stem']['conv']['kernel']
     np.testing.assert_array_equal(kernel, np.asarray(old).sum(2, keepdims=True))
     other = ResNet(with_changes(spec, num_classes=5))
-    with pytest.warns(UserWarning, match='a new head for 5 classes in the place of one for 3'):
+    with pytest.warns(UserWarning, match='a new head for 5 classes replaces that for 3'):
         loaded = load_weights(path, other)
     assert loaded['params'].pop('head')['kernel'].shape == (8, 5)
     assert_equal(loaded, {**variables, 'params': {k: v for k, v in variables['params'].items() if k != 'head'}})
@@ -268,9 +268,9 @@ def test_our_own_layout_goes_by_path_whatever_the_names(tmp_path):
         load_weights(path, wider)
     tensors = read_tensors(path)
     del tensors['params/stage1_block1/scale']
-    with pytest.raises(InputError, match=r'1 missing: params/stage1_block1/scale; 1 not of this network: params/extra'):
+    with pytest.raises(InputError, match=r'1 missing: params/stage1_block1/scale; 1 unexpected: params/extra'):
         variables_from_tensors(tensors | {'params/extra': np.zeros(3, np.float32)}, model)
-    with pytest.raises(InputError, match=r'would both be layer1\.0\.(weight|running_mean) with timm: use layout=flax'):
+    with pytest.raises(InputError, match=r'would both be named layer1\.0\.(weight|running_mean) in timm: use'):
         save_weights(path, model, variables)
 
 
@@ -280,8 +280,8 @@ def test_an_unknown_layout_is_refused(small, tmp_path):
         save_weights(tmp_path / 'weights', model, variables_from_tensors(tensors, model), layout='caffe')
 
 
-def test_a_spec_with_another_width_refuses_the_weights(small):
+def test_weights_of_another_width_are_refused(small):
     _, tensors = small
     wider = ResNet(get_spec('test_resnet', stem_width=64))
-    with pytest.raises(InputError, match=r'of another shape: .*conv1\.0\.weight'):
+    with pytest.raises(InputError, match=r'with wrong shapes: .*conv1\.0\.weight'):
         match_tensors(tensors, wider)

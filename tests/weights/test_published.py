@@ -1,4 +1,4 @@
-"""The table of published checkpoints: whole, valid, and timm's where that is installed."""
+"""The table of published checkpoints: complete, valid, and equal to timm's if installed."""
 
 import importlib
 
@@ -9,7 +9,7 @@ from resnet_jax.errors import InputError
 from resnet_jax.weights.published import get_checkpoint, list_checkpoints
 
 FILES = {'resnet': 150, 'resnetv2': 24, 'resnest': 8, 'sknet': 3, 'res2net': 9, 'senet': 9}
-NAMELESS = 'resnext101_32x48d.fb_wsl_ig1b_ft_in1k'  # timm has its configuration, and no function that builds it
+NAMELESS = 'resnext101_32x48d.fb_wsl_ig1b_ft_in1k'  # timm has its configuration, but no function that builds it
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -42,7 +42,7 @@ def test_fields_are_valid(name):
     if checkpoint.test_preprocessing is not None:
         assert checkpoint.test_preprocessing.size > checkpoint.preprocessing.size
         assert checkpoint.test_preprocessing.crop_pct >= checkpoint.preprocessing.crop_pct
-    # An accuracy for each size, but for those without a head for ImageNet-1k and the one without a name.
+    # An accuracy for each size, except without an ImageNet-1k head or a name in timm.
     measured = checkpoint.num_classes == 1000 and name != NAMELESS
     assert (checkpoint.top1 is not None) == measured
     assert (checkpoint.top1_test is not None) == (measured and checkpoint.test_preprocessing is not None)
@@ -65,7 +65,7 @@ def test_resnet50_by_hand():
     [
         ('resnet18.tv_in1k', (224, 0.875, 'bilinear'), None, 69.75, None, 'bsd-3-clause'),
         ('resnet50.tv2_in1k', (176, 0.875, 'bilinear'), (224, 0.965, 'bilinear'), 79.43, 80.85, 'bsd-3-clause'),
-        # Without a crop of its own the larger size takes that of training.
+        # Without test_crop_pct, the larger size has the training crop.
         ('resnet50.a3_in1k', (160, 0.95, 'bicubic'), (224, 0.95, 'bicubic'), 75.99, 78.05, 'apache-2.0'),
         ('resnext101_32x48d.fb_wsl_ig1b_ft_in1k', (224, 0.875, 'bilinear'), None, None, None, 'cc-by-nc-4.0'),
         (
@@ -90,10 +90,10 @@ def test_list_checkpoints_takes_patterns():
     assert list_checkpoints('nothing*') == []
 
 
-def test_an_unknown_name_gets_the_nearest_ones():
+def test_an_unknown_name_suggests_similar_ones():
     with pytest.raises(InputError, match=r"unknown checkpoint 'resnet50.a1'; nearest known: .*resnet50\.a1_in1k"):
         get_checkpoint('resnet50.a1')
-    with pytest.raises(InputError, match=r"unknown checkpoint '!'; known: .*; list_checkpoints\(\) has all"):
+    with pytest.raises(InputError, match=r"unknown checkpoint '!'; known: .*; list_checkpoints\(\) lists all"):
         get_checkpoint('!')
 
 
@@ -106,7 +106,7 @@ def timm_configurations(timm):
     yield NAMELESS, importlib.import_module('timm.models.resnet').default_cfgs[arch].cfgs[tag]
 
 
-def test_the_table_is_timms():
+def test_the_table_equals_timm():
     timm = pytest.importorskip('timm')
     configurations = dict(timm_configurations(timm))
     assert sorted(configurations) == list_checkpoints()

@@ -1,4 +1,4 @@
-"""Weights of our own runs: which checkpoint, of which network, with which of the values that it was given."""
+"""Weights of our runs: checkpoints, networks, and user-supplied blocks and tasks."""
 
 import dataclasses
 import json
@@ -28,30 +28,30 @@ from resnet_jax.weights.sources import open_source
 from tests.weights.helpers import SPEC, assert_equal, random_variables
 
 
-def test_a_run_by_its_folder_and_by_a_checkpoint_of_it(trained):
+def test_a_run_by_its_folder_or_one_of_its_checkpoints(trained):
     folder, saved = trained
     for path, step in ((folder, 8), (f'{folder}/', 8), (folder / CHECKPOINTS / '4', 4)):
         loaded = from_pretrained(path)
         assert (loaded.arch, loaded.model, loaded.preprocessing) == ('tiny', ResNet(SPEC), None)
-        assert_equal(loaded.variables, saved[step])  # of the run's one channel
+        assert_equal(loaded.variables, saved[step])  # keeps the run's single channel
     assert_equal(load_variables(folder, 'best'), saved[4])
     assert from_pretrained(folder, drop_path_rate=0.5).model.spec == with_changes(SPEC, drop_path_rate=0.5)
     with pytest.raises(InputError, match="unknown setting 'depth' of an architecture"):
         from_pretrained(folder, depth=3)
-    with pytest.warns(UserWarning, match='a first kernel for 3 channels from one for 1'):
+    with pytest.warns(UserWarning, match='the first kernel is adapted from 1 to 3 channels'):
         kernel = from_pretrained(folder, in_channels=3).variables['params']['stem']['conv']['kernel']
     expected = np.repeat(saved[8]['params']['stem']['conv']['kernel'], 3, 2) / 3
     np.testing.assert_allclose(kernel, expected, rtol=1e-6)
 
 
-def test_what_is_not_a_run_is_refused(trained, tmp_path):
+def test_other_folders_are_refused(trained, tmp_path):
     folder, _ = trained
-    with pytest.raises(InputError, match=r'is not the folder of a training run: it has no config\.json$'):
+    with pytest.raises(InputError, match=r'is not the folder of a run: no config\.json found$'):
         from_pretrained(tmp_path)
-    with pytest.raises(InputError, match=f'it has no config.json, but folders of runs: {folder.name}$'):
+    with pytest.raises(InputError, match=f'no config.json found; its subfolders are runs: {folder.name}$'):
         from_pretrained(folder.parent)
     (tmp_path / 'config.json').write_text('{"spec": {"depth": 3}, "config": {}}')
-    with pytest.raises(InputError, match='holds a run of another version of resnet_jax'):
+    with pytest.raises(InputError, match='is a run of another version of resnet_jax'):
         from_pretrained(tmp_path)
     (tmp_path / 'config.json').write_text('{"format": 2, "spec": {"depth": 3}, "config": {}}')
     with pytest.raises(InputError, match='is not a run of this version'):
@@ -65,13 +65,13 @@ def test_what_is_not_a_run_is_refused(trained, tmp_path):
         load_weights(folder, ResNet(with_changes(SPEC, widths=(8, 32))))
 
 
-def test_fitting_weights_give_no_warning(trained):
+def test_matching_weights_give_no_warning(trained):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         from_pretrained(trained[0])
 
 
-def test_what_is_known_of_a_run_comes_along(trained):
+def test_metadata_of_a_run(trained):
     folder, _ = trained
     record, spec = open_run(folder)
     assert spec == SPEC
@@ -96,7 +96,7 @@ def test_a_run_is_ready_to_predict_without_its_optimizer(trained):
 
 
 def put(folder, trained, step, state, **changes):
-    """A run like another one with one checkpoint, and another record."""
+    """Writes a run with one checkpoint and changes to the record of another run."""
     record = json.loads((trained[0] / 'config.json').read_text())
     for name, change in changes.items():
         record[name] = record[name] | change
@@ -105,7 +105,7 @@ def put(folder, trained, step, state, **changes):
     checkpoint.save_checkpoint(folder / CHECKPOINTS, step, state, None)
 
 
-def test_where_an_average_is_kept_it_is_loaded(trained, tmp_path):
+def test_the_average_is_loaded_if_there_is_one(trained, tmp_path):
     plain, average = (random_variables(ResNet(SPEC), channels=1, seed=seed) for seed in (1, 2))
     state = create_train_state(plain, optax.adam(0.1), average=True)
     put(tmp_path, trained, 4, dataclasses.replace(state, average=average))
@@ -120,18 +120,18 @@ def test_a_network_without_running_statistics(trained, tmp_path):
     assert_equal(load_variables(tmp_path), variables)
 
 
-def test_a_checkpoint_of_another_network_or_a_damaged_one_is_refused(trained, tmp_path):
+def test_damaged_and_foreign_checkpoints_are_refused(trained, tmp_path):
     variables = random_variables(ResNet(SPEC), channels=1)
     wider = with_changes(SPEC, widths=(8, 32)).to_json()
     put(tmp_path, trained, 4, create_train_state(variables, optax.adam(0.1)), spec=wider)
-    with pytest.raises(InputError, match=r'is of another network .* is float32\[16\] there, float32\[32\]'):
+    with pytest.raises(InputError, match=r'is of another network .* is float32\[16\] in the file, float32\[32\]'):
         load_variables(tmp_path)
-    with pytest.raises(InputError, match='has no step 5; it has'):
+    with pytest.raises(InputError, match='has no step 5; steps:'):
         load_variables(tmp_path, 5)
     data = max((tmp_path / CHECKPOINTS / '4' / 'state').rglob('d/*'), key=lambda path: path.stat().st_size)
     content = data.read_bytes()
     data.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
-    with pytest.raises(InputError, match=r'is damaged .* move it away to go on from the start'):
+    with pytest.raises(InputError, match=r'is damaged .* move it away to resume from the start'):
         load_variables(tmp_path)
 
 
@@ -155,12 +155,12 @@ def with_own_block(trained, tmp_path):
     return tmp_path, variables
 
 
-def test_a_block_that_was_given_is_given_again(with_own_block):
+def test_a_user_supplied_block_is_required(with_own_block):
     folder, variables = with_own_block
     assert_equal(load_variables(folder, block=MyBlock), variables)
     assert_equal(from_pretrained(folder, block=MyBlock).variables, variables)
     assert open_run(folder, MyBlock)[1] == with_changes(SPEC, block=MyBlock)
-    wanted = f'{folder} was trained with block {NAME}: give block=MyBlock'
+    wanted = f'{folder} was trained with block {NAME}: pass block=MyBlock'
     for load in (load_variables, from_pretrained, load_predictor, open_run, open_source):
         with pytest.raises(InputError) as error:
             load(folder)
@@ -168,11 +168,11 @@ def test_a_block_that_was_given_is_given_again(with_own_block):
         with pytest.raises(InputError) as error:
             load(folder, block=BasicBlock)
         assert str(error.value).endswith(f'was trained with block {NAME}, not with resnet_jax.models.blocks:BasicBlock')
-    with pytest.raises(InputError, match='give block=MyBlock'):
+    with pytest.raises(InputError, match='pass block=MyBlock'):
         load_weights(folder, ResNet(SPEC))
 
 
-def test_a_task_that_was_given_is_given_again(with_own_block):
+def test_a_user_supplied_task_is_required(with_own_block):
     folder, variables = with_own_block
     predictor = load_predictor(folder, block=MyBlock, task=MyTask)
     assert predictor.task == MyTask()
@@ -180,7 +180,7 @@ def test_a_task_that_was_given_is_given_again(with_own_block):
     own = MyTask(label_smoothing=0.1)
     assert load_predictor(folder, block=MyBlock, task=own).task == own
     for given, message in (
-        (None, ': give task=MyTask'),
+        (None, ': pass task=MyTask'),
         (MultiClass, ', not with resnet_jax.tasks.multiclass:MultiClass'),
     ):
         with pytest.raises(InputError) as error:
@@ -188,19 +188,19 @@ def test_a_task_that_was_given_is_given_again(with_own_block):
         assert str(error.value) == f'{folder} was trained with task {TASK}{message}'
 
 
-def test_a_value_for_a_run_that_was_given_none_is_refused(trained):
+def test_an_object_for_a_run_without_one_is_refused(trained):
     with pytest.raises(InputError, match=f'was trained with block basic, not with {NAME}'):
         from_pretrained(trained[0], block=MyBlock)
     with pytest.raises(InputError, match=f'was trained with task multiclass, not with {TASK}'):
         load_predictor(trained[0], task=MyTask)
 
 
-def test_one_block_for_each_stage(trained, tmp_path):
+def test_a_block_per_stage(trained, tmp_path):
     state = create_train_state(random_variables(ResNet(SPEC), channels=1), optax.sgd(0.1))
     spec = with_changes(SPEC, block=('basic', MyBlock))
     put(tmp_path, trained, 4, state, spec=spec.to_json())
     assert open_run(tmp_path, MyBlock)[1] == open_run(tmp_path, ['basic', MyBlock])[1] == spec
-    with pytest.raises(InputError, match='give block=MyBlock'):
+    with pytest.raises(InputError, match='pass block=MyBlock'):
         open_run(tmp_path)
     with pytest.raises(InputError, match=f'was trained with block basic, {NAME}, not with .*BottleneckBlock'):
         open_run(tmp_path, [MyBlock, BottleneckBlock])

@@ -1,4 +1,4 @@
-"""Weights from files: what is found, what comes along, what is refused, what is written."""
+"""Loading weights and metadata from files, saving weights, and errors."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from resnet_jax.weights.sources import Source, normalization_of
 from tests.weights.helpers import HALF_BIT, SPEC, assert_equal, random_variables, timm_config
 
 
-def test_preprocessing_comes_with_the_configuration_beside_a_file(small, tmp_path):
+def test_preprocessing_is_read_from_timms_configuration(small, tmp_path):
     write_safetensors(tmp_path / 'model.safetensors', small[2])
     (tmp_path / 'config.json').write_text(json.dumps(timm_config('test_resnet.mine', 1000, HALF_BIT)))
     loaded = from_pretrained(tmp_path / 'model.safetensors')
@@ -42,8 +42,8 @@ def test_preprocessing_comes_with_the_configuration_beside_a_file(small, tmp_pat
 
 
 @pytest.mark.parametrize('config', ['{', '[]', '{"spec": {}, "config": {}}', '{"architectures": ["ResNet"]}'])
-def test_another_configuration_beside_a_file_says_nothing(small, tmp_path, config):
-    """Such as that of a run into whose folder its weights were converted."""
+def test_other_config_files_are_ignored(small, tmp_path, config):
+    """Such as that of a run whose weights were exported to its folder."""
     write_safetensors(tmp_path / 'model.safetensors', small[2])
     (tmp_path / 'config.json').write_text(config)
     assert from_pretrained(tmp_path / 'model.safetensors', 'test_resnet').preprocessing is None
@@ -52,13 +52,13 @@ def test_another_configuration_beside_a_file_says_nothing(small, tmp_path, confi
 def test_a_plain_file_needs_the_architecture(small, tmp_path):
     model, variables, tensors = small
     write_safetensors(tmp_path / 'weights', tensors)
-    with pytest.raises(InputError, match='does not name the architecture of its tensors: give arch'):
+    with pytest.raises(InputError, match='does not name its architecture: pass arch'):
         from_pretrained(tmp_path / 'weights')
     loaded = from_pretrained(tmp_path / 'weights', 'test_resnet')
     assert (loaded.model, loaded.arch, loaded.preprocessing) == (model, 'test_resnet', None)
     assert_equal(loaded.variables, variables)
     with pytest.raises(
-        InputError, match=r'weights: the tensors do not fit the network; .*fc\.weight \(1000, 96\) instead'
+        InputError, match=r'weights: the tensors do not fit the network: .*fc\.weight \(1000, 96\) instead'
     ):
         from_pretrained(tmp_path / 'weights', 'resnet18')
     with pytest.raises(InputError, match="unknown architecture 'resnet19'"):
@@ -72,7 +72,7 @@ def test_a_plain_file_needs_the_architecture(small, tmp_path):
 def test_another_number_of_classes_gives_a_new_head(small, tmp_path):
     _, variables, tensors = small
     write_safetensors(tmp_path / 'weights', tensors)
-    with pytest.warns(UserWarning, match='a new head for 7 classes in the place of one for 1000'):
+    with pytest.warns(UserWarning, match='a new head for 7 classes replaces that for 1000'):
         loaded = from_pretrained(tmp_path / 'weights', 'test_resnet', 7, key=jax.random.key(1))
     assert loaded.variables['params']['head']['kernel'].shape[1] == loaded.model.spec.head.num_classes == 7
     for name in ('stem', 'stage1_block1'):
@@ -81,7 +81,7 @@ def test_another_number_of_classes_gives_a_new_head(small, tmp_path):
 
 @pytest.mark.parametrize('layout', ['torch', 'flax'])
 @pytest.mark.parametrize('scanned', [False, True])
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, layout, scanned):
+def test_saved_weights_are_loaded_bit_by_bit(tmp_path, layout, scanned):
     model, path = ResNet(SPEC, scan_blocks=scanned), tmp_path / 'weights.safetensors'
     variables = random_variables(ResNet(SPEC))
     save_weights(path, model, stack_blocks(variables) if scanned else variables, layout=layout)
@@ -99,7 +99,7 @@ def test_bfloat16_becomes_float32(tmp_path, layout):
     )
 
 
-def test_saving_where_and_how_it_cannot_be(tmp_path):
+def test_errors_of_saving(tmp_path):
     variables = random_variables(ResNet(SPEC))
     with pytest.raises(InputError, match="layout='keras' must be torch or flax"):
         save_weights(tmp_path / 'weights', ResNet(SPEC), variables, layout='keras')
@@ -115,7 +115,7 @@ def cifar_test(reference_data):
     labels = np.load(folder / 'test_labels.npz')['labels']
     tiles = []
     for path in sorted(folder.glob('test_*.webp')):
-        with Image.open(path) as mosaic:  # of 25 rows and 40 columns
+        with Image.open(path) as mosaic:  # 25 rows and 40 columns
             tiles.append(np.asarray(mosaic.convert('RGB')).reshape(25, 32, 40, 32, 3).transpose(0, 2, 1, 3, 4))
     return np.concatenate(tiles).reshape(-1, 32, 32, 3), labels
 
@@ -144,8 +144,8 @@ def test_a_published_network_has_its_published_accuracy(reference_data, cifar_te
 
 
 @pytest.mark.parametrize('photographs', [True, False])
-def test_whose_normalization_counts(photographs):
-    """What the weights say; else ImageNet's of photographs, and the dataset's own of images in memory."""
+def test_normalization_of(photographs):
+    """The weights' own; else ImageNet's for photographs, and the dataset's for images in memory."""
     nothing = Split(np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int32))
     size = 4 if photographs else None
     dataset = Dataset('none', nothing, nothing, ('a',), (0.7, 0.8, 0.9), (0.2, 0.2, 0.2), image_size=size)
