@@ -58,6 +58,8 @@ from resnet_jax.weights.published import get_checkpoint, list_checkpoints
 from resnet_jax.weights.runs import load_variables
 from resnet_jax.weights.sources import Pretrained, from_pretrained, load_weights, save_weights
 
+__version__ = '0.1.0'
+
 __all__ = [
     'RECIPES',
     'SGD',

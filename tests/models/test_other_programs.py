@@ -25,7 +25,7 @@ each_network = pytest.mark.parametrize(
     'name', [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)]
 )
 NUM = jax.device_count()
-BATCH = 8
+BATCH = 16
 
 
 def network(name, **fields):
