@@ -10,7 +10,7 @@ COST = Cost(25_557_032, 4_089_184_256, 2**30, 12.34, 'TPU v5 lite', 8)
 
 def test_the_card_names_what_is_known_before_the_first_step():
     assert COST.card() == (
-        'cost: 25,557,032 parameters, 4,089.2 M multiply-adds an image, 1,024.0 MiB for a step, compiled in 12.3 s'
+        'cost: 25,557,032 parameters, 4,089.2 M multiply-adds per image, 1,024.0 MiB per step, compiled in 12.3 s'
     )
 
 
@@ -18,7 +18,7 @@ def test_the_share_of_the_peak():
     """Forward and backward are three forward passes, a multiply-add two operations."""
     share = COST.peak_share(10_000)
     assert share == pytest.approx(6 * 4_089_184_256 * 10_000 / (8 * 197e12))
-    assert COST.speed(10_000) == 'speed: 10,000 images/s, 245,351.1 GFLOP/s, 15.6 % of the peak in bfloat16'
+    assert COST.speed(10_000) == 'speed: 10,000 images/s, 245,351.1 GFLOP/s, 15.6 % of the bfloat16 peak'
     unknown = Cost(1, 10**6, 1, 1.0, 'cpu', 1)
     assert unknown.peak_share(100) is None
     assert unknown.speed(100) == 'speed: 100 images/s, 0.6 GFLOP/s'

@@ -35,11 +35,11 @@ def test_every_interval_has_the_speed_of_its_own_steps(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['accuracy', 'train_seconds', 'step'])
-def test_a_metric_of_a_name_that_is_taken_is_refused_before_anything_is_written(name, tmp_path):
+def test_a_duplicate_metric_name_raises_before_writing(name, tmp_path):
     config = TrainConfig().replace(batch_size=8, epochs=2)
     plan = types.SimpleNamespace(config=config, task=objective_task(config, {}), epoch_steps=5, seeds=Seeds((0,)))
     log = Log(plan, 0, tmp_path, 0, Silence())
-    with pytest.raises(InputError, match=f"a hook gives '{name}', which every test record has already"):
+    with pytest.raises(InputError, match=f"a hook gives '{name}', which every test record already has"):
         log.test(5, {'loss': 1.0, 'accuracy': 0.5}, {'other': 1.0, name: 2.0}, 0.1)
     assert log.records == []
     log.close()

@@ -188,11 +188,11 @@ def test_bad_values_write_nothing(shades, tmp_path):
         with pytest.raises(InputError, match=message):
             train_and_evaluate(SPEC, CONFIG.replace(init_from=str(path)), workdir, dataset=shades)
     for fields, message in (
-        ({'freeze': 'layer1'}, "freeze='layer1' matches none of the parameters; their paths begin with: head, stage1"),
+        ({'freeze': 'layer1'}, "freeze='layer1' matches none of the parameters; paths start with: head, stage1"),
         ({'freeze': ''}, "freeze='' matches all parameters"),
-        ({'freeze': 'stem', 'scan_blocks': True}, 'scan_blocks=True: pruned or frozen blocks are not alike'),
-        ({'mean': (0.5, 0.5)}, r'mean=\(0.5, 0.5\) must be 1 numbers, one a channel'),
-        ({'std': ()}, r'std=\(\) must be 1 numbers, one a channel'),
+        ({'freeze': 'stem', 'scan_blocks': True}, 'scan_blocks=True is not supported with pruned or frozen blocks'),
+        ({'mean': (0.5, 0.5)}, r'mean=\(0.5, 0.5\) must be 1 numbers, one per image channel'),
+        ({'std': ()}, r'std=\(\) must be 1 numbers, one per image channel'),
     ):
         with pytest.raises(InputError, match=message):
             train_and_evaluate(SPEC, CONFIG.replace(**fields), workdir, dataset=shades)
@@ -460,8 +460,8 @@ def test_whose_head_a_run_starts_with(case, finished, shades, tmp_path):
         columns = [Split(part.images, np.eye(3, dtype=np.int32)[part.labels]) for part in (shades.train, shades.test)]
         dataset = dataclasses.replace(shades, train=columns[0], test=columns[1], task='multilabel')
     notes = {
-        'other names': 'the head is kept, though',
-        'other task': 'a new head for multilabel in the place of one for',
+        'other names': 'keeping the head although class names differ',
+        'other task': 'replacing the head: it was trained for multiclass, not multilabel',
     }
     with pytest.warns(match=notes[case]) if case in notes else contextlib.nullcontext():
         train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=dataset)
@@ -521,7 +521,9 @@ def test_one_device_drops_what_two_do(tuning, tuned, shades, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(shades, tmp_path):
     config = CONFIG.replace(learning_rate=1e20, max_skipped_steps=3, eval_every_epochs=4)
-    message = r'was not finite in 3 steps in a row, to step \d+ \(learning rate [\d.]+e\+19, gradient norm (nan|inf)\)'
+    message = (
+        r'was not finite in 3 consecutive steps, up to step \d+ \(learning rate [\d.]+e\+19, gradient norm (nan|inf)\)'
+    )
     with pytest.raises(DivergenceError, match=message):
         train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
     lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
@@ -646,7 +648,7 @@ def test_a_picture_that_cannot_be_drawn_loses_no_result(shades, tmp_path, monkey
     monkeypatch.setattr(report, 'draw_report', fail)
     result = train_and_evaluate(SPEC, CONFIG.replace(epochs=1), tmp_path, dataset=shades)
     assert json.loads((tmp_path / 'result.json').read_text()) == result
-    assert capsys.readouterr().err == f'{tmp_path / "report.png"} cannot be drawn: no such colour\n'
+    assert capsys.readouterr().err == f'{tmp_path / "report.png"}: drawing failed: no such colour\n'
 
 
 def test_sinks_get_every_record_and_hooks_add_to_tests(shades, tmp_path):
@@ -670,7 +672,7 @@ def test_sinks_get_every_record_and_hooks_add_to_tests(shades, tmp_path):
 
 def test_a_hook_that_names_its_metric_like_another_is_refused(shades, tmp_path):
     hooks = [lambda _: {'norm': 1.0}, lambda _: {'norm': 2.0}]
-    with pytest.raises(InputError, match="a hook gives 'norm', which every test record has already"):
+    with pytest.raises(InputError, match="a hook gives 'norm', which every test record already has"):
         train_and_evaluate(SPEC, CONFIG.replace(epochs=1), tmp_path, dataset=shades, hooks=hooks)
 
 
@@ -716,6 +718,6 @@ def test_a_run_without_labels_trains_evaluates_and_resumes(loss, shades, tmp_pat
 
 def test_mixing_without_targets_is_refused(shades, tmp_path):
     dataset = dataset_from_arrays('bare', (shades.train.pixels, None), (shades.test.pixels, None), task=Small)
-    with pytest.raises(InputError, match=r'mixup=0.2 mixes targets, and dataset bare has none; leave it out'):
+    with pytest.raises(InputError, match=r'mixup=0.2 mixes targets, but dataset bare has none'):
         train_and_evaluate(SPEC, CONFIG.replace(task=Small, mixup=0.2), tmp_path / 'run', dataset=dataset)
     assert not (tmp_path / 'run').exists()

@@ -38,7 +38,7 @@ def test_the_head_has_its_own_learning_rate(name, freeze):
 
 @pytest.mark.parametrize(('pattern', 'which'), [('kernel', 'none of the parameters'), ('', 'all parameters')])
 def test_freezing_nothing_or_everything_is_an_error(pattern, which):
-    with pytest.raises(InputError, match=f'matches {which}; their paths begin with: conv1, norm1') as error:
+    with pytest.raises(InputError, match=f'matches {which}; paths start with: conv1, norm1') as error:
         optimizer_of(TrainConfig().replace(freeze=pattern), 10).init(PARAMS)
     assert '\n' not in str(error.value)
 
@@ -164,7 +164,7 @@ def test_factors_of_the_learning_rate(name):
         (
             (('conv1', 0.1), ('other', 0.2)),
             {},
-            "'other' matches none of the parameters; their paths begin with: conv1, ",
+            "'other' matches none of the parameters; paths start with: conv1, ",
         ),
         ((('conv', 0.1), ('.*kernel', 0.2)), {}, "'.*kernel' and 'conv' both match conv1/kernel"),
         ((('he', 0.1),), {'head_learning_rate': 0.1}, "'he' and head_learning_rate=0.1 both match head"),
@@ -323,5 +323,5 @@ class TestOptax:
 
     def test_a_function_that_gives_none_is_named(self):
         config = TrainConfig().replace(optimizer=lambda learning_rate: learning_rate)
-        with pytest.raises(InputError, match=r'must give an optax.GradientTransformation, not a function'):
+        with pytest.raises(InputError, match=r'must return an optax.GradientTransformation, got function'):
             optimizer_of(config, 1).init(PARAMS)

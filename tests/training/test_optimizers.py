@@ -35,8 +35,8 @@ def test_optax_by_name_and_by_value():
 
 
 @pytest.mark.parametrize('name', ['optax.lyon', 'optax.apply_updates', 'optax.'])
-def test_what_optax_has_not_gets_the_nearest(name):
-    with pytest.raises(InputError, match=f"optimizer='{name}': optax has no such optimizer; .*known: "):
+def test_an_unknown_optax_name_gets_the_nearest_ones(name):
+    with pytest.raises(InputError, match=f"optimizer='{name}' is not an optimizer of optax; .*known: "):
         optimizer_from(name)
 
 

@@ -37,7 +37,7 @@ def test_a_parameter_of_ones_own_counts_by_its_shape(decayed, expected):
 def test_what_decays_may_be_a_pattern():
     rules = parameter_rules(PARAMS, SGD(decayed='conv1|norm1/bias'))
     assert [rule.decays for rule in in_order(rules)] == [True, False, True]
-    with pytest.raises(InputError, match=r"decayed='kernel' matches none .* may also be all, not_norms, kernels"):
+    with pytest.raises(InputError, match=r"decayed='kernel' matches none .* other values: all, not_norms, kernels"):
         parameter_rules(PARAMS, SGD(decayed='kernel'))
 
 

@@ -355,5 +355,5 @@ class TestOwnLoss:
 
     def test_several_views_need_such_a_loss(self, state, batch):
         views = {'image': batch['image'][:, None], 'label': batch['label']}
-        with pytest.raises(InputError, match='1 views of each image need a loss that knows of them'):
+        with pytest.raises(InputError, match='1 views per image need a custom loss'):
             loss_fn(state.params, state.batch_stats, views, model=MODEL)
