@@ -52,7 +52,7 @@ def define_flags() -> None:
         'cardinality', None, "Number of groups of a bottleneck's 3x3 convolution. Default: the architecture's."
     )
     flags.DEFINE_integer('base_width', None, "Channels per group in the first stage. Default: the architecture's.")
-    flags.DEFINE_bool('scan_blocks', False, 'Compile identical blocks of a stage once.')
+    flags.DEFINE_bool('scan_blocks', False, 'Compile equal-shaped blocks of a stage once, as a loop.')
     flags.DEFINE_list(
         'against',
         [],

@@ -1,4 +1,4 @@
-"""Cardinality from 1x64d to 32x4d at equal cost (Xie et al. 2017, arXiv:1611.05431).
+"""Cardinality 1x64d to 32x4d at equal cost (Xie et al. 2017, arXiv:1611.05431).
 
 Section 5.1 and Table 3.
 

@@ -1,4 +1,4 @@
-"""Plain networks, the baseline without shortcuts (He et al. 2015, arXiv:1512.03385).
+"""Plain networks, without shortcuts (He et al. 2015, arXiv:1512.03385).
 
 Deep Residual Learning for Image Recognition, sections 3.3 and 4.2.
 

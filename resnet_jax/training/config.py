@@ -194,7 +194,7 @@ class Execution(Settings):
     remat: bool = setting(False, 'Recompute the activations inside each block in the backward pass to save memory.')
     shard_optimizer: bool = setting(False, "Shard the optimizer's state over the devices.")
     scan_blocks: bool | None = setting(
-        None, 'Compile identical blocks of a stage once, as a loop.', none='if a stage has at least 16 blocks'
+        None, 'Compile equal-shaped blocks of a stage once, as a loop.', none='if a stage has at least 16 blocks'
     )
 
 
@@ -240,7 +240,7 @@ class TrainConfig(Settings):
     batch_size: int = setting(128, 'Examples per step, over all devices.', unit='examples', at_least=1)
     seed: int = setting(0, 'Random seed for initialization, example order and augmentation.', at_least=0, below=2**32)
     augmentation: Augmentation = group(Augmentation, Augmentation())
-    optimizer: Any = choice(SGD(), 'Optimizer, or optax.NAME for any of optax.', OPTIMIZERS, from_value=optimizer_from)
+    optimizer: Any = choice(SGD(), 'Optimizer (optax.NAME for any of optax).', OPTIMIZERS, from_value=optimizer_from)
     schedule: Any = choice(
         Cosine(), 'Learning-rate schedule.', SCHEDULES, from_value=lambda asked: asked if callable(asked) else None
     )

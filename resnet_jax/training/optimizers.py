@@ -34,8 +34,8 @@ class Optimizer(Settings):
 
     learning_rate: float = setting(
         0.1,
-        "Peak learning rate. If it is not set, an optimizer other than the recipe's uses its own default, and task"
-        ' regression a fifth of the rate.',
+        "Peak learning rate. By default, an optimizer other than the recipe's uses its own rate, and task=regression"
+        ' divides it by 5.',
         at_least=0,
     )
     learning_rate_batch_size: int | None = setting(

@@ -160,10 +160,10 @@ def objective_task(config: TrainConfig, statistics: dict[str, Any]) -> Task:
 def make_model(spec: ResNetSpec, config: TrainConfig) -> ResNet:
     """The network of a specification, computed as the configuration says."""
     execution, freeze = config.execution, config.start.freeze
-    identical = not spec.blocks.channels and freeze is None
-    if execution.scan_blocks and not identical:
+    equal_shapes = not spec.blocks.channels and freeze is None
+    if execution.scan_blocks and not equal_shapes:
         raise InputError('scan_blocks=True is not supported with pruned or frozen blocks')
-    deep = identical and max(stage.size for stage in spec.stages) >= _SCAN_FROM
+    deep = equal_shapes and max(stage.size for stage in spec.stages) >= _SCAN_FROM
     scan = deep if execution.scan_blocks is None else execution.scan_blocks
     dtype = jnp.dtype(execution.compute_dtype)
     return ResNet(spec, dtype, execution.implementation, execution.statistics, scan, execution.remat, freeze)

@@ -37,9 +37,7 @@ class Warmup(Settings):
 class Schedule(Settings):
     """Settings of all schedules."""
 
-    schedule_unit: str = setting(
-        'step', 'Whether the learning rate changes every step or every epoch.', choices=('step', 'epoch')
-    )
+    schedule_unit: str = setting('step', 'How often the learning rate changes.', choices=('step', 'epoch'))
     warmup: Warmup | None = group(Warmup, None)
 
 
@@ -96,9 +94,7 @@ class Polynomial(Falling):
 class OneCycle(Settings):
     """One-cycle schedule (Smith and Topin 2018, arXiv:1708.07120), as PyTorch's OneCycleLR."""
 
-    schedule_unit: str = setting(
-        'step', 'Whether the learning rate changes every step or every epoch.', choices=('step', 'epoch')
-    )
+    schedule_unit: str = setting('step', 'How often the learning rate changes.', choices=('step', 'epoch'))
     warmup_epochs: float | None = setting(
         None, 'Duration of the increase.', none='0.3 of training', unit='epochs', at_least=0
     )

@@ -1,4 +1,4 @@
-"""The checks of a configuration."""
+"""Validation of configurations."""
 
 import functools
 
@@ -87,7 +87,7 @@ def test_a_task_instance_is_accepted():
     )
 
 
-def test_the_learning_rate_is_scaled_to_the_batch_on_request():
+def test_learning_rate_scaling():
     assert TrainConfig().replace(learning_rate=0.1, batch_size=512).peak_learning_rate == 0.1
     assert (
         TrainConfig().replace(learning_rate=0.1, batch_size=512, learning_rate_batch_size=256).peak_learning_rate == 0.2
