@@ -70,7 +70,7 @@ def main() -> None:
             )
         )
     write_table(out, _COLUMNS, rows, dataset=name)
-    print(f'see {out}')
+    print(f'results in {out}')
 
 
 if __name__ == '__main__':

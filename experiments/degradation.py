@@ -102,7 +102,7 @@ def main() -> None:
     archs = [f'{kind}{depth}' for kind in KINDS for depth in FLAGS.depths]
     if unknown := [arch for arch in archs if arch not in list_models()]:
         raise InputError(
-            f'depths={",".join(FLAGS.depths)}: there is no network {unknown[0]}; known depths: 20, 32, 44, 56, 110'
+            f'depths={",".join(FLAGS.depths)}: unknown network {unknown[0]!r}; known depths: 20, 32, 44, 56, 110'
         )
     config, options = config_and_options()
     out = pathlib.Path(FLAGS.workdir or f'runs/degradation-{scripts.as_file_name(config.data.dataset)}')
@@ -116,7 +116,7 @@ def main() -> None:
     title = f'{config.data.dataset}, recipe {config.recipe}, {FLAGS.num_seeds} seeds: mean ± standard deviation'
     draw(out / 'degradation.png', title, runs)
     write_table(out, _COLUMNS, rows, dataset=config.data.dataset)
-    print(f'see {out / "degradation.png"}')
+    print(f'wrote {out / "degradation.png"}')
 
 
 if __name__ == '__main__':

@@ -195,6 +195,7 @@ def report_classes(confusion: np.ndarray, names: list[str]) -> dict[str, float |
     shares = metrics.per_class_accuracy(confusion)
     found = {name: None if np.isnan(share) else float(share) for name, share in zip(names, shares, strict=True)}
     with_examples = {name: share for name, share in found.items() if share is not None}
+    print('accuracy per class:')
     for name, share in with_examples.items():
         print(f'  {name:>20}  {share:.4f}')
     if len(with_examples) < len(found):
@@ -205,7 +206,7 @@ def report_classes(confusion: np.ndarray, names: list[str]) -> dict[str, float |
 def scores_of(evaluation: Evaluation, task: Task, names: list[str]) -> tuple[dict[str, Any], str]:
     """All metrics by their names in ``result.json``, and the summary line."""
     result: dict[str, Any] = {f'{FLAGS.split}_{name}': value for name, value in evaluation.summary.items()}
-    headline = f'{FLAGS.split} {task.primary_metric} {evaluation.summary[task.primary_metric]:.4f}'
+    summary_line = f'{FLAGS.split} {task.primary_metric} {evaluation.summary[task.primary_metric]:.4f}'
     if task.has_class_outputs:
         if 'confusion' in evaluation.total:
             result['class_accuracy'] = report_classes(evaluation.total['confusion'], names)
@@ -213,8 +214,8 @@ def scores_of(evaluation: Evaluation, task: Task, names: list[str]) -> tuple[dic
         result['calibration_error'] = metrics.calibration_error(shares, targets)
         if 'correct' in evaluation.total:
             result['num_correct'] = int(evaluation.total['correct'])
-            headline += f': {result["num_correct"]:,} of {len(evaluation.examples):,} correct'
-    return result, headline
+            summary_line += f': {result["num_correct"]:,} of {len(evaluation.examples):,} correct'
+    return result, summary_line
 
 
 def main() -> None:
@@ -241,7 +242,7 @@ def main() -> None:
         return Evaluator(model, split, dataset.mean, dataset.std, **chosen)(network.variables)
 
     evaluation = evaluate(preprocessing)
-    result, headline = scores_of(evaluation, task, names)
+    result, summary_line = scores_of(evaluation, task, names)
     result |= {
         f'num_{FLAGS.split}_examples': len(evaluation.examples),
         'arch': network.arch,
@@ -266,7 +267,7 @@ def main() -> None:
             print(scripts.markdown_table(('size', *columns), rows))
     write_json(out / 'result.json', result)
     write_predictions(out / 'predictions.csv', task, evaluation, split, names)
-    title = f'{network.arch} on {dataset.name}: {headline}'
+    title = f'{network.arch} on {dataset.name}: {summary_line}'
     picture = out / f'{task.picture or task.name}.png'
     with print_drawing_errors(picture):
         draw_result_alone(picture, title, lambda axes: task.draw(axes, evaluation, names), len(names))
@@ -276,7 +277,7 @@ def main() -> None:
     if 'calibration_error' in result:
         scores.append(f'calibration error {result["calibration_error"]:.4f}')
     print(', '.join(scores))
-    print(f'{headline}; see {out}')
+    print(f'{summary_line}; results in {out}')
 
 
 if __name__ == '__main__':

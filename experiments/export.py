@@ -51,7 +51,7 @@ def main() -> None:
                 path.unlink()
             raise InputError(f'{out}: the exported file differs from the network by {difference:.2g}; it was removed')
         print(f'verified: largest difference from the network {difference:.2g}')
-    print(f'see {out} and {out}.json')
+    print(f'wrote {out} and {out}.json')
 
 
 if __name__ == '__main__':

@@ -95,13 +95,13 @@ def main() -> None:
         parts.append(predictor.embed(images))
     features = np.concatenate(parts)
     write(out, [*map(photographs.printable, names)], features)
-    print(f'{len(names):,} embeddings of {features.shape[1]} numbers; see {out}')
+    print(f'wrote {out}: {len(names):,} embeddings of size {features.shape[1]}')
     if FLAGS.neighbours:
         count = min(FLAGS.neighbours, len(names) - 1)
         chosen = np.unique(np.linspace(0, len(names) - 1, min(FLAGS.rows, len(names))).astype(int))
         picture = out.with_suffix('.png')
         draw(picture, names, chosen, nearest(features, chosen, count), predictor.prepare)
-        print(f'see {picture}')
+        print(f'wrote {picture}')
 
 
 if __name__ == '__main__':

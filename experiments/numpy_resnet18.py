@@ -87,7 +87,7 @@ def image_form(seed: int, digit: int, image_size: int) -> None:
 
     name = dataset.class_names[dataset.test.arrays[1][digit]]
     print(f'digit {name}, {image_size} x {image_size}, ResNet-18 at initialization\n')
-    print(f'{"":>8}  {"shape":<18}{"mean":>9}{"deviation":>11}{"largest":>9}   difference from Flax')
+    print(f'{"":>8}  {"shape":<18}{"mean":>9}{"std":>11}{"largest":>9}   difference from Flax')
     for name in ('stem', 'stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits'):
         ours = outputs[name]
         largest = np.abs(ours).max()

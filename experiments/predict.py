@@ -110,14 +110,14 @@ def main() -> None:
             pictures.extend(images)
     if sheet:
         draw_sheet(path, f'{predictor.arch}, {FLAGS.init_from}', pictures, [caption(*row) for row in rows])
-        print(f'see {path}')
+        print(f'wrote {path}')
         return
     text = text_of(rows)
     if FLAGS.out is None:
         print(text)
     else:
         write_file(path, (text + '\n').encode())
-        print(f'see {path}')
+        print(f'wrote {path}')
 
 
 def text_of(rows: list[tuple[str, list[tuple[str, float]]]]) -> str:

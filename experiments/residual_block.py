@@ -163,7 +163,7 @@ def main() -> None:
     for arch, values in norms.items():
         print(f'  {arch:>10}  {values[1]:9.3g}  {values[len(values) // 2]:9.3g}  {values[-1]:9.3g}')
     draw(out / 'gradients.png', norms)
-    print(f'\nsee {out / "gradients.png"}')
+    print(f'\nwrote {out / "gradients.png"}')
 
 
 if __name__ == '__main__':

@@ -147,7 +147,7 @@ def main() -> None:
         print(text)
     else:
         write_file(pathlib.Path(FLAGS.out), (text + '\n').encode())
-        print(f'see {FLAGS.out}')
+        print(f'wrote {FLAGS.out}')
 
 
 if __name__ == '__main__':

@@ -138,7 +138,7 @@ def main() -> None:
     out = pathlib.Path(FLAGS.workdir or f'runs/augment-{scripts.as_file_name(name)}')
     make_folder(out)
     save_figure(figure, out / 'augment.png')
-    print(f'see {out / "augment.png"}')
+    print(f'wrote {out / "augment.png"}')
 
 
 if __name__ == '__main__':

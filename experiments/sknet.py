@@ -19,7 +19,7 @@ ARCHS = scripts.family('skresne.*')
 def define_flags() -> None:
     training_flags.define_training_flags(arch='skresnet18', archs=ARCHS)
     flags.DEFINE_bool(
-        'split_input', None, "Feed each convolution its own share of the channels. Default: the architecture's."
+        'split_input', None, "Split the input channels between the two convolutions. Default: the architecture's."
     )
 
 

@@ -101,7 +101,7 @@ def main() -> None:
         rows.append(row_of('mean', results))
     draw(out / 'speedrun.png', f'speedrun on {dataset.name}, {config.epochs} epochs', folders)
     write_table(out, _COLUMNS, rows, dataset=config.data.dataset, results=results)
-    print(f'see {out / "speedrun.png"}')
+    print(f'wrote {out / "speedrun.png"}')
 
 
 if __name__ == '__main__':

@@ -207,9 +207,9 @@ def main() -> None:
                     raise
                 print(f'{error}', file=sys.stderr)
                 continue
-            headline = get_task(result['task']).primary_metric
-            scores.append(result[f'test_{headline}'])
-            print(f'[{number}/{len(combinations)}] {name} seed {seed}: test {headline} {scores[-1]:.4f}', flush=True)
+            metric = get_task(result['task']).primary_metric
+            scores.append(result[f'test_{metric}'])
+            print(f'[{number}/{len(combinations)}] {name} seed {seed}: test {metric} {scores[-1]:.4f}', flush=True)
         mean, deviation = spread(scores) if scores else (np.array(np.nan), np.array(0.0))
         means.append(float(mean))
         deviations.append(float(deviation))
@@ -221,7 +221,7 @@ def main() -> None:
     draw(out / 'sweep.png', title, grid, np.array(means), np.array(deviations))
     facts = {'means': [None if np.isnan(mean) else mean for mean in means], 'deviations': deviations}
     write_table(out, (*grid, 'test score'), rows, **facts)
-    print(f'see {out / "sweep.png"}')
+    print(f'wrote {out / "sweep.png"}')
 
 
 if __name__ == '__main__':

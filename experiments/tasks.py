@@ -67,7 +67,7 @@ def main() -> None:
             simple = (f'{scores[kind][metric]:.4f}' for kind in BASELINES)
             rows.append((f'`{name}`', metric, *simple, format_mean(scores['network'][metric])))
     write_table(out, _COLUMNS, rows, dataset=dataset_name, arch=FLAGS.arch, scores=found)
-    print(f'see {out}')
+    print(f'results in {out}')
 
 
 if __name__ == '__main__':

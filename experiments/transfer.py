@@ -134,7 +134,7 @@ def main() -> None:
     classes = f'{len(target.train)} images of {target.num_classes} classes of {name}'
     draw(out / 'transfer.png', f'{classes}, pretrained on {source.num_classes} others', runs)
     write_table(out, _COLUMNS, rows, dataset=name, seeds=FLAGS.num_seeds)
-    print(f'see {out / "transfer.png"}')
+    print(f'wrote {out / "transfer.png"}')
 
 
 if __name__ == '__main__':

@@ -105,7 +105,7 @@ def train(spec: ResNetSpec) -> None:
     else:
         score = f'{result[f"{metric}_mean"]:.4f} ± {result[f"{metric}_std"]:.4f} over {FLAGS.num_seeds} seeds'
     if is_main_process():
-        print(f'test {task.primary_metric} {score}; see {workdir}')
+        print(f'test {task.primary_metric} {score}; results in {workdir}')
 
 
 def keep_compiled_programs() -> None:
@@ -185,7 +185,7 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Prints a warning in one line, without its source location."""
-    print(f'note: {message}', file=sys.stderr)
+    print(f'warning: {message}', file=sys.stderr)
 
 
 def _exit(message: str, status: int) -> NoReturn:

@@ -281,7 +281,7 @@ def check_rank_and_number(task: Task, outputs: jax.Array, targets: jax.Array, ra
     """Raises InputError if the targets have another rank or number of examples."""
     if targets.ndim != rank or len(targets) != len(outputs):
         column = targets.ndim == 2 and targets.shape[1] == 1
-        raise misfit(task, outputs, targets, expected + (': labels[:, 0]' if column else ''))
+        raise misfit(task, outputs, targets, expected + ('; use labels[:, 0]' if column else ''))
 
 
 def check_integers(place: str, labels: np.ndarray, more: str = '') -> None:

@@ -46,7 +46,7 @@ class Binary(MultiLabel):
 
     def _columns(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         if outputs.shape[-1] != 1:
-            raise misfit(self, outputs, targets, 'a network with one output: num_classes=1')
+            raise misfit(self, outputs, targets, 'a network with one output (num_classes=1)')
         check_rank_and_number(self, outputs, targets, 1, '0 or 1 per example, [N]')
         return targets[:, None]
 

@@ -235,7 +235,7 @@ def normalized(dataset: Dataset, mean: Sequence[float], std: Sequence[float]) ->
     for name, values in (('mean', mean), ('std', std)):
         if len(values) != dataset.image_shape[-1]:
             channels = dataset.image_shape[-1]
-            raise InputError(f'{name}={tuple(values)} must be {channels} numbers, one per image channel')
+            raise InputError(f'{name}={tuple(values)} must have one number per image channel ({channels})')
     return dataclasses.replace(dataset, mean=tuple(mean), std=tuple(std))
 
 

@@ -151,7 +151,7 @@ WRONG = [
     ('transfer', '--source_classes=9', 'source_classes=9 must be from 2 to 8; digits has 10 classes'),
     ('transfer', '--mean=0.5', "flag 'mean'"),
     ('transfer', '--examples_per_class=1000', 'examples_per_class=1000 must be at most'),
-    ('degradation', '--depths=20,21', 'no network plain21'),
+    ('degradation', '--depths=20,21', "unknown network 'plain21'"),
     ('cardinality', '--stage_sizes=1,x', 'stage_sizes=1,x must be numbers separated by commas'),
     ('list_models', '--pattern=vgg*', 'pattern=vgg* matches none'),
     ('numpy_resnet18', '--seed=-1', '--seed=-1'),
@@ -236,7 +236,7 @@ def test_three_forms_of_the_resnext_block_agree(cardinality, rng):
 
 def test_show_augment_draws_the_requested_rows(tmp_path):
     out, _ = run('show_augment', '--num_images=2', '--cutout=3', '--color_jitter=0.4,0.4,0', f'--workdir={tmp_path}')
-    assert out == f'see {tmp_path / "augment.png"}\n'
+    assert out == f'wrote {tmp_path / "augment.png"}\n'
     assert (tmp_path / 'augment.png').stat().st_size > 1000
     _, error = run('show_augment', '--num_images=2', '--crop_size=9', f'--workdir={tmp_path}', status=2)
     assert error.startswith('error: crop_size=9 must be at most 8')

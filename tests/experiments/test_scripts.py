@@ -131,7 +131,10 @@ def test_help_explains_every_flag(name):
 def test_a_run_ends_with_its_accuracy_and_folder(trained):
     workdir, done = trained
     result = json.loads((workdir / 'result.json').read_text())
-    assert done.stdout.splitlines()[-1] == f'test accuracy {result["test_accuracy"]:.4f} on 5 examples; see {workdir}'
+    assert (
+        done.stdout.splitlines()[-1]
+        == f'test accuracy {result["test_accuracy"]:.4f} on 5 examples; results in {workdir}'
+    )
     assert result['steps'] == 2
     assert done.stderr == ''
 
@@ -260,7 +263,7 @@ USER_ERRORS = [
     ('plain', ['--zero_init_last'], "block 'plain' has no such option"),
     ('wide_resnet', ['--arch=wide_resnet50_2', '--widen_factor=2'], 'widen_factor=2 applies only to wrn'),
     ('resnext', ['--cardinality=0'], '--cardinality=0'),
-    ('resnet', ['--std='], 'std=() must be 3 numbers'),
+    ('resnet', ['--std='], 'std=() must have one number per image channel (3)'),
     ('resnet', ['--statistics=local'], "statistics='local' must be global, frozen, or a number of examples"),
     ('resnet', ['--learning_rate_factors=stem'], 'learning_rate_factors=stem must have the form pattern=number'),
     ('resnet', ['--num_processes=2'], 'num_processes=2 and process_index=None are given together'),
@@ -275,7 +278,7 @@ USER_ERRORS = [
     ('resnet', ['--init_from=/no/file.pth'], '/no/file.pth does not exist'),
     ('resnet', ['--freeze=layer1'], "freeze='layer1' matches none of the parameters"),
     ('resnet', ['--freeze=stage['], 'is not a valid regular expression'),
-    ('resnet', ['--mean=0.5,0.5'], 'must be 3 numbers, one per image channel'),
+    ('resnet', ['--mean=0.5,0.5'], 'must have one number per image channel (3)'),
     ('resnet', ['--mean=grey'], 'mean=grey must be numbers separated by commas'),
     ('resnet', ['--drop_path_rate=1'], 'drop_path_rate=1.0 must be at least 0 and less than 1'),
     ('resnet_d', ['--stem=patch'], '--stem=patch'),
@@ -286,7 +289,11 @@ USER_ERRORS = [
     ('evaluate', FILE, 'does not record its dataset; set --dataset'),
     ('evaluate', [*FILE, '--dataset=synthetic'], '--workdir is required'),
     ('evaluate', [*FILE, '--dataset=digits', '--workdir=OUT'], 'images must have 3 channels, found 1 in'),
-    ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'], 'mean=(0.5,) must be 3 numbers'),
+    (
+        'evaluate',
+        [*FILE, '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'],
+        'mean=(0.5,) must have one number per image channel',
+    ),
     ('convert', ['--out=OUT.safetensors'], '--init_from is required'),
     ('convert', FILE, '--out is required'),
     ('convert', [*FILE, '--out=OUT.pth'], 'must end in .safetensors'),

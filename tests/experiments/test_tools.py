@@ -72,7 +72,7 @@ def test_features_and_neighbours(folder, trained, tmp_path):
     file = tmp_path / 'features.npz'
     given = (f'--init_from={trained / "seed0"}', f'--images={folder}', f'--out={file}', '--neighbours=3')
     out, _ = run('features', *given)
-    assert '24 embeddings of 16 numbers' in out
+    assert '24 embeddings of size 16' in out
     with np.load(file) as archive:
         names, features = archive['names'], archive['features']
     assert features.shape == (24, 16)

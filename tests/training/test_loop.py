@@ -191,8 +191,8 @@ def test_invalid_values_write_nothing(shades, tmp_path):
         ({'freeze': 'layer1'}, "freeze='layer1' matches none of the parameters; paths start with: head, stage1"),
         ({'freeze': ''}, "freeze='' matches all parameters"),
         ({'freeze': 'stem', 'scan_blocks': True}, 'scan_blocks=True is not supported with pruned or frozen blocks'),
-        ({'mean': (0.5, 0.5)}, r'mean=\(0.5, 0.5\) must be 1 numbers, one per image channel'),
-        ({'std': ()}, r'std=\(\) must be 1 numbers, one per image channel'),
+        ({'mean': (0.5, 0.5)}, r'mean=\(0.5, 0.5\) must have one number per image channel \(1\)'),
+        ({'std': ()}, r'std=\(\) must have one number per image channel \(1\)'),
     ):
         with pytest.raises(InputError, match=message):
             train_and_evaluate(SPEC, CONFIG.replace(**fields), workdir, dataset=shades)
