@@ -102,4 +102,4 @@ def batches(predictor: Predictor, files: Sequence[str]) -> Iterator[tuple[list[s
                 any_decoded = True
                 yield names, np.stack(images)
     if not any_decoded:
-        raise InputError(f'none of the {len(files)} images can be decoded')
+        raise InputError(f'no image could be decoded ({len(files)} tried)')

@@ -109,7 +109,7 @@ class Evaluator:
         if total['count'] != len(examples) or (self._feed.all_there and len(examples) != len(self._split)):
             raise AssertionError(f'evaluated {total["count"]} of {len(self._split)} examples')
         if not len(examples):
-            raise InputError(f'none of the {len(self._split)} images can be decoded')
+            raise InputError(f'no image could be decoded ({len(self._split)} tried)')
         summary, outputs = self._task.summarize(total), None
         targets: Any = None
         if self._keep:
