@@ -119,7 +119,7 @@ def test_results_show_settings_that_differ(tmp_path):
     for rate in (0.0, 0.3):
         spec, folder = with_changes(SPEC, dropout_rate=rate).to_json(), tmp_path / str(rate)
         folder.mkdir()
-        record = {'arch': 'tiny', 'spec': spec, 'config': {'seed': 0, 'epochs': 2, 'dataset': 'some'}}
+        record = {'arch': 'tiny', 'spec': spec, 'config': {'seed': 0, 'epochs': 2, 'reporting': {}}}
         (folder / 'config.json').write_text(json.dumps(record))
         (folder / 'result.json').write_text(json.dumps({'test_accuracy': rate, 'train_seconds': 1.0, 'arch': 'tiny'}))
     out, _ = run('results', f'--runs={tmp_path}')
