@@ -1,5 +1,5 @@
-"""Scripts to run as ``python -m experiments.NAME``; the flags live here and nowhere else."""
+"""Commands, started as ``python -m experiments.NAME``; all flags are defined in this package."""
 
 from experiments.shared.environment import restart_with_settings
 
-restart_with_settings()  # before anything heavy is imported
+restart_with_settings()  # before the slow imports

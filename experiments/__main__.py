@@ -1,4 +1,4 @@
-"""Lists the commands: ``python -m experiments``; with ``--markdown`` as the tables of the README."""
+"""Lists the commands (``python -m experiments``); ``--markdown`` prints them as the README's tables."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from experiments.shared import commands
 
 
 def main(arguments: list[str]) -> int:
-    """Prints what is asked for; the status of the process."""
+    """Prints the list of commands and returns the exit status."""
     if arguments in ([], ['--help']):
         print(commands.as_text())
     elif arguments == ['--markdown']:
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
     else:
         name, names = arguments[0].removeprefix('experiments.'), [command.name for command in commands.list_commands()]
         if name in names:
-            print(f'error: the command {name} is started as python -m experiments.{name}', file=sys.stderr)
+            print(f'error: start {name} with python -m experiments.{name}', file=sys.stderr)
         elif name.startswith('-'):
             print(f'error: unknown flag {name}; known: --help, --markdown', file=sys.stderr)
         else:
@@ -28,7 +28,7 @@ if __name__ == '__main__':
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the list has left
+    except BrokenPipeError:  # the reader of the pipe has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)

@@ -19,7 +19,7 @@ ARCHS = scripts.family('resnetblur.*', '(se)?resne(t|xt)aa.*')
 def define_flags() -> None:
     training_flags.define_training_flags(arch='resnetblur18', archs=ARCHS)
     flags.DEFINE_enum(
-        'antialias', None, ['none', 'blur', 'average'], "In the place of strides. Default: the architecture's."
+        'antialias', None, ['none', 'blur', 'average'], "Pooling that replaces strides. Default: the architecture's."
     )
 
 

@@ -1,13 +1,13 @@
-"""Times training steps beside plain Flax and PyTorch; estimates for TPUs.
+"""Times training steps against plain Flax and PyTorch; estimates cost on TPUs.
 
 python -m experiments.benchmark --arch=resnet20,resnet50                    # this machine
-python -m experiments.benchmark --arch=resnet50 --against=flax,torch        # in turns with the others
-python -m experiments.benchmark --arch=resnet50 --topology=v5e:2x2          # a TPU's compiler's estimate
+python -m experiments.benchmark --arch=resnet50 --against=flax,torch        # compared with the baselines
+python -m experiments.benchmark --arch=resnet50 --topology=v5e:2x2          # the TPU compiler's estimate
 python -m experiments.benchmark --arch=resnet50 --topology=v5e:16x16 --all_chips --batch_size=16384 --image_size=224
 
-Each contender runs in a process of its own, and they take turns, so that what else the machine does meets all alike.
-A turn is one step that does not count and --steps that do. What is reported is the median over --rounds turns, and the
-median of the ratios of turns that followed each other.
+Each contender runs in its own process, and the contenders alternate, so that other load on the machine affects all of
+them. A turn is one untimed step and --steps timed ones. The results are the median over --rounds turns and the median
+ratio of consecutive turns.
 """
 
 import dataclasses
@@ -34,52 +34,59 @@ OTHERS = ('flax', 'torch')
 
 
 def define_flags() -> None:
-    flags.DEFINE_list('arch', 'resnet20', 'Architectures, separated by commas; list_models() has them.')
-    flags.DEFINE_integer('batch_size', None, 'Images in a step. Default: 128 of 32 pixels, 16 of more.', lower_bound=1)
+    flags.DEFINE_list('arch', 'resnet20', 'Architectures, separated by commas; see python -m experiments.list_models.')
     flags.DEFINE_integer(
-        'image_size', None, 'Pixels a side. Default: 32 for networks with the CIFAR stem, else 128.', lower_bound=1
+        'batch_size', None, 'Images per step. Default: 128 up to 32 pixels, otherwise 16.', lower_bound=1
+    )
+    flags.DEFINE_integer(
+        'image_size',
+        None,
+        'Image size in pixels. Default: 32 for networks with the CIFAR stem, otherwise 128.',
+        lower_bound=1,
     )
     flags.DEFINE_enum('mode', 'train', ('train', 'eval'), 'train: loss, gradients and SGD with momentum; eval: logits.')
     flags.DEFINE_enum('compute_dtype', 'float32', ('float32', 'bfloat16'), 'Dtype of the layers.')
     flags.DEFINE_enum(
-        'implementation', 'auto', IMPLEMENTATIONS, 'auto: the forms fast on the platform; xla: the plain ones.'
+        'implementation', 'auto', IMPLEMENTATIONS, 'auto: the fastest forms on the platform; xla: the plain ones.'
     )
-    flags.DEFINE_integer('cardinality', None, "Groups of a bottleneck's 3x3 convolution. Default: the architecture's.")
-    flags.DEFINE_integer('base_width', None, "Channels of a group in the first stage. Default: the architecture's.")
-    flags.DEFINE_bool('scan_blocks', False, 'Compile the alike blocks of a stage once.')
+    flags.DEFINE_integer(
+        'cardinality', None, "Number of groups of a bottleneck's 3x3 convolution. Default: the architecture's."
+    )
+    flags.DEFINE_integer('base_width', None, "Channels per group in the first stage. Default: the architecture's.")
+    flags.DEFINE_bool('scan_blocks', False, 'Compile equal-shaped blocks of a stage once, as a loop.')
     flags.DEFINE_list(
         'against',
         [],
-        'Contenders, separated by commas: flax (nn.Conv and nn.BatchNorm), torch. They know plain, basic and bottleneck'
-        ' blocks, with or without pre-activation, and neither attention nor what came later.',
+        'Baselines, separated by commas: flax (nn.Conv and nn.BatchNorm), torch. They support plain, basic and'
+        ' bottleneck blocks, with or without pre-activation, without attention or later additions.',
     )
-    flags.DEFINE_integer('rounds', 7, 'Turns of each contender.', lower_bound=1)
-    flags.DEFINE_integer('steps', 2, 'Counted steps in a turn.', lower_bound=1)
+    flags.DEFINE_integer('rounds', 7, 'Number of turns per contender.', lower_bound=1)
+    flags.DEFINE_integer('steps', 2, 'Timed steps per turn.', lower_bound=1)
     flags.DEFINE_string(
         'topology',
         None,
-        'Compile for one chip of these instead, such as v5e:2x2, and report what the compiler estimates; needs libtpu.',
+        "Compile for one chip of this TPU topology, such as v5e:2x2, and report the compiler's estimate; needs libtpu.",
     )
     flags.DEFINE_bool(
-        'all_chips', False, 'With --topology: split the batch over all its chips, and report what they exchange.'
+        'all_chips', False, 'With --topology: split the batch over all chips and report their communication.'
     )
-    flags.DEFINE_bool('json', False, 'Print one JSON object a line instead of a table.')
+    flags.DEFINE_bool('json', False, 'Print one JSON object per line instead of a table.')
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is timed.
+    """A step to time.
 
     Attributes:
       arch: a name of ``list_models()``.
       mode: ``train`` or ``eval``.
-      batch_size: images in a step.
-      image_size: pixels a side.
+      batch_size: images per step.
+      image_size: height and width in pixels.
       compute_dtype: ``float32`` or ``bfloat16``.
       implementation: ``auto`` or ``xla``.
       scan_blocks: as in ``ResNet``.
-      cardinality: in place of the architecture's, if not None.
-      base_width: likewise.
+      cardinality: replaces the architecture's if not None.
+      base_width: replaces the architecture's if not None.
     """
 
     arch: str
@@ -94,13 +101,13 @@ class Case:
 
     @property
     def spec(self) -> ResNetSpec:
-        """The network."""
+        """The specification of the network."""
         changed = {'cardinality': self.cardinality, 'base_width': self.base_width}
         return get_spec(self.arch, **{name: value for name, value in changed.items() if value is not None})
 
 
 def jax_step(case: Case, plain_flax: bool) -> tuple[Callable[..., Any], Any]:
-    """A step as a function of its state, and the state's shapes with those of a batch."""
+    """A step ``(state, batch) -> (state, output)``, and a function of a key that creates state and batch."""
     import jax.numpy as jnp
 
     from experiments.shared.baseline_networks import FlaxNetwork
@@ -129,8 +136,8 @@ def jax_step(case: Case, plain_flax: bool) -> tuple[Callable[..., Any], Any]:
 
 
 def prepare_jax(case: Case, plain_flax: bool) -> tuple[Callable[[], None], dict[str, Any]]:
-    """A function that takes one step, and what compiling it showed."""
-    jax.config.update('jax_enable_compilation_cache', False)  # its time is a result
+    """A function that takes one step, and the time and memory of its compilation."""
+    jax.config.update('jax_enable_compilation_cache', False)  # compilation time is measured
     function, make = jax_step(case, plain_flax)
     state, batch = jax.jit(make)(jax.random.key(0))
     start = time.perf_counter()
@@ -148,7 +155,7 @@ def prepare_jax(case: Case, plain_flax: bool) -> tuple[Callable[[], None], dict[
 
 
 def prepare_torch(case: Case, channels_last: bool) -> tuple[Callable[[], None], dict[str, Any]]:
-    """The same with PyTorch, in one of its two memory formats."""
+    """The PyTorch counterpart of ``prepare_jax``, in one of two memory formats."""
     import torch
 
     from experiments.shared.baseline_networks import torch_network
@@ -179,10 +186,10 @@ def prepare_torch(case: Case, channels_last: bool) -> tuple[Callable[[], None], 
     step()
     first = time.perf_counter() - start
     step()
-    described = 'channels_last' if channels_last else 'contiguous'
+    format_name = 'channels_last' if channels_last else 'contiguous'
     after = _resident_bytes('VmHWM')
     memory = None if before is None or after is None else after - before
-    return step, {'memory_format': described, 'compile_seconds': round(first, 2), 'peak_memory_bytes': memory}
+    return step, {'memory_format': format_name, 'compile_seconds': round(first, 2), 'peak_memory_bytes': memory}
 
 
 def _resident_bytes(field: str) -> int | None:
@@ -203,7 +210,7 @@ PREPARE: dict[str, tuple[Callable[..., Any], bool]] = {
 
 
 def take_turns(name: str, case: Case) -> Generator[Any, int, None]:
-    """A contender's work: what its preparation showed, then the seconds of as many steps as it is asked for."""
+    """A contender's work: yields its preparation's measurements, then the seconds of as many steps as requested."""
     prepare, option = PREPARE[name]
     step, prepared = prepare(case, option)
     step()
@@ -219,7 +226,7 @@ def take_turns(name: str, case: Case) -> Generator[Any, int, None]:
 
 
 def measure(case: Case, others: list[str], rounds: int, steps: int) -> dict[str, Any]:
-    """One object of results."""
+    """Times one case against the baselines and returns the results."""
     names = ['ours', *(name for name in PREPARE if name.split()[0] in others)]
     contenders: dict[str, Contender] = {}
     turns: dict[str, list[float]] = {name: [] for name in names}  # ms
@@ -239,7 +246,9 @@ def measure(case: Case, others: list[str], rounds: int, steps: int) -> dict[str,
         'flops': flops(case),
         **contenders['ours'].prepared,
     }
-    for name in sorted(names[1:], key=lambda other: -statistics.median(turns[other])):  # the better one stays
+    for name in sorted(
+        names[1:], key=lambda other: -statistics.median(turns[other])
+    ):  # PyTorch's faster memory format overwrites the slower one
         ratios = [here / there for here, there in zip(turns['ours'], turns[name], strict=True)]
         measured = {'ms': round(statistics.median(turns[name]), 2), 'ratio': round(statistics.median(ratios), 3)}
         result[name.split()[0]] = measured | contenders[name].prepared
@@ -247,7 +256,7 @@ def measure(case: Case, others: list[str], rounds: int, steps: int) -> dict[str,
 
 
 def flops(case: Case) -> int:
-    """Floating-point operations of a step in its plain form, as XLA counts them; no form of ours changes it."""
+    """Floating-point operations of a step in its plain form, as counted by XLA; independent of the implementation."""
     plain = dataclasses.replace(case, implementation='xla', scan_blocks=False)
     function, make = jax_step(plain, plain_flax=False)
     cost: Any = jax.jit(function).lower(*jax.eval_shape(make, jax.random.key(0))).cost_analysis()
@@ -255,7 +264,7 @@ def flops(case: Case) -> int:
 
 
 def estimate_on(topology: str, case: Case, others: list[str], all_chips: bool) -> dict[str, Any]:
-    """What a TPU's compiler estimates: cycles of a step, FLOPs, bytes; with plain Flax's and the ratio if asked for."""
+    """The TPU compiler's estimates: cycles per step, FLOPs, bytes; optionally those of plain Flax and the ratio."""
     from resnet_jax.aot import estimate, estimate_job
 
     def run(plain_flax: bool) -> dict[str, Any]:
@@ -273,7 +282,7 @@ def estimate_on(topology: str, case: Case, others: list[str], all_chips: bool) -
 
 
 def print_row(result: dict[str, Any]) -> None:
-    """A result for the eye."""
+    """Prints a result in readable form."""
     what = f'{result["arch"]:>18} {result["mode"]:>5} {result["batch_size"]} x {result["image_size"]}²'
     if 'topology' in result:
         against = (
@@ -297,10 +306,10 @@ def print_row(result: dict[str, Any]) -> None:
 
 
 def case_of(arch: str) -> Case:
-    """What the flags ask for of one architecture.
+    """The case of one architecture, from the flags.
 
     Raises:
-      InputError: an unknown name, or a specification that does not hold together.
+      InputError: an unknown architecture, or an inconsistent specification.
     """
     size = FLAGS.image_size or (32 if get_spec(arch).stem.kind == 'cifar' else 128)
     case = Case(
@@ -314,29 +323,29 @@ def case_of(arch: str) -> Case:
         cardinality=FLAGS.cardinality,
         base_width=FLAGS.base_width,
     )
-    _ = case.spec  # raises what is wrong with it before anything is timed
+    _ = case.spec  # raises errors before anything is timed
     return case
 
 
 def main() -> None:
     unknown = set(FLAGS.against) - set(OTHERS)
     if unknown:
-        raise InputError(f'against={",".join(sorted(unknown))}: known are {", ".join(OTHERS)}')
+        raise InputError(f'against={",".join(sorted(unknown))} must be one of {", ".join(OTHERS)}')
     if FLAGS.all_chips and FLAGS.topology is None:
-        raise InputError('--all_chips is for --topology; a measurement takes one device')
+        raise InputError('--all_chips needs --topology; measurements use one device')
     if FLAGS.topology is not None and 'torch' in FLAGS.against:
-        raise InputError('against=torch: PyTorch has no estimate for a TPU; --topology takes flax alone')
+        raise InputError('against=torch is not supported with --topology; use --against=flax')
     if FLAGS.topology is not None:
-        jax.config.update('jax_platforms', 'cpu')  # only the compiler is for a TPU
+        jax.config.update('jax_platforms', 'cpu')  # only the compiler targets the TPU
         jax.config.update('jax_enable_compilation_cache', False)
     elif FLAGS.against and jax.default_backend() != 'cpu':
-        raise InputError(f'--against compares on a CPU; JAX runs on {jax.default_backend()} here (JAX_PLATFORMS=cpu)')
+        raise InputError(f'--against needs a CPU, but JAX uses {jax.default_backend()}; set JAX_PLATFORMS=cpu')
     for needed in ('torch', 'torchvision') if 'torch' in FLAGS.against else ():
         if importlib.util.find_spec(needed) is None:
-            raise InputError(f'against=torch needs {needed}, which is not installed')
+            raise InputError(f'against=torch needs {needed}: pip install {needed}')
     cases = [case_of(arch) for arch in FLAGS.arch]
     if not cases:
-        raise InputError('arch= names no architecture; list_models() has them')
+        raise InputError('--arch is required; see python -m experiments.list_models')
     if FLAGS.against:
         from experiments.shared.baseline_networks import check_is_plain
 

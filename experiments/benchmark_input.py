@@ -1,11 +1,11 @@
-"""Times the reading of photographs beside torchvision and TensorFlow.
+"""Times the photograph input pipeline against torchvision and TensorFlow.
 
 python -m experiments.benchmark_input --dataset=folder:DIR
 python -m experiments.benchmark_input --dataset=folder:DIR --num_workers=8 --against=torchvision,tf_antialias,tf
 
-Random parts of 8 to 100 % of the area of a folder's training images become squares of --image_size pixels, uint8, ready
-for a device. Every turn is a process of its own, and contenders take turns, so that what else the machine does meets
-all alike. ``tf`` resizes without antialiasing, the others with it.
+Random crops of 8 to 100 % of the area of a folder's training images are resized to uint8 squares of --image_size
+pixels, ready for a device. Every turn is its own process, and the readers alternate, so that other load on the machine
+affects all of them. ``tf`` resizes without antialiasing, the others with it.
 """
 
 import dataclasses
@@ -31,26 +31,28 @@ FLAGS = flags.FLAGS
 
 _AREA = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
-# More batches than any turn takes.
+# More batches than any turn reads.
 _LAST = 1_000_000
 
 
 def define_flags() -> None:
-    flags.DEFINE_string('dataset', None, 'folder:DIR with photographs, JPEG for TensorFlow.')
-    flags.DEFINE_integer('image_size', 224, 'Pixels a side of the squares.', lower_bound=1)
-    flags.DEFINE_integer('batch_size', 50, 'Images in a batch.', lower_bound=1)
-    flags.DEFINE_integer('num_workers', 0, 'Processes that decode; 0 is threads, and for torchvision a process a core.')
+    flags.DEFINE_string('dataset', None, 'folder:DIR with photographs; TensorFlow needs JPEG.')
+    flags.DEFINE_integer('image_size', 224, 'Height and width of the output in pixels.', lower_bound=1)
+    flags.DEFINE_integer('batch_size', 50, 'Images per batch.', lower_bound=1)
     flags.DEFINE_integer(
-        'warmup', 20, 'Batches of a turn that do not count: processes start, caches fill.', lower_bound=1
+        'num_workers', 0, 'Processes that decode; 0 uses threads, for torchvision one process per core.'
     )
-    flags.DEFINE_integer('batches', 100, 'Batches of a turn that count.', lower_bound=1)
-    flags.DEFINE_integer('rounds', 3, 'Turns of each contender.', lower_bound=1)
-    flags.DEFINE_list('against', [], 'Contenders, separated by commas: torchvision, tf_antialias, tf.')
+    flags.DEFINE_integer(
+        'warmup', 20, 'Untimed batches per turn, while processes start and caches fill.', lower_bound=1
+    )
+    flags.DEFINE_integer('batches', 100, 'Timed batches per turn.', lower_bound=1)
+    flags.DEFINE_integer('rounds', 3, 'Number of turns per reader.', lower_bound=1)
+    flags.DEFINE_list('against', [], 'Readers to compare with, separated by commas: torchvision, tf_antialias, tf.')
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is timed; as the flags of these names."""
+    """What to time; the fields are the flags of the same names."""
 
     dataset: str
     image_size: int
@@ -66,7 +68,7 @@ def files_of(case: Case) -> list[str]:
 
 
 def read_here(case: Case) -> Iterator[Any]:
-    """Batches as training reads them."""
+    """Yields batches the way training reads them."""
     images = list_folder(case.dataset)[0]['train'].photographs
     size = min(case.batch_size, len(images))
     crop = stream.RandomCrop(case.image_size, _AREA, _RATIO)
@@ -81,7 +83,7 @@ def read_here(case: Case) -> Iterator[Any]:
 
 
 class Files:
-    """Images of files as PyTorch's datasets are: what torchvision's ``ImageFolder`` does, without its classes."""
+    """A PyTorch dataset of image files, like torchvision's ``ImageFolder`` without labels."""
 
     def __init__(self, files: list[str], size: int):
         from torchvision import transforms
@@ -105,13 +107,13 @@ def read_with_torchvision(case: Case) -> Iterator[Any]:
 
     torch.set_num_threads(1)
     files: Any = Files(files_of(case), case.image_size)
-    how: dict[str, Any] = {'num_workers': case.num_workers or usable_cores(), 'persistent_workers': True}
-    loader = torch.utils.data.DataLoader(files, batch_size=case.batch_size, shuffle=True, drop_last=True, **how)
+    options: dict[str, Any] = {'num_workers': case.num_workers or usable_cores(), 'persistent_workers': True}
+    loader = torch.utils.data.DataLoader(files, batch_size=case.batch_size, shuffle=True, drop_last=True, **options)
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
 def read_with_tensorflow(case: Case, antialias: bool) -> Iterator[Any]:
-    """With ``tf.data``, which decodes the crop alone."""
+    """Reads with ``tf.data``, decoding only the crop."""
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     import tensorflow as tf
 
@@ -120,10 +122,10 @@ def read_with_tensorflow(case: Case, antialias: bool) -> Iterator[Any]:
 
     def load(path: Any) -> Any:
         data = tf.io.read_file(path)
-        how = {'aspect_ratio_range': _RATIO, 'area_range': _AREA, 'max_attempts': 10, 'min_object_covered': 0.0}
-        how['use_image_if_no_bounding_boxes'] = True
+        options = {'aspect_ratio_range': _RATIO, 'area_range': _AREA, 'max_attempts': 10, 'min_object_covered': 0.0}
+        options['use_image_if_no_bounding_boxes'] = True
         shape = tf.io.extract_jpeg_shape(data)
-        start, extent, _ = tf.image.sample_distorted_bounding_box(shape, whole, **how)
+        start, extent, _ = tf.image.sample_distorted_bounding_box(shape, whole, **options)
         part = tf.concat([start[:2], extent[:2]], 0)
         pixels = tf.io.decode_and_crop_jpeg(data, part, channels=3)
         return tf.cast(tf.round(tf.image.resize(pixels, size, antialias=antialias)), tf.uint8)
@@ -141,7 +143,7 @@ READERS: dict[str, tuple[Callable[[Case], Iterator[Any]], str]] = {
 
 
 def images_per_second(name: str, case: Case) -> Generator[float, None, None]:
-    """A contender's work: one turn."""
+    """One turn of a reader: yields its images per second."""
     batches = READERS[name][0](case)
     for _ in range(case.warmup):
         next(batches)
@@ -155,10 +157,10 @@ def images_per_second(name: str, case: Case) -> Generator[float, None, None]:
 
 
 def take_turn(name: str, case: Case) -> float:
-    """Images a second, in a process of its own.
+    """Images per second of one turn, in its own process.
 
     Raises:
-      InputError: the contender failed.
+      InputError: the reader failed.
     """
     contender = Contender(name, images_per_second, name, case)
     contender.close()
@@ -167,14 +169,14 @@ def take_turn(name: str, case: Case) -> float:
 
 def main() -> None:
     if not (FLAGS.dataset or '').startswith('folder:'):
-        raise InputError(f'dataset={FLAGS.dataset}: expected folder:DIR')
+        raise InputError(f'dataset={FLAGS.dataset} must be folder:DIR')
     for name in FLAGS.against:
         if name not in READERS or name == 'ours':
-            raise InputError(f'against={name!r} must be of {", ".join(list(READERS)[1:])}')
+            raise InputError(f'against={name!r} must be one of {", ".join(list(READERS)[1:])}')
         if importlib.util.find_spec(READERS[name][1]) is None:
-            raise InputError(f'against={name}: {READERS[name][1]} is not installed')
+            raise InputError(f'against={name} needs {READERS[name][1]}: pip install {READERS[name][1]}')
     case = Case(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Case)})
-    files_of(case)  # before anything starts
+    files_of(case)  # raises errors before anything starts
     turns: dict[str, list[float]] = {name: [] for name in ('ours', *FLAGS.against)}
     for _ in range(FLAGS.rounds):
         for name, found in turns.items():
@@ -184,7 +186,7 @@ def main() -> None:
         speed = statistics.median(found)
         ratios = [ours / other for ours, other in zip(turns['ours'], found, strict=True)]
         rows.append((name, f'{speed:,.0f}', f'{speed / usable_cores():,.0f}', f'{statistics.median(ratios):.2f}'))
-    print(scripts.markdown_table(('reader', 'images/s', 'of a core', 'ours / it'), rows))
+    print(scripts.markdown_table(('reader', 'images/s', 'images/s per core', 'ours / reader'), rows))
 
 
 if __name__ == '__main__':

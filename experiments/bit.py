@@ -5,7 +5,7 @@ Big Transfer (BiT): General Visual Representation Learning.
 Architectures: `resnetv2_*_bit`.
 
 python -m experiments.bit --image_size=32                                  # resnetv2_50x1_bit on handwritten digits
-python -m experiments.bit --init_from=BiT-M-R50x1.npz --dataset=arrays:DIR # fine-tuning of the published weights
+python -m experiments.bit --init_from=BiT-M-R50x1.npz --dataset=arrays:DIR # fine-tunes published weights
 """
 
 from absl import flags

@@ -19,9 +19,9 @@ from resnet_jax.models.cost import count_parameters, multiply_adds
 GROUP = 'studies'
 FLAGS = flags.FLAGS
 
-# Cardinality and base width of equal complexity, from the paper's Table 2.
+# Cardinality and base width at equal complexity, from Table 2 of the paper.
 SETTINGS = ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4))
-_COLUMNS = ('cardinality x width', 'parameters (M)', 'multiply-adds (M)', 'test accuracy', 'seconds of training')
+_COLUMNS = ('cardinality x width', 'parameters (M)', 'multiply-adds (M)', 'test accuracy', 'training seconds')
 
 
 def define_flags() -> None:
@@ -29,16 +29,16 @@ def define_flags() -> None:
     flags.DEFINE_list(
         'stage_sizes',
         ['1', '1', '1', '1'],
-        'Blocks in each stage; the first has 64 channels, each other one twice as many.',
+        'Number of blocks per stage; the first stage has 64 channels, each later one twice as many as the one before.',
     )
-    flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
+    flags.DEFINE_string('recipe', None, 'Training recipe. Default: digits_quick for digits, otherwise cifar_fast.')
     training_flags.define_settings(('epochs',))
-    flags.DEFINE_integer('num_seeds', 3, 'Seeds of each network.', lower_bound=1)
+    flags.DEFINE_integer('num_seeds', 3, 'Number of seeds per network.', lower_bound=1)
     flags.DEFINE_string('workdir', None, 'Folder for the runs and the table. Default: runs/cardinality-DATASET.')
 
 
 def stage_sizes() -> tuple[int, ...]:
-    """The flag's numbers."""
+    """The numbers of ``--stage_sizes``."""
     try:
         return tuple(int(size) for size in FLAGS.stage_sizes)
     except ValueError as error:
@@ -70,7 +70,7 @@ def main() -> None:
             )
         )
     write_table(out, _COLUMNS, rows, dataset=name)
-    print(f'see {out}')
+    print(f'results in {out}')
 
 
 if __name__ == '__main__':

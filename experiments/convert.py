@@ -1,4 +1,4 @@
-"""Converts weights between the layouts of PyTorch and Flax, as safetensors.
+"""Converts weights between PyTorch and Flax layouts, as safetensors.
 
 python -m experiments.convert --init_from=runs/resnet20-digits-seed0 --out=resnet20.safetensors      # for PyTorch
 python -m experiments.convert --init_from=resnet50.pth --arch=resnet50 --out=flax.safetensors --layout=flax
@@ -15,25 +15,27 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-    flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
-    flags.DEFINE_string('out', None, 'The safetensors file to write.')
+    flags.DEFINE_string(
+        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
+    )
+    flags.DEFINE_string('out', None, 'Safetensors file to write.')
     flags.DEFINE_enum(
         'layout',
         'torch',
         ['torch', 'flax'],
-        "torch: the names of timm and torchvision, their order of axes; flax: this project's paths and order of axes.",
+        "torch: names and axis order of timm and torchvision; flax: this project's parameter paths and axis order.",
     )
 
 
 def main() -> None:
     for name in ('init_from', 'out'):
         if FLAGS[name].value is None:
-            raise InputError(f'--{name} must be given')
+            raise InputError(f'--{name} is required')
     if not FLAGS.out.endswith('.safetensors'):
         raise InputError(f'out={FLAGS.out} must end in .safetensors')
     loaded = from_pretrained(FLAGS.init_from, FLAGS.arch)
     save_weights(FLAGS.out, loaded.model, loaded.variables, layout=FLAGS.layout)
-    print(f'{loaded.arch}, {loaded.model.spec.head.num_classes:,} classes, in the {FLAGS.layout} layout: {FLAGS.out}')
+    print(f'wrote {FLAGS.out}: {loaded.arch}, {loaded.model.spec.head.num_classes:,} classes, {FLAGS.layout} layout')
 
 
 if __name__ == '__main__':

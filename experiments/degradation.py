@@ -1,4 +1,4 @@
-"""Deeper plain networks train worse, residual ones do not.
+"""Shows that deeper plain networks train worse, but deeper residual ones do not.
 
 He et al. 2015, arXiv:1512.03385, section 4.2.
 
@@ -32,20 +32,18 @@ _COLUMNS = ('network', 'training error (%)', 'training loss', 'test error (%)')
 
 def define_flags() -> None:
     training_flags.define_data_flags(default='digits')
-    flags.DEFINE_list('depths', ['20', '56'], 'Depths of the networks: 20, 32, 44, 56, 110.')
-    flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_sgd.')
+    flags.DEFINE_list('depths', ['20', '56'], 'Depths to compare, some of 20, 32, 44, 56, 110.')
+    flags.DEFINE_string('recipe', None, 'Training recipe. Default: digits_quick for digits, otherwise cifar_sgd.')
     training_flags.define_settings(('epochs', 'learning_rate', 'warmup_epochs'))
-    flags.DEFINE_integer('num_seeds', 3, 'Seeds of each network.', lower_bound=1)
-    flags.DEFINE_integer(
-        'train_examples', None, 'Train on so many of the examples, the first. Default: all.', lower_bound=1
-    )
+    flags.DEFINE_integer('num_seeds', 3, 'Number of seeds per network.', lower_bound=1)
+    flags.DEFINE_integer('train_examples', None, 'Train on only the first N examples. Default: all.', lower_bound=1)
     flags.DEFINE_string(
         'workdir', None, 'Folder for the runs, the table and the picture. Default: runs/degradation-DATASET.'
     )
 
 
-def shortened(dataset: Dataset, examples: int | None) -> Dataset:
-    """The dataset with the first of its training examples alone."""
+def first_examples(dataset: Dataset, examples: int | None) -> Dataset:
+    """The dataset with only the first training examples."""
     if examples is None:
         return dataset
     if examples > len(dataset.train):
@@ -56,7 +54,7 @@ def shortened(dataset: Dataset, examples: int | None) -> Dataset:
 
 
 def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) -> None:
-    """Writes training and test error over the epochs, mean and standard deviation over the seeds."""
+    """Plots training and test error over epochs: mean and standard deviation over seeds."""
     figure = Figure(figsize=(11, 4.8), layout='constrained')
     figure.suptitle(title)
     panels = figure.subplots(1, 2, sharey=True)
@@ -79,7 +77,7 @@ def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) ->
 
 
 def rows_of(runs: dict[str, list[pathlib.Path]]) -> list[tuple[str, ...]]:
-    """Errors and loss at the end of training, for each network."""
+    """Final errors and loss of each network."""
     rows = []
     for arch, folders in runs.items():
         cells = []
@@ -91,22 +89,24 @@ def rows_of(runs: dict[str, list[pathlib.Path]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def configured() -> tuple[TrainConfig, dict[str, Any]]:
-    """The configuration of every run, and the options of ``train_and_evaluate``."""
+def config_and_options() -> tuple[TrainConfig, dict[str, Any]]:
+    """The configuration that all runs share, and keyword arguments for ``train_and_evaluate``."""
     name = FLAGS.dataset or 'digits'
     recipe = FLAGS.recipe or scripts.default_recipe(name, 'cifar_sgd')
     chosen = training_flags.set_flags(('image_size', 'epochs', 'learning_rate', 'warmup_epochs'))
-    described = name if FLAGS.train_examples is None else f'{name}[:{FLAGS.train_examples}]'
-    config = get_config(recipe, dataset=described, **chosen)
+    label = name if FLAGS.train_examples is None else f'{name}[:{FLAGS.train_examples}]'
+    config = get_config(recipe, dataset=label, **chosen)
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.data.image_size)
-    return config, {'dataset': shortened(dataset, FLAGS.train_examples)}
+    return config, {'dataset': first_examples(dataset, FLAGS.train_examples)}
 
 
 def main() -> None:
     archs = [f'{kind}{depth}' for kind in KINDS for depth in FLAGS.depths]
     if unknown := [arch for arch in archs if arch not in list_models()]:
-        raise InputError(f'depths={",".join(FLAGS.depths)}: no network {unknown[0]}; known depths: 20, 32, 44, 56, 110')
-    config, options = configured()
+        raise InputError(
+            f'depths={",".join(FLAGS.depths)}: unknown network {unknown[0]!r}; known depths: 20, 32, 44, 56, 110'
+        )
+    config, options = config_and_options()
     out = pathlib.Path(FLAGS.workdir or f'runs/degradation-{scripts.as_file_name(config.data.dataset)}')
     runs: dict[str, list[pathlib.Path]] = {arch: [] for arch in archs}
     for seed in range(FLAGS.num_seeds):
@@ -118,7 +118,7 @@ def main() -> None:
     title = f'{config.data.dataset}, recipe {config.recipe}, {FLAGS.num_seeds} seeds: mean ± standard deviation'
     draw(out / 'degradation.png', title, runs)
     write_table(out, _COLUMNS, rows, dataset=config.data.dataset)
-    print(f'see {out / "degradation.png"}')
+    print(f'wrote {out / "degradation.png"}')
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ ARCHS = scripts.family('ecaresne.*')
 
 def define_flags() -> None:
     training_flags.define_training_flags(arch='ecaresnet26t', archs=ARCHS)
-    flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
+    flags.DEFINE_string('shortcut', None, "Shortcut type: identity, A, B, C or D. Default: the architecture's.")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Scores a run or weights on any dataset: metrics, a picture, each prediction.
+"""Evaluates a run or weights on any dataset: metrics, a picture, all predictions.
 
-python -m experiments.evaluate --workdir=runs/resnet20-digits-seed0       # a run, on the data it was trained for
+python -m experiments.evaluate --workdir=runs/resnet20-digits-seed0       # a run, on its own test set
 python -m experiments.evaluate --init_from=RUN --checkpoint=best --dataset=arrays:DIR --workdir=OUT
 python -m experiments.evaluate --init_from=resnet20.th --arch=resnet20 --dataset=arrays:DIR --workdir=OUT
 """
@@ -29,7 +29,7 @@ from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TASKS, make_task
 from resnet_jax.training.evaluation import Evaluation, Evaluator
 from resnet_jax.training.plan import make_model, normalized
-from resnet_jax.training.report import draw_result_alone, drawn_or_told
+from resnet_jax.training.report import draw_result_alone, print_drawing_errors
 from resnet_jax.weights.hub import HUB
 from resnet_jax.weights.sources import normalization_of
 
@@ -40,83 +40,91 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     training_flags.define_data_flags(default="the run's")
     training_flags.define_normalization_flags()
-    flags.DEFINE_enum('task', None, list(TASKS), 'What a file of weights was trained for. Default: multiclass.')
+    flags.DEFINE_enum('task', None, list(TASKS), 'Task that a weights file was trained for. Default: multiclass.')
     flags.DEFINE_string('init_from', None, training_flags.INIT_FROM + ' Default: --workdir.')
-    flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
     flags.DEFINE_string(
-        'workdir', None, 'Folder for the result. Default: evaluation-DATASET-SPLIT-CHECKPOINT in the run.'
+        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
     )
-    flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which checkpoint of a run.')
-    flags.DEFINE_enum('split', 'test', ['test', 'train'], 'Which part of the dataset.')
-    training_flags.define_settings(('test_flip', 'test_shift'), default="the run's, or none")
-    flags.DEFINE_list('test_sizes', [], 'Score photographs at these sizes, too: 160,224,288.')
+    flags.DEFINE_string(
+        'workdir', None, 'Output folder. Default: evaluation-DATASET-SPLIT-CHECKPOINT in the folder of the run.'
+    )
+    flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Checkpoint of a run to load.')
+    flags.DEFINE_enum('split', 'test', ['test', 'train'], 'Split to evaluate.')
+    training_flags.define_settings(('test_flip', 'test_shift'), default="the run's, otherwise none")
+    flags.DEFINE_list('test_sizes', [], 'More image sizes to evaluate photographs at: 160,224,288.')
     flags.DEFINE_bool(
-        'published_test_size', False, 'Score photographs at the larger size that weights of the hub name for testing.'
+        'published_test_size',
+        False,
+        'Evaluate photographs at the larger test size that weights on the hub may specify.',
     )
-    training_flags.define_photograph_flags(default="the run's, or what the weights say")
+    training_flags.define_photograph_flags(default="the run's, otherwise read from the weights")
 
 
 def network_of(source: str) -> Predictor:
-    """Opens a run, one of its checkpoints, a file or an id of the hub."""
+    """Loads a run, one of its checkpoints, a weights file or an id on the hub."""
     path = pathlib.Path(source)
     if not (path.exists() or source.startswith(HUB)):
         raise InputError(f'{source} does not exist')
     if path.is_dir() and FLAGS.arch is not None:
-        raise InputError(f'arch={FLAGS.arch}: a run names its network itself; --arch is for a file of weights')
+        raise InputError(f'arch={FLAGS.arch}: a run records its architecture; --arch applies only to a weights file')
     if path.is_dir() and FLAGS.published_test_size:
-        raise InputError('published_test_size is for weights of the hub; a run names no size for testing')
+        raise InputError('--published_test_size applies only to weights on the hub, not to a run')
     network = load_predictor(source, FLAGS.checkpoint, arch=FLAGS.arch)
     if not FLAGS.published_test_size:
         return network
     if network.test_preprocessing is None:
-        raise InputError(f'published_test_size: {source} names no size for testing but that of training')
+        raise InputError(f'--published_test_size: {source} does not specify a test size other than its training size')
     return dataclasses.replace(network, preprocessing=network.test_preprocessing)
 
 
 def folder_of(network: Predictor, name: str) -> pathlib.Path:
-    """Where the result goes."""
+    """The output folder."""
     run = network.source
     if FLAGS.init_from and FLAGS.workdir:
         out = pathlib.Path(FLAGS.workdir)
     elif run.workdir is None:
-        raise InputError('--workdir must name a folder for the result')
+        raise InputError('--workdir is required: the output folder')
     else:
         out = run.workdir / f'evaluation-{scripts.as_file_name(name)}-{FLAGS.split}-{run.checkpoint}'
     if (out / 'config.json').exists():
-        raise InputError(f'workdir={out} holds a training run; choose another folder for the result')
+        raise InputError(f'workdir={out} contains a training run; choose another output folder')
     return out
 
 
 def load_data(network: Predictor, source: str) -> Dataset:
-    """The dataset to score on, normalized as in training, whatever its own mean is."""
+    """The dataset to evaluate on, normalized with the mean and standard deviation used in training."""
     known = network.source.settings
     task = known.get('task', FLAGS.task or DEFAULT_TASK)
     if FLAGS.task not in (None, task):
-        raise InputError(f'task={FLAGS.task}: the run was trained for {task}')
+        raise InputError(f'task={FLAGS.task}, but the run was trained for {task}')
     name = FLAGS.dataset or known.get('dataset')
     size = known.get('image_size') if FLAGS.image_size is None else FLAGS.image_size
     if not name:
-        raise InputError(f'{source} does not say what it was trained on: --dataset must')
+        raise InputError(f'{source} does not record its dataset; set --dataset')
     dataset = load_dataset(name, task=task, data_dir=FLAGS.data_dir, image_size=size, seed=known.get('seed', 0))
     if dataset.image_size is not None and size is None:
         dataset = dataclasses.replace(dataset, image_size=network.photograph_preprocessing.size)
     task = dataset.task
-    needed, there = task.num_outputs(dataset.num_classes), network.model.spec.head.num_classes
-    if needed > there or (needed < there and not task.has_class_outputs):
-        what = f'{dataset.num_classes} classes, the network of {source} {there}'
-        raise InputError(f'dataset={name} has {what}' if task.has_class_outputs else f'task={task.name}: {what}')
+    needed, available = task.num_outputs(dataset.num_classes), network.model.spec.head.num_classes
+    if needed > available or (needed < available and not task.has_class_outputs):
+        what = f'{dataset.num_classes} classes, but the network of {source} has {available}'
+        raise InputError(
+            f'dataset={name} has {what}'
+            if task.has_class_outputs
+            else f'task={task.name}: dataset {name} has {what} outputs'
+        )
     if task.has_class_targets and (names := names_of(network, dataset)) is not None:
         dataset = numbered_as(dataset, names)
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     check_images(image, network.variables['params']['stem'])  # before anything is written
     known_mean, known_std = normalization_of(network.source, dataset)
-    asked = TrainConfig().replace(**training_flags.chosen_settings(('mean', 'std'))).data  # which checks them
-    mean = known_mean if asked.mean is None else asked.mean
-    return normalized(dataset, mean, known_std if asked.std is None else asked.std)
+    chosen = TrainConfig().replace(**training_flags.chosen_settings(('mean', 'std'))).data  # validates them
+    mean = known_mean if chosen.mean is None else chosen.mean
+    return normalized(dataset, mean, known_std if chosen.std is None else chosen.std)
 
 
 def names_of(network: Predictor, dataset: Dataset) -> Sequence[str] | None:
-    """What the network's classes are called: by the run, or as the dataset calls those of ImageNet; None if unknown."""
+    """The network's class names: the run's, or ImageNet's in the dataset's form; None if unknown."""
     if network.source.class_names:
         return network.source.class_names
     names, ids = imagenet_names(), imagenet_wordnet_ids()
@@ -127,45 +135,47 @@ def names_of(network: Predictor, dataset: Dataset) -> Sequence[str] | None:
     return ids if dataset.class_names[0] in ids else names
 
 
-def preparation(network: Predictor, dataset: Dataset) -> Preprocessing | None:
-    """What is done to photographs: as flags say, or the weights, or the run; None for images in memory."""
+def preprocessing_of(network: Predictor, dataset: Dataset) -> Preprocessing | None:
+    """Preprocessing of photographs: from the flags, the weights or the run; None for images in memory."""
     chosen = training_flags.set_flags(('crop_pct', 'interpolation'))
     if dataset.image_size is None:
         for name, value in chosen.items():
-            raise InputError(f'{name}={value} is for photographs; {dataset.name} is in memory')
+            raise InputError(f'{name}={value} applies only to photographs; {dataset.name} is in memory')
         return None
     return dataclasses.replace(network.photograph_preprocessing, size=dataset.image_size, **chosen)
 
 
 def sizes_of_flags(dataset: Dataset) -> list[int]:
-    """The sizes to score photographs at besides."""
+    """The additional image sizes of ``--test_sizes``."""
     try:
         sizes = [int(size) for size in FLAGS.test_sizes]
     except ValueError as error:
         raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} must be numbers separated by commas') from error
     if sizes and min(sizes) < 1:
-        raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} must be numbers of pixels, at least 1')
+        raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} must be at least 1 pixel')
     if sizes and dataset.image_size is None:
-        raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} is for photographs; {dataset.name} is in memory')
+        raise InputError(
+            f'test_sizes={",".join(FLAGS.test_sizes)} applies only to photographs; {dataset.name} is in memory'
+        )
     return sizes
 
 
 def views_of(network: Predictor) -> dict[str, Any]:
-    """Over which views of an image outputs are averaged: as flags say, or the run."""
+    """The test-time views to average outputs over, from the flags or the run."""
     defaults = {'test_flip': False, 'test_shift': 0}
     chosen = defaults | network.source.settings | training_flags.set_flags(tuple(defaults))
     return {name.removeprefix('test_'): chosen[name] for name in defaults}
 
 
 def task_of(network: Predictor, dataset: Dataset) -> Task:
-    """The task of a run, with the units of its targets; of a file that of the dataset."""
+    """The task of a run, with its target statistics; for a weights file, the task of the dataset."""
     if network.source.record:
         return network.task
     return make_task(dataset.task, statistics=dataset.target_statistics())
 
 
 def write_predictions(path: pathlib.Path, task: Task, evaluation: Evaluation, split: Split, names: list[str]) -> None:
-    """A line for each example: its number, its targets, and what the network says of it."""
+    """Writes one CSV row per example: its index or name, its targets and its predictions."""
     predictions = task.predictions(np.asarray(evaluation.outputs))
     columns = task.prediction_names(names)
     targets = np.asarray(evaluation.targets).reshape(len(predictions), -1)
@@ -181,21 +191,22 @@ def write_predictions(path: pathlib.Path, task: Task, evaluation: Evaluation, sp
 
 
 def report_classes(confusion: np.ndarray, names: list[str]) -> dict[str, float | None]:
-    """The accuracy of each class, given and, of those with examples, shown; else None, as JSON has no NaN."""
+    """Prints and returns the accuracy of each class; None for classes without examples, because JSON has no NaN."""
     shares = metrics.per_class_accuracy(confusion)
     found = {name: None if np.isnan(share) else float(share) for name, share in zip(names, shares, strict=True)}
     with_examples = {name: share for name, share in found.items() if share is not None}
+    print('accuracy per class:')
     for name, share in with_examples.items():
         print(f'  {name:>20}  {share:.4f}')
     if len(with_examples) < len(found):
-        print(f'  no examples of {len(found) - len(with_examples):,} other classes')
+        print(f'  classes without examples: {len(found) - len(with_examples):,}')
     return found
 
 
 def scores_of(evaluation: Evaluation, task: Task, names: list[str]) -> tuple[dict[str, Any], str]:
-    """Every metric by its name in the result, and the line that sums them up."""
+    """All metrics by their names in ``result.json``, and the summary line."""
     result: dict[str, Any] = {f'{FLAGS.split}_{name}': value for name, value in evaluation.summary.items()}
-    headline = f'{FLAGS.split} {task.primary_metric} {evaluation.summary[task.primary_metric]:.4f}'
+    summary_line = f'{FLAGS.split} {task.primary_metric} {evaluation.summary[task.primary_metric]:.4f}'
     if task.has_class_outputs:
         if 'confusion' in evaluation.total:
             result['class_accuracy'] = report_classes(evaluation.total['confusion'], names)
@@ -203,21 +214,21 @@ def scores_of(evaluation: Evaluation, task: Task, names: list[str]) -> tuple[dic
         result['calibration_error'] = metrics.calibration_error(shares, targets)
         if 'correct' in evaluation.total:
             result['num_correct'] = int(evaluation.total['correct'])
-            headline += f': {result["num_correct"]:,} of {len(evaluation.examples):,} correct'
-    return result, headline
+            summary_line += f': {result["num_correct"]:,} of {len(evaluation.examples):,} correct'
+    return result, summary_line
 
 
 def main() -> None:
     source = FLAGS.init_from or FLAGS.workdir
     if source is None:
-        raise InputError('--init_from or --workdir must name the weights to score')
+        raise InputError('--init_from or --workdir is required: the weights to evaluate')
     network = network_of(source)
     dataset = load_data(network, source)
     out, split = folder_of(network, dataset.name), getattr(dataset, FLAGS.split)
-    # A deep network is compiled as a loop here as well.
+    # Deep networks are compiled as a loop, as in training.
     scan_blocks = make_model(network.model.spec, TrainConfig()).scan_blocks
     model = dataclasses.replace(network.model, scan_blocks=scan_blocks)
-    how, sizes = preparation(network, dataset), sizes_of_flags(dataset)
+    preprocessing, sizes = preprocessing_of(network, dataset), sizes_of_flags(dataset)
     make_folder(out)
 
     task, own = task_of(network, dataset), network.source.class_names
@@ -226,12 +237,12 @@ def main() -> None:
     views = views_of(network)
     options: dict[str, Any] = {'task': task, 'reader': ReaderOptions(strict=FLAGS.strict_data), **views}
 
-    def score(how: Preprocessing | None) -> Evaluation:
-        given: dict[str, Any] = options | {'keep_outputs': True, 'preprocessing': how}
-        return Evaluator(model, split, dataset.mean, dataset.std, **given)(network.variables)
+    def evaluate(preprocessing: Preprocessing | None) -> Evaluation:
+        chosen: dict[str, Any] = options | {'keep_outputs': True, 'preprocessing': preprocessing}
+        return Evaluator(model, split, dataset.mean, dataset.std, **chosen)(network.variables)
 
-    evaluation = score(how)
-    result, headline = scores_of(evaluation, task, names)
+    evaluation = evaluate(preprocessing)
+    result, summary_line = scores_of(evaluation, task, names)
     result |= {
         f'num_{FLAGS.split}_examples': len(evaluation.examples),
         'arch': network.arch,
@@ -242,9 +253,13 @@ def main() -> None:
         'checkpoint': network.source.checkpoint,
         'views': views,
     }
-    if how is not None:
-        result['preprocessing'] = {'size': how.size, 'crop_pct': how.crop_pct, 'interpolation': how.interpolation}
-        by_size = {size: score(dataclasses.replace(how, size=size)).summary for size in sizes}
+    if preprocessing is not None:
+        result['preprocessing'] = {
+            'size': preprocessing.size,
+            'crop_pct': preprocessing.crop_pct,
+            'interpolation': preprocessing.interpolation,
+        }
+        by_size = {size: evaluate(dataclasses.replace(preprocessing, size=size)).summary for size in sizes}
         result['by_size'] = {str(size): summary for size, summary in by_size.items()}
         if by_size:
             columns = [name for name in (task.primary_metric, 'top5_accuracy') if name in evaluation.summary]
@@ -252,9 +267,9 @@ def main() -> None:
             print(scripts.markdown_table(('size', *columns), rows))
     write_json(out / 'result.json', result)
     write_predictions(out / 'predictions.csv', task, evaluation, split, names)
-    title = f'{network.arch} on {dataset.name}: {headline}'
+    title = f'{network.arch} on {dataset.name}: {summary_line}'
     picture = out / f'{task.picture or task.name}.png'
-    with drawn_or_told(picture):
+    with print_drawing_errors(picture):
         draw_result_alone(picture, title, lambda axes: task.draw(axes, evaluation, names), len(names))
 
     others = (name for name in evaluation.summary if name != task.primary_metric)
@@ -262,7 +277,7 @@ def main() -> None:
     if 'calibration_error' in result:
         scores.append(f'calibration error {result["calibration_error"]:.4f}')
     print(', '.join(scores))
-    print(f'{headline}; see {out}')
+    print(f'{summary_line}; results in {out}')
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
 python -m experiments.export --init_from=RUN --out=network.stablehlo
 python -m experiments.export --init_from=hf:timm/resnet50.a1_in1k --out=resnet50.stablehlo --platforms=cpu,cuda,tpu
-python -m experiments.export --init_from=RUN --out=network.onnx             # with pip install jax2onnx
+python -m experiments.export --init_from=RUN --out=network.onnx             # needs pip install jax2onnx
 """
 
 import pathlib
@@ -16,28 +16,30 @@ from resnet_jax.inference.export import ONNX, PLATFORMS, export, largest_differe
 GROUP = 'tools'
 FLAGS = flags.FLAGS
 
-# Of probabilities, or of values in units of their deviation, which differ in the order of sums alone.
+# For probabilities, or values in standard deviations; they differ only by the order of summation.
 _TOLERANCE = 1e-4
 
 
 def define_flags() -> None:
     flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-    flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
-    flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which checkpoint of a run.')
-    flags.DEFINE_list('platforms', ['cpu'], f'Where the file can be run: some of {", ".join(PLATFORMS)}.')
+    flags.DEFINE_string(
+        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
+    )
+    flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Checkpoint of a run to load.')
+    flags.DEFINE_list('platforms', ['cpu'], f'Platforms that the file can run on: {", ".join(PLATFORMS)}.')
     flags.DEFINE_string(
         'out',
         'network.stablehlo',
-        'The file, an ONNX model if it ends with .onnx; beside it FILE.json says what goes in and what comes out.',
+        'Output file; an ONNX model if it ends in .onnx. FILE.json describes inputs and outputs.',
     )
 
 
 def main() -> None:
     if FLAGS.init_from is None:
-        raise InputError('--init_from must name the weights: a run, a file, or hf:OWNER/NAME')
+        raise InputError('--init_from is required: a run, a weights file, or hf:OWNER/NAME')
     out = pathlib.Path(FLAGS.out)
     if not out.parent.is_dir():
-        raise InputError(f'out={out}: there is no folder {out.parent}')
+        raise InputError(f'out={out}: folder {out.parent} does not exist')
     predictor = load_predictor(FLAGS.init_from, FLAGS.checkpoint, arch=FLAGS.arch)
     record = export(predictor, out, FLAGS.platforms)
     shapes = f'{record["input"]["shape"]} uint8 to {record["output"]["shape"]} float32'
@@ -47,9 +49,9 @@ def main() -> None:
         if difference > _TOLERANCE:
             for path in (out, out.with_name(out.name + '.json')):
                 path.unlink()
-            raise InputError(f'{out}: what was read back differs by {difference:.2g} from the network; it is removed')
-        print(f'read back: largest difference {difference:.2g}')
-    print(f'see {out} and {out}.json')
+            raise InputError(f'{out}: the exported file differs from the network by {difference:.2g}; it was removed')
+        print(f'verified: largest difference from the network {difference:.2g}')
+    print(f'wrote {out} and {out}.json')
 
 
 if __name__ == '__main__':

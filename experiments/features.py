@@ -1,4 +1,4 @@
-"""Writes embeddings of images (.npz, .parquet), and draws nearest neighbours.
+"""Writes image embeddings (.npz, .parquet) and draws nearest neighbors.
 
 python -m experiments.features --init_from=RUN --images=DIR --out=features.npz
 python -m experiments.features --init_from=hf:timm/resnet50.a1_in1k --images=DIR --out=features.parquet --neighbours=5
@@ -25,18 +25,18 @@ FORMATS = ('.npz', '.parquet')
 
 def define_flags() -> None:
     photographs.define_flags()
-    flags.DEFINE_string('out', 'features.npz', 'File for the embeddings: .npz, or .parquet, which needs pyarrow.')
+    flags.DEFINE_string('out', 'features.npz', 'Output file: .npz, or .parquet, which needs pyarrow.')
     flags.DEFINE_integer(
         'neighbours',
         0,
-        'Draw so many nearest images beside each of a few, in a picture next to the file.',
+        'Number of nearest images to draw for each of --rows images, in a picture next to the output file.',
         lower_bound=0,
     )
-    flags.DEFINE_integer('rows', 8, 'So many images have their neighbours drawn, evenly chosen.', lower_bound=1)
+    flags.DEFINE_integer('rows', 8, 'Number of images, evenly spaced, whose neighbors are drawn.', lower_bound=1)
 
 
 def nearest(features: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """The images that are most alike by cosine similarity, without the image itself: int ``[len(rows), count]``."""
+    """Indices of the most similar other images by cosine similarity: int ``[len(rows), count]``."""
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     similarity = unit[rows] @ unit.T
     similarity[np.arange(len(rows)), rows] = -np.inf
@@ -44,7 +44,7 @@ def nearest(features: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def write(path: pathlib.Path, names: list[str], features: np.ndarray) -> None:
-    """The file of embeddings: ``names`` and ``features`` float32 ``[N, C]``, or a table with a row for each image."""
+    """Writes ``names`` and ``features`` float32 ``[N, C]``, or a table with one row per image."""
     content = io.BytesIO()
     if path.suffix == '.npz':
         np.savez(content, names=np.array(names), features=features)
@@ -60,9 +60,9 @@ def write(path: pathlib.Path, names: list[str], features: np.ndarray) -> None:
 def draw(
     path: pathlib.Path, names: list[str], chosen: np.ndarray, found: np.ndarray, read: Callable[[str], np.ndarray]
 ) -> None:
-    """Writes a row for each chosen image: itself, then its neighbours."""
+    """Draws one row per chosen image: the image, then its neighbors."""
     figure = Figure(figsize=(1.6 * (1 + found.shape[1]), 1.8 * len(chosen) + 0.4), layout='constrained')
-    figure.suptitle('each row: an image, and those whose embeddings are nearest to its own')
+    figure.suptitle('each row: an image and its nearest neighbors by embedding')
     panels = np.atleast_2d(figure.subplots(len(chosen), 1 + found.shape[1]))
     for row, first, others in zip(panels, chosen, found, strict=True):
         for axes, index in zip(row, (first, *others), strict=True):
@@ -76,17 +76,17 @@ def draw(
 def main() -> None:
     out = pathlib.Path(FLAGS.out)
     if out.suffix not in FORMATS:
-        raise InputError(f'out={out} must end with {" or ".join(FORMATS)}')
+        raise InputError(f'out={out} must end in {" or ".join(FORMATS)}')
     if out.suffix == '.parquet':
         try:
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise InputError(f'out={out} needs pyarrow: pip install pyarrow') from error
     if not out.parent.is_dir():
-        raise InputError(f'out={out}: there is no folder {out.parent}')
+        raise InputError(f'out={out}: folder {out.parent} does not exist')
     files = photographs.files_of_flags()
     if FLAGS.neighbours and len(files) < 2:
-        raise InputError(f'neighbours={FLAGS.neighbours}: there is but one image')
+        raise InputError(f'neighbours={FLAGS.neighbours} needs at least two images')
     predictor = photographs.predictor_of_flags()
     names: list[str] = []
     parts = []
@@ -95,13 +95,13 @@ def main() -> None:
         parts.append(predictor.embed(images))
     features = np.concatenate(parts)
     write(out, [*map(photographs.printable, names)], features)
-    print(f'{len(names):,} embeddings of {features.shape[1]} numbers; see {out}')
+    print(f'wrote {out}: {len(names):,} embeddings of size {features.shape[1]}')
     if FLAGS.neighbours:
         count = min(FLAGS.neighbours, len(names) - 1)
         chosen = np.unique(np.linspace(0, len(names) - 1, min(FLAGS.rows, len(names))).astype(int))
         picture = out.with_suffix('.png')
         draw(picture, names, chosen, nearest(features, chosen, count), predictor.prepare)
-        print(f'see {picture}')
+        print(f'wrote {picture}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Lists architectures: parameters, multiply-adds, published accuracy.
+"""Lists architectures with parameters, multiply-adds and published accuracy.
 
 python -m experiments.list_models --pattern='resnext*'
 python -m experiments.list_models --markdown=docs/models.md               # the table of the documentation
@@ -15,22 +15,22 @@ from resnet_jax.models.cost import count_parameters, multiply_adds
 GROUP = 'tools'
 FLAGS = flags.FLAGS
 
-_COLUMNS = ('name', 'parameters (M)', 'multiply-adds (G)', 'image', 'best published weights', 'top-1 (%)', 'at image')
+_COLUMNS = ('name', 'parameters (M)', 'multiply-adds (G)', 'image', 'best published weights', 'top-1 (%)', 'test image')
 
 
 def define_flags() -> None:
-    flags.DEFINE_string('pattern', '*', "Shell pattern of the names, such as 'resnext*'.")
-    flags.DEFINE_string('markdown', None, 'File to write the table to. Default: the terminal.')
+    flags.DEFINE_string('pattern', '*', "Shell pattern that names must match, such as 'resnext*'.")
+    flags.DEFINE_string('markdown', None, 'Markdown file to write the table to. Default: print it.')
 
 
 def row_of(name: str) -> tuple[str, ...]:
-    """One architecture; accuracy is that of its best published weights for ImageNet-1k."""
+    """The row of an architecture; the accuracy is that of its best published weights on ImageNet-1k."""
     spec = get_spec(name)
     size = 32 if spec.stem.kind == 'cifar' else 224
     weights = published(name)
     if weights:
         size = get_checkpoint(weights).preprocessing.size
-    model = ResNet(spec, scan_blocks=not spec.blocks.channels)  # the same cost, found sooner
+    model = ResNet(spec, scan_blocks=not spec.blocks.channels)  # the same cost, computed faster
     cost = multiply_adds(model, (size, size, 3)) / 1e9
     row = (f'`{name}`', f'{count_parameters(model) / 1e6:.2f}', f'{cost:.2f}', f'{size}²')
     if not weights:
@@ -51,7 +51,7 @@ def published(name: str) -> str | None:
 def main() -> None:
     names = list_models(FLAGS.pattern)
     if not names:
-        raise InputError(f'pattern={FLAGS.pattern} matches none of the {len(list_models())} names')
+        raise InputError(f'pattern={FLAGS.pattern} matches none of the {len(list_models())} architectures')
     rows = [row_of(name) for name in names]
     if FLAGS.markdown is None:
         widths = [max(len(row[column]) for row in (_COLUMNS, *rows)) for column in range(len(_COLUMNS))]
@@ -60,15 +60,15 @@ def main() -> None:
         return
     head = (
         '# Architectures\n\nWritten by `python -m experiments.list_models --markdown=docs/models.md`. Multiply-adds are'
-        ' those of one\nimage of the size in the column behind. Accuracies are published ones (timm 1.0.31, results on'
-        ' ImageNet-1k), of the\nbest of the weights that `hf:timm/NAME.TAG` loads.\n\n'
+        ' for one image\nof the size in the next column. Accuracies are published ones (timm 1.0.31, results on'
+        ' ImageNet-1k) for the best\nweights that `hf:timm/NAME.TAG` loads.\n\n'
     )
     path = pathlib.Path(FLAGS.markdown)
     try:
         path.write_text(head + scripts.markdown_table(_COLUMNS, rows) + '\n', encoding='utf-8')
     except OSError as error:
         raise InputError(f'markdown={path} cannot be written: {error.strerror}') from error
-    print(f'{len(rows)} architectures: {path}')
+    print(f'wrote {path}: {len(rows)} architectures')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
-"""ResNet-18 in NumPy alone, step by step, on three numbers or on a digit.
+"""Runs ResNet-18 in pure NumPy, step by step, on three numbers or on a digit.
 
 python -m experiments.numpy_resnet18 --form=vector                        # three numbers, 21 weights, gradients
-python -m experiments.numpy_resnet18 --form=image --image_size=64         # the real network on a digit, beside Flax
+python -m experiments.numpy_resnet18 --form=image --image_size=64         # the real network on a digit, against Flax
 """
 
 from typing import Any
@@ -26,20 +26,22 @@ X = [1.0, -0.5, 2.0]
 
 def define_flags() -> None:
     flags.DEFINE_enum(
-        'form', 'vector', ['vector', 'image'], 'vector: one-dimensional and simplified; image: ResNet-18.'
+        'form', 'vector', ['vector', 'image'], 'vector: a simplified one-dimensional form; image: the real ResNet-18.'
     )
-    flags.DEFINE_integer('seed', 0, 'Of the initial weights.', lower_bound=0)
-    flags.DEFINE_integer('digit', 0, 'Which of the 360 test digits the image form looks at.', lower_bound=0)
-    flags.DEFINE_integer('image_size', 64, 'Pixels a side to which the image form enlarges it.', lower_bound=8)
+    flags.DEFINE_integer('seed', 0, 'Seed of the initial weights.', lower_bound=0)
+    flags.DEFINE_integer('digit', 0, 'Index of the test digit, from 0 to 359 (image form).', lower_bound=0)
+    flags.DEFINE_integer(
+        'image_size', 64, 'Height and width in pixels that the digit is resized to (image form).', lower_bound=8
+    )
 
 
 def show(values: np.ndarray) -> str:
-    """A vector, or one number."""
+    """Formats a vector or a number."""
     return np.array2string(np.asarray(values), precision=4, suppress_small=True, floatmode='fixed')
 
 
 def vector_form(seed: int) -> None:
-    """Prints every stage of the vector form, its gradients, and how it learns a small binary problem."""
+    """Prints every stage of the vector form and its gradients, then trains it on a small binary problem."""
     rng = np.random.default_rng(seed)
     weights, biases = rng.uniform(0.3, 0.8, SIZE), rng.uniform(0, 0.1, SIZE)
     network = ResNet18()
@@ -51,12 +53,12 @@ def vector_form(seed: int) -> None:
     for name, value in network.stages(X, weights, biases).items():
         print(f'{name:>12}  {show(value)}')
     loss, dweights, dbiases = network.gradients(X, 1, weights, biases)
-    print(f'\nloss for class 1: {loss:.4f}; its derivatives')
+    print(f'\nloss for class 1: {loss:.4f}; its gradients')
     for block in range(BLOCKS):
         part = slice(5 * block, 5 * block + 5)
-        print(f'  block {block + 1}  by the weights {show(dweights[part])}')
-        print(f'           by the biases  {show(dbiases[part])}')
-    print(f'   output  by its weight and bias {show(dweights[-1:])} {show(dbiases[-1:])}')
+        print(f'  block {block + 1}  weights {show(dweights[part])}')
+        print(f'           biases  {show(dbiases[part])}')
+    print(f'   output  weight {show(dweights[-1:])}  bias {show(dbiases[-1:])}')
 
     x, held_out = rng.normal(size=(200, 3)), rng.normal(size=(1000, 3))
     labels, truth = x.mean(1) > 0.2, held_out.mean(1) > 0.2
@@ -66,11 +68,11 @@ def vector_form(seed: int) -> None:
     print('\ntraining: is the mean of three numbers above 0.2? 200 vectors, 500 steps of gradient descent')
     for step in (0, 10, 100, 499):
         print(f'  step {step:3d}  loss {losses[step]:.4f}')
-    print(f'accuracy on 1,000 new vectors {accuracy:.3f}; always the larger class {majority:.3f}')
+    print(f'accuracy on 1,000 held-out vectors {accuracy:.3f}; majority class {majority:.3f}')
 
 
 def image_form(seed: int, digit: int, image_size: int) -> None:
-    """Prints the stages of the real network on a digit, and the difference to the Flax network."""
+    """Prints the stages of the real network on a digit and the difference from the Flax network."""
     dataset = load_dataset('digits', image_size=image_size)
     if digit >= len(dataset.test):
         raise InputError(f'digit={digit} must be less than {len(dataset.test)}')
@@ -83,10 +85,9 @@ def image_form(seed: int, digit: int, image_size: int) -> None:
     theirs: Any = model.apply(variables, np.float32(images), train=False, method=model.features)
     theirs |= {'logits': model.apply(variables, np.float32(images), train=False)}
 
-    print(
-        f'a {dataset.class_names[dataset.test.arrays[1][digit]]}, {image_size} x {image_size}, ResNet-18 as it starts\n'
-    )
-    print(f'{"":>8}  {"shape":<18}{"mean":>9}{"deviation":>11}{"largest":>9}   difference to Flax')
+    name = dataset.class_names[dataset.test.arrays[1][digit]]
+    print(f'digit {name}, {image_size} x {image_size}, ResNet-18 at initialization\n')
+    print(f'{"":>8}  {"shape":<18}{"mean":>9}{"std":>11}{"largest":>9}   difference from Flax')
     for name in ('stem', 'stage1', 'stage2', 'stage3', 'stage4', 'pooled', 'logits'):
         ours = outputs[name]
         largest = np.abs(ours).max()

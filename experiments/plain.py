@@ -1,11 +1,11 @@
-"""Plain networks, the control of residual ones (He et al. 2015, arXiv:1512.03385).
+"""Plain networks, without shortcuts (He et al. 2015, arXiv:1512.03385).
 
 Deep Residual Learning for Image Recognition, sections 3.3 and 4.2.
 
 Architectures: `plain18 34`, `plain20 32 44 56 110`, `plain10`.
 
 python -m experiments.plain                                               # plain20 on handwritten digits
-python -m experiments.plain --arch=plain56 --recipe=he2015_cifar          # deeper, and worse than plain20
+python -m experiments.plain --arch=plain56 --recipe=he2015_cifar          # deeper and worse than plain20
 """
 
 from experiments.shared import scripts, training_flags

@@ -19,7 +19,7 @@ ARCHS = scripts.family('preact_resnet.*', r'resnetv2_\d+[dt]?(_gn|_evos|_frn)?')
 
 def define_flags() -> None:
     training_flags.define_training_flags(arch='preact_resnet20', archs=ARCHS)
-    flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
+    flags.DEFINE_string('shortcut', None, "Shortcut type: identity, A, B, C or D. Default: the architecture's.")
     flags.DEFINE_enum('norm', None, list(NORMS), "Normalization. Default: the architecture's.")
 
 

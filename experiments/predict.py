@@ -1,4 +1,4 @@
-"""Predicts the classes of images: a table, JSON lines, or a sheet with Grad-CAM.
+"""Predicts classes of images, as a table, JSON lines, or a sheet with Grad-CAM.
 
 python -m experiments.predict --init_from=runs/resnet20-digits-seed0 --images=DIR
 python -m experiments.predict --init_from=hf:timm/resnet50.a1_in1k --images=DIR,photo.jpg --format=json
@@ -26,21 +26,21 @@ from resnet_jax.training.report import save_figure
 GROUP = 'tools'
 FLAGS = flags.FLAGS
 
-_ON_A_SHEET = 60
-_COLUMNS = 6
-_PICTURES = ('.png', '.pdf', '.svg')
+_MAX_SHEET_IMAGES = 60
+_SHEET_COLUMNS = 6
+_SHEET_SUFFIXES = ('.png', '.pdf', '.svg')
 
 
 def define_flags() -> None:
     photographs.define_flags()
-    flags.DEFINE_enum('format', 'table', ['table', 'json', 'sheet'], 'How the answers are shown.')
-    flags.DEFINE_integer('top', 3, 'Show so many classes, the likeliest.', lower_bound=1)
-    flags.DEFINE_string('out', None, 'File for the answers. Default: the terminal; of a sheet predictions.png.')
-    flags.DEFINE_bool('explain', False, 'On a sheet, show where the network sees the likeliest class (Grad-CAM).')
+    flags.DEFINE_enum('format', 'table', ['table', 'json', 'sheet'], 'Output format.')
+    flags.DEFINE_integer('top', 3, 'Number of most probable classes to show.', lower_bound=1)
+    flags.DEFINE_string('out', None, 'Output file. Default: the terminal; predictions.png for a sheet.')
+    flags.DEFINE_bool('explain', False, 'On a sheet, highlight the evidence for the most probable class (Grad-CAM).')
 
 
 def answers_of(predictor: Predictor, predictions: np.ndarray) -> list[list[tuple[str, float]]]:
-    """For each image names and probabilities, the likeliest first; of values names and values."""
+    """Names and probabilities for each image, most probable first; names and values for regression."""
     return predictor.task.ranked(predictions, predictor.class_names, FLAGS.top)
 
 
@@ -49,15 +49,15 @@ def format_answer(answer: list[tuple[str, float]]) -> str:
 
 
 def caption(file: str, answer: list[tuple[str, float]]) -> str:
-    """A file's folder and the end of its name, and what the network says, a line for each."""
+    """The file's folder and the end of its name, then one line per prediction."""
     path = pathlib.Path(file)
     name = path.name if len(path.name) <= 18 else f'…{path.name[-17:]}'
     lines = [f'{path.parent.name[:12]}/{name}', *(f'{name} {value:.3f}' for name, value in answer)]
     return '\n'.join(textwrap.shorten(line, 32, placeholder='…') for line in lines)
 
 
-def heat(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Images under the colours of maps from 0 to 1, uint8 ``[N, H, W, 3]``."""
+def overlay(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Overlays maps with values in [0, 1] on images as colors: uint8 ``[N, H, W, 3]``."""
     size = images.shape[2], images.shape[1]
     pictures = []
     for image, one in zip(images, maps, strict=True):
@@ -69,8 +69,8 @@ def heat(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
 
 
 def draw_sheet(path: pathlib.Path, title: str, images: list[np.ndarray], captions: list[str]) -> None:
-    """Writes images with their captions, row by row."""
-    columns = min(_COLUMNS, len(images))
+    """Draws images with their captions, row by row."""
+    columns = min(_SHEET_COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(2.3 * columns, 2.75 * rows + 0.4), layout='constrained')
     figure.suptitle(title, parse_math=False)
@@ -85,39 +85,39 @@ def draw_sheet(path: pathlib.Path, title: str, images: list[np.ndarray], caption
 
 def main() -> None:
     if FLAGS.explain and FLAGS.format != 'sheet':
-        raise InputError('--explain draws into a sheet: --format=sheet')
+        raise InputError('--explain needs --format=sheet')
     sheet = FLAGS.format == 'sheet'
     path = pathlib.Path(FLAGS.out or 'predictions.png')
     if not path.parent.is_dir():
-        raise InputError(f'out={path}: there is no folder {path.parent}')
-    if sheet and path.suffix not in _PICTURES:
-        raise InputError(f'out={path}: a sheet must end with {", ".join(_PICTURES)}')
+        raise InputError(f'out={path}: folder {path.parent} does not exist')
+    if sheet and path.suffix not in _SHEET_SUFFIXES:
+        raise InputError(f'out={path} must end in {", ".join(_SHEET_SUFFIXES)} for --format=sheet')
     files = photographs.files_of_flags()
     predictor = photographs.predictor_of_flags()
     if FLAGS.explain and not predictor.task.has_class_outputs:
-        raise InputError(f'--explain is for classes; the network was trained for {predictor.task.name}')
-    if sheet and len(files) > _ON_A_SHEET:
-        print(f'a sheet has room for {_ON_A_SHEET} images: so many of {len(files):,}, evenly chosen', file=sys.stderr)
-        files = [files[index] for index in np.linspace(0, len(files) - 1, _ON_A_SHEET).astype(int)]
+        raise InputError(f'--explain needs task=multiclass; the network was trained for {predictor.task.name}')
+    if sheet and len(files) > _MAX_SHEET_IMAGES:
+        print(f'showing {_MAX_SHEET_IMAGES} of {len(files):,} images, evenly spaced', file=sys.stderr)
+        files = [files[index] for index in np.linspace(0, len(files) - 1, _MAX_SHEET_IMAGES).astype(int)]
     rows: list[tuple[str, list[tuple[str, float]]]] = []
     pictures: list[np.ndarray] = []
     for names, images in photographs.batches(predictor, files):
         predictions = predictor(images)
         rows += zip(map(photographs.printable, names), answers_of(predictor, predictions), strict=True)
         if FLAGS.explain:
-            pictures.extend(heat(images, predictor.explain(images, predictions.argmax(1))))
+            pictures.extend(overlay(images, predictor.explain(images, predictions.argmax(1))))
         elif sheet:
             pictures.extend(images)
     if sheet:
         draw_sheet(path, f'{predictor.arch}, {FLAGS.init_from}', pictures, [caption(*row) for row in rows])
-        print(f'see {path}')
+        print(f'wrote {path}')
         return
     text = text_of(rows)
     if FLAGS.out is None:
         print(text)
     else:
         write_file(path, (text + '\n').encode())
-        print(f'see {path}')
+        print(f'wrote {path}')
 
 
 def text_of(rows: list[tuple[str, list[tuple[str, float]]]]) -> str:

@@ -1,4 +1,4 @@
-"""Res2Net, scales within a block (Gao et al. 2019, arXiv:1904.01169).
+"""Res2Net: multiple scales within a block (Gao et al. 2019, arXiv:1904.01169).
 
 Res2Net: A New Multi-scale Backbone Architecture.
 
@@ -18,9 +18,11 @@ ARCHS = scripts.family('res2ne.*')
 
 def define_flags() -> None:
     training_flags.define_training_flags(arch='res2net50_48w_2s', archs=ARCHS)
-    flags.DEFINE_integer('scale', None, "Shares of the channels. Default: the architecture's.", lower_bound=2)
     flags.DEFINE_integer(
-        'base_width', None, "Channels of a group in the first stage. Default: the architecture's.", lower_bound=1
+        'scale', None, "Number of channel groups per block. Default: the architecture's.", lower_bound=2
+    )
+    flags.DEFINE_integer(
+        'base_width', None, "Channels per group in the first stage. Default: the architecture's.", lower_bound=1
     )
 
 

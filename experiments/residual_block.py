@@ -1,4 +1,4 @@
-"""Shortcuts, classic mistakes, and gradients of plain and residual networks.
+"""Shows shortcuts, common mistakes, and gradients of plain and residual networks.
 
 python -m experiments.residual_block                                      # tables, and a picture in runs/residual_block
 python -m experiments.residual_block --depth=20 --seed=1
@@ -33,17 +33,20 @@ _BATCH = 128
 
 def define_flags() -> None:
     flags.DEFINE_enum(
-        'depth', '56', ['20', '32', '44', '56', '110'], 'Depth of the two networks whose gradients are compared.'
+        'depth',
+        '56',
+        ['20', '32', '44', '56', '110'],
+        'Depth of the plain and the residual network whose gradients are compared.',
     )
-    flags.DEFINE_integer('seed', 0, 'Of the initial weights.', lower_bound=0)
-    flags.DEFINE_string('workdir', 'runs/residual_block', 'Folder for the picture.')
+    flags.DEFINE_integer('seed', 0, 'Seed of the initial weights.', lower_bound=0)
+    flags.DEFINE_string('workdir', 'runs/residual_block', 'Output folder.')
 
 
 def print_shortcuts() -> None:
-    """What each shortcut makes of 64 channels of 56 x 56 pixels, and how many parameters it has."""
+    """Prints the output shape and the number of parameters of each shortcut for 64 channels of 56 x 56 pixels."""
     x = jnp.zeros((1, 56, 56, 64))
     for features, stride in ((64, 1), (128, 2)):
-        print(f'\n64 to {features} channels at stride {stride}')
+        print(f'\nshortcuts from 64 to {features} channels with stride {stride}')
         for kind in SHORTCUTS:
             try:
                 y, variables = Shortcut(features, stride, kind).init_with_output(jax.random.key(0), x, train=False)
@@ -55,17 +58,17 @@ def print_shortcuts() -> None:
 
 
 class Branch(nn.Module):
-    """``y = relu(x + F(x))`` with two 3x3 convolutions, right or with one of the classic mistakes.
+    """``y = relu(x + F(x))`` with two 3x3 convolutions, either correct or with a common mistake.
 
     Attributes:
-      kind: ``right``; ``relu_in_branch``: the last ReLU is in front of the addition as well; ``no_normalization``.
+      kind: ``correct``; ``relu_in_branch``: another ReLU before the addition; ``no_normalization``.
     """
 
-    kind: str = 'right'
+    kind: str = 'correct'
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[N, H, W, C]`` to the same."""
+        """Maps ``[N, H, W, C]`` to the same shape."""
         h = Conv(x.shape[-1], name='conv1')(x)
         h = h if self.kind == 'no_normalization' else BatchNorm(name='norm1')(h, train=True)
         h = Conv(x.shape[-1], name='conv2')(nn.relu(h))
@@ -74,15 +77,15 @@ class Branch(nn.Module):
 
 
 def print_mistakes(seed: int, blocks: int = 20) -> None:
-    """How large the numbers become behind a stack of blocks, as they start."""
+    """Prints how activations grow through a stack of blocks at initialization."""
     reported = (1, 5, 10, blocks)
     key = jax.random.key(seed)
     start = nn.relu(jax.random.normal(jax.random.fold_in(key, blocks), (8, 16, 16, 32)))
-    print(f'\nroot mean square and mean behind block {", ".join(map(str, reported))} of {blocks}, at initialization')
+    print(f'\nroot mean square and mean after block {", ".join(map(str, reported))} of {blocks}, at initialization')
     labels = {
-        'right': 'ReLU after the addition',
-        'relu_in_branch': 'ReLU before the addition as well: a block can only add, the mean grows with every one',
-        'no_normalization': 'no normalization: every block doubles the variance or more',
+        'correct': 'ReLU after the addition',
+        'relu_in_branch': 'ReLU before the addition too: blocks can only increase values, so the mean grows',
+        'no_normalization': 'no normalization: every block at least doubles the variance',
     }
     for kind, label in labels.items():
         x, cells = start, []
@@ -111,7 +114,7 @@ def print_derivative(seed: int) -> None:
 
 
 def gradient_norms(arch: str, seed: int) -> np.ndarray:
-    """Norm of the loss's gradient by each 3x3 kernel, from stem to head, on digits, as the network starts."""
+    """Norms of the loss gradient of all 3x3 kernels, from stem to head, on digits at initialization."""
     dataset = load_dataset('digits')
     train_images, train_labels = dataset.train.arrays
     images = normalize(jnp.asarray(train_images[:_BATCH]), dataset.mean, dataset.std)
@@ -138,13 +141,13 @@ def gradient_norms(arch: str, seed: int) -> np.ndarray:
 
 
 def draw(path: pathlib.Path, norms: dict[str, np.ndarray]) -> None:
-    """Writes the gradient norms of several networks over their layers."""
+    """Plots gradient norms over the layers of each network."""
     figure = Figure(figsize=(9, 4.5), layout='constrained')
     axes = figure.subplots()
     for (label, values), colour in zip(norms.items(), ('#c4372c', '#1f5f8b'), strict=True):
         axes.plot(range(1, len(values) + 1), values, label=label, color=readable(colour), marker='.', markersize=4)
-    axes.set(xlabel='convolution, from the images to the logits', ylabel='norm of its gradient', yscale='log')
-    axes.set_title('gradients at the first step, 128 digits')
+    axes.set(xlabel='convolution, from input to output', ylabel='gradient norm', yscale='log')
+    axes.set_title('gradients at initialization, 128 digits')
     axes.legend()
     save_figure(figure, path)
 
@@ -157,11 +160,11 @@ def main() -> None:
     print_mistakes(FLAGS.seed)
     print_derivative(FLAGS.seed)
     norms = {arch: gradient_norms(arch, FLAGS.seed) for arch in names.values()}
-    print('\nnorm of the gradient by the kernels of the first, the middle and the last block')
+    print('\ngradient norms of kernels in the first, middle and last block')
     for arch, values in norms.items():
         print(f'  {arch:>10}  {values[1]:9.3g}  {values[len(values) // 2]:9.3g}  {values[-1]:9.3g}')
     draw(out / 'gradients.png', norms)
-    print(f'\nsee {out / "gradients.png"}')
+    print(f'\nwrote {out / "gradients.png"}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""ResNeSt, split attention (Zhang et al. 2020, arXiv:2004.08955).
+"""ResNeSt: split attention (Zhang et al. 2020, arXiv:2004.08955).
 
 ResNeSt: Split-Attention Networks.
 
@@ -18,12 +18,14 @@ ARCHS = scripts.family('resnest.*')
 
 def define_flags() -> None:
     training_flags.define_training_flags(arch='resnest14d', archs=ARCHS)
-    flags.DEFINE_integer('radix', None, "Branches of the 3x3 convolution. Default: the architecture's.", lower_bound=1)
     flags.DEFINE_integer(
-        'cardinality', None, "Groups of the 3x3 convolution. Default: the architecture's.", lower_bound=1
+        'radix', None, "Number of branches of the 3x3 convolution. Default: the architecture's.", lower_bound=1
     )
     flags.DEFINE_integer(
-        'base_width', None, "Channels of a group in the first stage. Default: the architecture's.", lower_bound=1
+        'cardinality', None, "Number of groups of the 3x3 convolution. Default: the architecture's.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        'base_width', None, "Channels per group in the first stage. Default: the architecture's.", lower_bound=1
     )
 
 

@@ -20,8 +20,12 @@ ARCHS = scripts.family(r'resnet\d+(_cifar|_gn)?')
 
 def define_flags() -> None:
     training_flags.define_training_flags(arch='resnet20', archs=ARCHS)
-    flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
-    flags.DEFINE_bool('stride_in_1x1', None, 'Stride of a bottleneck in its first 1x1 (v1) instead of its 3x3 (v1.5).')
+    flags.DEFINE_string('shortcut', None, "Shortcut type: identity, A, B, C or D. Default: the architecture's.")
+    flags.DEFINE_bool(
+        'stride_in_1x1',
+        None,
+        'Put the stride of a bottleneck in its first 1x1 convolution (v1), not in its 3x3 (v1.5).',
+    )
 
 
 def main() -> None:

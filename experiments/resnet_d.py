@@ -19,7 +19,7 @@ ARCHS = scripts.family(r'resnet\d+[cdst]', 'test_resnet')
 
 def define_flags() -> None:
     training_flags.define_training_flags(arch='resnet18d', archs=ARCHS)
-    flags.DEFINE_string('shortcut', None, "Shortcut: identity, A, B, C or D. Default: the architecture's.")
+    flags.DEFINE_string('shortcut', None, "Shortcut type: identity, A, B, C or D. Default: the architecture's.")
     flags.DEFINE_enum('norm', None, list(NORMS), "Normalization. Default: the architecture's.")
 
 

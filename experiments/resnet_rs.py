@@ -1,11 +1,11 @@
-"""ResNet-RS, rescaled networks (Bello et al. 2021, arXiv:2103.07579).
+"""ResNet-RS: rescaled networks (Bello et al. 2021, arXiv:2103.07579).
 
 Revisiting ResNets: Improved Training and Scaling Strategies.
 
 Architectures: `resnetrs*`.
 
 python -m experiments.resnet_rs --stem=cifar                               # resnetrs50 on handwritten digits
-python -m experiments.resnet_rs --drop_path_rate=0.1 --dropout_rate=0.25   # with the regularization of the paper
+python -m experiments.resnet_rs --drop_path_rate=0.1 --dropout_rate=0.25   # with the paper's regularization
 """
 
 from absl import flags
@@ -19,7 +19,9 @@ ARCHS = scripts.family(r'resnetrs\d+')
 def define_flags() -> None:
     training_flags.define_training_flags(arch='resnetrs50', archs=ARCHS)
     flags.DEFINE_float(
-        'se_ratio', None, "Share of the channels between the gate's layers. Default: the architecture's."
+        'se_ratio',
+        None,
+        "Hidden channels of the squeeze-and-excitation gate, as a fraction. Default: the architecture's.",
     )
 
 

@@ -1,4 +1,4 @@
-"""ResNeXt, grouped convolutions (Xie et al. 2017, arXiv:1611.05431).
+"""ResNeXt: grouped convolutions (Xie et al. 2017, arXiv:1611.05431).
 
 Aggregated Residual Transformations for Deep Neural Networks.
 
@@ -21,10 +21,10 @@ ARCHS = scripts.family(r'resnext\d+d?_.*')
 def define_flags() -> None:
     training_flags.define_training_flags(arch='resnext50_32x4d_cifar', archs=ARCHS)
     flags.DEFINE_integer(
-        'cardinality', None, "Groups of the 3x3 convolution. Default: the architecture's.", lower_bound=1
+        'cardinality', None, "Number of groups of the 3x3 convolution. Default: the architecture's.", lower_bound=1
     )
     flags.DEFINE_integer(
-        'base_width', None, "Channels of a group in the first stage. Default: the architecture's.", lower_bound=1
+        'base_width', None, "Channels per group in the first stage. Default: the architecture's.", lower_bound=1
     )
 
 

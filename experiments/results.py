@@ -1,4 +1,4 @@
-"""Tabulates finished runs, with mean and deviation over their seeds.
+"""Tabulates finished runs, with mean and standard deviation over seeds.
 
 python -m experiments.results --runs=runs
 python -m experiments.results --runs=runs/a,runs/b --columns=arch,epochs,test_accuracy,minutes --out=results.md
@@ -26,31 +26,31 @@ GROUP = 'tools'
 FLAGS = flags.FLAGS
 
 _MEASURED = ('test_', 'best_test_', 'examples_per_second')
-# What tells rows apart, first of all; other settings do where these are equal.
+# Columns that identify a row come in this order; other settings that differ follow.
 FIRST = ('arch', 'dataset', 'task', 'recipe', 'epochs')
 SCORES = ('test_accuracy', 'test_average_precision', 'test_r2')
 
 
 def define_flags() -> None:
-    flags.DEFINE_list('runs', ['runs'], 'Folders of runs, or folders with runs somewhere below.')
+    flags.DEFINE_list('runs', ['runs'], 'Folders to search recursively for runs.')
     flags.DEFINE_list(
-        'columns', None, 'What is shown of each: fields of result.json. Default: what tells the runs apart.'
+        'columns', None, 'Columns: settings and fields of result.json. Default: the settings that differ, and scores.'
     )
-    flags.DEFINE_string('sort', None, 'Column to sort by, the largest first. Default: the first score.')
-    flags.DEFINE_enum('format', 'markdown', ['markdown', 'csv'], 'Form of the table.')
-    flags.DEFINE_string('out', None, 'File for the table. Default: the terminal.')
+    flags.DEFINE_string('sort', None, 'Column to sort by, in descending order. Default: the first score.')
+    flags.DEFINE_enum('format', 'markdown', ['markdown', 'csv'], 'Table format.')
+    flags.DEFINE_string('out', None, 'Output file. Default: print the table.')
 
 
 def find_results(folders: Sequence[str]) -> list[dict[str, Any]]:
-    """Settings and ``result.json`` of every finished run in the folders and below; others are named.
+    """Settings and ``result.json`` of every finished run below the folders; other runs are reported and skipped.
 
     Raises:
-      InputError: a folder that does not exist, or none of them with a finished run.
+      InputError: a folder does not exist, or there is no finished run.
     """
     found, seen = [], set[pathlib.Path]()
     for folder in map(pathlib.Path, folders):
         if not folder.is_dir():
-            raise InputError(f'runs={folder}: there is no such folder')
+            raise InputError(f'runs={folder}: folder not found')
         for config in sorted(folder.rglob('config.json')):
             if config.resolve() in seen:
                 continue
@@ -58,38 +58,38 @@ def find_results(folders: Sequence[str]) -> list[dict[str, Any]]:
             path = config.with_name('result.json')
             try:
                 record = json.loads(config.read_text(encoding='utf-8'))
-                # Of the network, too; the number of classes is the dataset's.
+                # The number of classes follows from the dataset.
                 network = flat_settings(record['spec'])
                 del network['num_classes']
                 settings = flat_config(record['config'])
                 del settings['seed']
                 reporting = flat_config(record['config']['reporting'])
-                telling = {name: value for name, value in settings.items() if name not in reporting}
-                row = json.dumps([record['arch'], network, telling], sort_keys=True)
+                identity = {name: value for name, value in settings.items() if name not in reporting}
+                row = json.dumps([record['arch'], network, identity], sort_keys=True)
                 result = json.loads(path.read_text(encoding='utf-8'))
                 found.append(network | settings | result | {'run': str(config.parent), 'row': row})
             except FileNotFoundError:
-                print(f'{config.parent} is not finished: left out', file=sys.stderr)
+                print(f'skipping {config.parent}: not finished', file=sys.stderr)
             except (OSError, ValueError, KeyError, TypeError):
-                print(f'{path} is no result of a run: left out', file=sys.stderr)
+                print(f'skipping {path}: not the result of a run', file=sys.stderr)
     if not found:
-        raise InputError(f'runs={",".join(folders)}: no finished run')
+        raise InputError(f'runs={",".join(folders)}: no finished run found')
     return found
 
 
 def grouped(results: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Results that differ in their seeds alone, together; one for each seed, others are named."""
+    """Groups results that differ only in the seed; duplicates of a seed are reported and skipped."""
     groups: dict[str, dict[Any, dict[str, Any]]] = {}
     for result in results:
         seed = result.get('seed', result['run'])
         first = groups.setdefault(result['row'], {}).setdefault(seed, result)
         if first is not result:
-            print(f'{result["run"]} repeats {first["run"]}, its seed and all: left out', file=sys.stderr)
+            print(f'skipping {result["run"]}: same settings and seed as {first["run"]}', file=sys.stderr)
     return [list(group.values()) for group in groups.values()]
 
 
 def cell(group: Sequence[dict[str, Any]], name: str) -> str:
-    """A value of a group: the one that all have, or mean and deviation."""
+    """A cell of a group: the value that all runs share, or mean and standard deviation."""
     if name == 'seeds':
         return str(len(group))
     if name == 'minutes':
@@ -98,26 +98,26 @@ def cell(group: Sequence[dict[str, Any]], name: str) -> str:
     if None in values:
         return ''
     if not name.startswith(_MEASURED) or not all(isinstance(value, float) for value in values):
-        return str(values[0]) if len(set(map(str, values))) == 1 else 'several'
+        return str(values[0]) if len(set(map(str, values))) == 1 else 'various'
     return format_mean(values)
 
 
 def columns_of(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """What tells the groups apart, the scores they have, seeds and minutes."""
+    """The settings that differ between groups, their scores, seeds and minutes."""
     rows = [json.loads(group[0]['row']) for group in groups]
     network = {name for _, chosen, _ in rows for name in chosen}
     settings = {name for _, _, chosen in rows for name in chosen}
     ordered = [*FIRST, *sorted((network | settings) - set(FIRST))]
     firsts = [group[0] for group in groups]
 
-    def tells(name: str) -> bool:
-        # How a network is built is told by its name, unless two differ that have the same.
+    def differs(name: str) -> bool:
+        # The architecture's name stands for its settings, unless networks of one name differ.
         found = {(first['arch'] if name in network else '', str(first.get(name))) for first in firsts}
         return len(found) > (len({first['arch'] for first in firsts}) if name in network else 1)
 
-    telling = [name for name in ordered if tells(name)]
+    differing = [name for name in ordered if differs(name)]
     scores = [name for name in SCORES if any(name in group[0] for group in groups)]
-    return [*(telling or ['arch']), *scores, 'seeds', 'minutes']
+    return [*(differing or ['arch']), *scores, 'seeds', 'minutes']
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def main() -> None:
     known = {name for result in results for name in result} | {'seeds', 'minutes'}
     for name in (*columns, *([FLAGS.sort] if FLAGS.sort else [])):
         if name not in known:
-            raise InputError(f'column {name!r} is in no result; {nearest(name, sorted(known))}')
+            raise InputError(f'unknown column {name!r}; {nearest(name, sorted(known))}')
     by = FLAGS.sort or next((name for name in columns if name in SCORES), None)
     if by is not None:
 
@@ -147,7 +147,7 @@ def main() -> None:
         print(text)
     else:
         write_file(pathlib.Path(FLAGS.out), (text + '\n').encode())
-        print(f'see {FLAGS.out}')
+        print(f'wrote {FLAGS.out}')
 
 
 if __name__ == '__main__':

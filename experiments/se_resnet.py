@@ -19,7 +19,9 @@ ARCHS = scripts.family(r'(legacy_)?seresne(t|xt)\d+[dt]?(_\d+x\d+d)?', '(legacy_
 def define_flags() -> None:
     training_flags.define_training_flags(arch='seresnet18', archs=ARCHS)
     flags.DEFINE_float(
-        'se_ratio', None, "Share of the channels between the gate's layers. Default: the architecture's."
+        'se_ratio',
+        None,
+        "Hidden channels of the squeeze-and-excitation gate, as a fraction. Default: the architecture's.",
     )
 
 

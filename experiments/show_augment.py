@@ -1,10 +1,10 @@
-"""Draws a sheet of augmented images, by policy or by operation.
+"""Draws a sheet of augmented images, one row per policy or operation.
 
 python -m experiments.show_augment                                        # every policy on handwritten digits
 python -m experiments.show_augment --dataset=arrays:DIR --show=operations
 python -m experiments.show_augment --dataset=arrays:DIR --crop_area=0.08,1 --color_jitter=0.4,0.4,0.4,0.1 --cutout=8
 
-What is asked for besides rows has a row of its own, as training does it, and one of all of it together.
+Each augmentation flag that is set adds a row, drawn as in training; several flags add a row with all of them.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from resnet_jax.training.report import save_figure
 GROUP = 'tools'
 FLAGS = flags.FLAGS
 
-# A strong magnitude of each operation, in its own unit; translations as a share of the width.
+# A large magnitude for each operation, in its own unit; translations as a fraction of the width.
 _STRONG = {
     **{'shear_x': 0.3, 'shear_y': 0.3, 'translate_x': 0.3, 'translate_y': 0.3, 'rotate': 30.0},
     **{'brightness': 1.9, 'contrast': 1.9, 'color': 1.9, 'sharpness': 1.9, 'posterize': 2.0},
@@ -48,35 +48,35 @@ def define_flags() -> None:
         'show',
         None,
         ['policies', 'operations'],
-        'What the rows are. Default: the operations below, or policies without any.',
+        'Rows to draw. Default: the augmentation flags that are set, otherwise policies.',
     )
     flags.DEFINE_list('policies', list(POLICIES), 'Policies to show.')
-    flags.DEFINE_integer('num_images', 10, 'Columns: the first images of the training set.', lower_bound=1)
-    flags.DEFINE_integer('seed', 0, 'Seed of what is drawn.')
-    flags.DEFINE_string('workdir', None, 'Folder for the picture. Default: runs/augment-DATASET.')
+    flags.DEFINE_integer('num_images', 10, 'Number of images (columns), the first of the training set.', lower_bound=1)
+    flags.DEFINE_integer('seed', 0, 'Random seed.')
+    flags.DEFINE_string('workdir', None, 'Output folder. Default: runs/augment-DATASET.')
 
 
-def asked_for(image_shape: tuple[int, ...]) -> Augmentation:
-    """The augmentation of the flags.
+def augmentation_from_flags(image_shape: tuple[int, ...]) -> Augmentation:
+    """The augmentation that the flags describe.
 
     Raises:
-      InputError: a value out of range, or one that such images cannot have.
+      InputError: a value is out of range or does not fit the image shape.
     """
-    augmentation = TrainConfig().replace(**training_flags.chosen_settings()).augmentation  # which checks them
+    augmentation = TrainConfig().replace(**training_flags.chosen_settings()).augmentation  # validates them
     augmentation.result_shape(image_shape)
     return augmentation
 
 
-def single(augmentation: Augmentation) -> dict[str, Augmentation]:
-    """Each operation alone and all together, by what is written beside it; nothing where nothing is asked for."""
+def single_augmentations(augmentation: Augmentation) -> dict[str, Augmentation]:
+    """Each augmentation that is set alone, then all together, by row label; empty if none is set."""
     plain = Augmentation()
     values = {field.name: getattr(augmentation, field.name) for field in dataclasses.fields(Augmentation)}
-    # What is padded is that of the crop where there is one, else of the policy.
+    # The fill belongs to the crop if there is one, otherwise to the policy.
     crops = {name for name in values if 'crop' in name and (name != 'crop_fill' or augmentation.crop_padding)}
     crop = dataclasses.replace(plain, **{name: values[name] for name in crops})
     found = {} if crop == plain else {'crop': crop}
     for name, value in values.items():
-        if name in (*crops, *training_flags.OF_BATCHES, 'crop_fill') or value == getattr(plain, name):
+        if name in (*crops, *training_flags.BATCH_SETTINGS, 'crop_fill') or value == getattr(plain, name):
             continue
         if name == 'policy':
             found[value.policy] = dataclasses.replace(plain, policy=value, crop_fill=augmentation.crop_fill)
@@ -86,7 +86,7 @@ def single(augmentation: Augmentation) -> dict[str, Augmentation]:
 
 
 def rows_of(width: int) -> dict[str, Row]:
-    """``(key, image) -> image`` by what is written beside the row."""
+    """Functions ``(key, image) -> image`` by row label."""
     rows: dict[str, Row] = {}
     if FLAGS.show == 'operations':
         for number, name in enumerate(OPERATIONS[1:], start=1):
@@ -101,32 +101,32 @@ def rows_of(width: int) -> dict[str, Row]:
 
 
 def sheet_of(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Rows of images, uint8 ``[num_images, H', W', C]`` each."""
+    """Rows of images by label, each uint8 ``[num_images, H', W', C]``."""
     if dataset.image_size is None:
         images = dataset.train.arrays[0][: FLAGS.num_images]
     else:
         images = squares(dataset.train.photographs, FLAGS.num_images, dataset.image_size)
     keys = jax.random.split(jax.random.key(FLAGS.seed), len(images))
-    sheet = {'as it is': np.asarray(images)}
-    augmentations = single(asked_for(images.shape[1:]))
+    sheet = {'original': np.asarray(images)}
+    augmentations = single_augmentations(augmentation_from_flags(images.shape[1:]))
     if FLAGS.show is not None or not augmentations:
         for name, row in rows_of(images.shape[2]).items():
             sheet[name] = np.asarray(jax.jit(jax.vmap(row))(keys, images))
     mean, std = dataset.mean, dataset.std
     for name, augmentation in augmentations.items():
-        how = functools.partial(augment, mean=mean, std=std, augmentation=augmentation)
-        values = 255 * (np.asarray(jax.jit(how)(keys, images)) * np.array(std) + np.array(mean))
+        function = functools.partial(augment, mean=mean, std=std, augmentation=augmentation)
+        values = 255 * (np.asarray(jax.jit(function)(keys, images)) * np.array(std) + np.array(mean))
         sheet[name] = np.round(values).clip(0, 255).astype(np.uint8)
     return sheet
 
 
 def main() -> None:
     if unknown := [name for name in FLAGS.policies if name not in POLICIES]:
-        raise InputError(f'policies={unknown[0]} must be some of {", ".join(POLICIES)}')
+        raise InputError(f'policies={unknown[0]} must be one of {", ".join(POLICIES)}')
     name = FLAGS.dataset or 'digits'
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=FLAGS.image_size)
     sheet = sheet_of(dataset)
-    columns = len(sheet['as it is'])
+    columns = len(sheet['original'])
     figure = Figure(figsize=(1.1 * columns + 2, 1.1 * len(sheet)), layout='constrained')
     figure.suptitle(f'{name}, seed {FLAGS.seed}')
     grid = figure.subplots(len(sheet), columns, squeeze=False)
@@ -138,7 +138,7 @@ def main() -> None:
     out = pathlib.Path(FLAGS.workdir or f'runs/augment-{scripts.as_file_name(name)}')
     make_folder(out)
     save_figure(figure, out / 'augment.png')
-    print(f'see {out / "augment.png"}')
+    print(f'wrote {out / "augment.png"}')
 
 
 if __name__ == '__main__':

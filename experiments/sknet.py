@@ -18,7 +18,9 @@ ARCHS = scripts.family('skresne.*')
 
 def define_flags() -> None:
     training_flags.define_training_flags(arch='skresnet18', archs=ARCHS)
-    flags.DEFINE_bool('split_input', None, "Each convolution takes half of the channels. Default: the architecture's.")
+    flags.DEFINE_bool(
+        'split_input', None, "Split the input channels between the two convolutions. Default: the architecture's."
+    )
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Trains over a grid of flags: one table, one picture; resumes where it stopped.
+"""Trains over a grid of flags, resuming where it stopped; one table, one picture.
 
 python -m experiments.sweep --script=resnet --grid="learning_rate=0.03,0.1,0.3;weight_decay=1e-4,5e-4" --num_seeds=2
 python -m experiments.sweep --grid="arch=resnet20,resnet32" --flags="--recipe=cifar_fast --dataset=arrays:DIR"
 
-What was interrupted goes on with the same command. Values that have commas themselves are separated by bars:
+The same command resumes an interrupted sweep. Separate values that contain commas by bars:
 --grid="crop_area=0.08,1|0.35,1".
 """
 
@@ -33,79 +33,82 @@ from resnet_jax.training.report import save_figure
 GROUP = 'tools'
 FLAGS = flags.FLAGS
 
-# The script's own, which a sweep sets itself.
-_OURS = ('seed', 'num_seeds', 'workdir')
+# Flags that the sweep sets itself.
+_SWEEP_FLAGS = ('seed', 'num_seeds', 'workdir')
 
 
 def define_flags() -> None:
-    flags.DEFINE_string('script', 'resnet', 'Training script whose flags are varied.')
-    flags.DEFINE_string('grid', None, 'FLAG=VALUE,VALUE,…;FLAG=VALUE|VALUE|… : every combination is run.')
-    flags.DEFINE_string('flags', '', 'Flags of the script for every run.')
-    flags.DEFINE_integer('num_seeds', 1, 'Seeds of each combination, 0 and up.', lower_bound=1)
+    flags.DEFINE_string('script', 'resnet', 'Training script to run.')
+    flags.DEFINE_string(
+        'grid', None, 'Values per flag, FLAG=VALUE,VALUE,…;FLAG=VALUE|VALUE|…; every combination is run.'
+    )
+    flags.DEFINE_string('flags', '', 'Flags passed to every run.')
+    flags.DEFINE_integer('num_seeds', 1, 'Number of seeds per combination, starting at 0.', lower_bound=1)
     flags.DEFINE_string('workdir', 'runs/sweep', 'Folder for the runs, the table and the picture.')
-    flags.DEFINE_bool('keep_going', False, 'Go on with the other combinations when one fails.')
+    flags.DEFINE_bool('keep_going', False, 'Continue with the other combinations when one fails.')
 
 
-def parsed(grid: str) -> dict[str, list[str]]:
-    """Flags and their values.
+def parse_grid(grid: str) -> dict[str, list[str]]:
+    """Parses ``--grid`` into flags and their values.
 
     Raises:
-      InputError: another form, a flag twice, or one that the sweep sets itself.
+      InputError: a syntax error, a repeated flag, or a flag that the sweep sets itself.
     """
     found: dict[str, list[str]] = {}
     for part in filter(None, map(str.strip, grid.split(';'))):
         name, equals, values = part.partition('=')
         name, some = name.strip().lstrip('-'), [value.strip() for value in values.split('|' if '|' in values else ',')]
         if not equals or not re.fullmatch(r'\w+', name) or not all(some):
-            raise InputError(f'grid={grid!r}: {part!r} must be FLAG=VALUE,VALUE,…')
-        if name in found or name in _OURS:
-            raise InputError(f'grid={grid!r}: {name} ' + ('is there twice' if name in found else 'is set by the sweep'))
+            raise InputError(f'grid={grid!r}: {part!r} must have the form FLAG=VALUE,VALUE,…')
+        if name in found or name in _SWEEP_FLAGS:
+            raise InputError(f'grid={grid!r}: {name} ' + ('appears twice' if name in found else 'is set by the sweep'))
         found[name] = some
     if not found:
-        raise InputError('--grid must name flags and values: "learning_rate=0.03,0.1;weight_decay=1e-4,5e-4"')
+        raise InputError('--grid is required: flags and values, as in "learning_rate=0.03,0.1;weight_decay=1e-4,5e-4"')
     return found
 
 
 def run(chosen: dict[str, str], seed: int, folder: pathlib.Path) -> dict[str, Any]:
-    """The result of one run, which is made or gone on with if it is not there.
+    """Returns the result of one run, after starting or resuming it if it is not finished.
 
     Raises:
-      InputError: it failed.
+      InputError: the run failed.
+      Interrupted: the run was interrupted.
     """
     if not (folder / 'result.json').exists():
         given = [f'--{name}={value}' for name, value in chosen.items()]
-        command = [sys.executable, '-m', f'experiments.{FLAGS.script}', *flags_of_all(), *given]
+        command = [sys.executable, '-m', f'experiments.{FLAGS.script}', *common_flags(), *given]
         command += [f'--seed={seed}', f'--workdir={folder}']
         status, errors = run_and_forward_signals(command)
         if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            raise Interrupted(f'stopped in {folder}; the same command goes on from there', status - 128)
+            raise Interrupted(f'stopped in {folder}; the same command resumes there', status - 128)
         if status:
-            last = errors.strip().splitlines()[-1:] or ['without a word']
+            last = errors.strip().splitlines()[-1:] or [f'exit status {status}']
             raise InputError(f'{shlex.join(command[2:])} failed: {last[0].removeprefix("error: ")}')
     return read_json(folder / 'result.json')
 
 
-def flags_of_all() -> list[str]:
-    """What every run is given.
+def common_flags() -> list[str]:
+    """Parses ``--flags``, the flags of every run.
 
     Raises:
-      InputError: quotes that do not end, or a flag that the sweep sets itself.
+      InputError: an unclosed quote, or a flag that the sweep sets itself.
     """
     try:
         given = shlex.split(FLAGS.flags)
     except ValueError as error:
         raise InputError(f'flags={FLAGS.flags!r}: {error}') from error
     for flag in given:
-        if (name := flag.lstrip('-').partition('=')[0]) in _OURS:
+        if (name := flag.lstrip('-').partition('=')[0]) in _SWEEP_FLAGS:
             raise InputError(f'flags={FLAGS.flags!r}: {name} is set by the sweep')
     return given
 
 
 def run_and_forward_signals(command: list[str]) -> tuple[int, str]:
-    """Status and errors of a command, which gets the signals that this process gets, each once, and is waited for."""
+    """Runs a command, forwards each signal to it once, and returns its exit status and stderr."""
     process: subprocess.Popen | None = None
     received: list[int] = []
-    early: list[int] = []  # before there is a process
+    early: list[int] = []  # received before the process was started
 
     def forward(number: int, frame: types.FrameType | None) -> None:
         del frame
@@ -117,13 +120,13 @@ def run_and_forward_signals(command: list[str]) -> tuple[int, str]:
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        # In a session of its own: a terminal's signals would come twice, and a second one means to leave at once.
+        # In its own session: otherwise a terminal's signals arrive twice, and the second one ends the run at once.
         pipes: dict[str, Any] = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
         process = subprocess.Popen(command, start_new_session=True, **pipes)
         for number in early:
             process.send_signal(signal.SIGTERM if sys.platform == 'win32' else number)
         _, errors = process.communicate()
-        # One that is struck before it listens dies of it.
+        # A signal that arrives before the handlers are installed kills the process.
         return 128 + received[0] if received and process.returncode else process.returncode, errors
     finally:
         for number, handler in before.items():
@@ -131,21 +134,21 @@ def run_and_forward_signals(command: list[str]) -> tuple[int, str]:
 
 
 def claim(out: pathlib.Path) -> None:
-    """Makes a folder this sweep's own; its grid and seeds may grow.
+    """Claims the output folder for this sweep; its grid and seeds may grow.
 
     Raises:
-      InputError: it holds one with another script or other flags.
+      InputError: it contains a sweep with another script or other flags.
     """
-    path, mine = out / 'sweep.json', {'script': FLAGS.script, 'flags': flags_of_all()}
+    path, mine = out / 'sweep.json', {'script': FLAGS.script, 'flags': common_flags()}
     make_folder(out)
     if path.exists() and (there := read_json(path)) != mine:
         command = shlex.join([there['script'], *there['flags']])
-        raise InputError(f'workdir={out} holds a sweep of other runs ({command}); choose another --workdir')
+        raise InputError(f'workdir={out} contains another sweep ({command}); choose another --workdir')
     write_json(path, mine)
 
 
 def folder_name(chosen: dict[str, str]) -> str:
-    """A combination as the name of a folder, each another one, which a file system takes in any length."""
+    """A unique folder name for a combination, short enough for any file system."""
     whole = '_'.join(f'{name}={value}' for name, value in chosen.items())
     short = re.sub(r'[^\w.=-]+', '_', whole)
     if short == whole and len(short) <= 120:
@@ -154,7 +157,7 @@ def folder_name(chosen: dict[str, str]) -> str:
 
 
 def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.ndarray, deviations: np.ndarray) -> None:
-    """Writes scores over the values of one flag, or of two as a map; of more, over the combinations."""
+    """Plots scores over one flag, as a map over two, or over all combinations of more."""
     varied = [name for name, values in grid.items() if len(values) > 1] or list(grid)[:1]
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
@@ -186,8 +189,8 @@ def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.n
 def main() -> None:
     networks = [command.name for command in commands.list_commands() if command.group == 'networks']
     if FLAGS.script not in networks:
-        raise InputError(f'script={FLAGS.script} must be one that trains a network: {", ".join(networks)}')
-    grid, out = parsed(FLAGS.grid or ''), pathlib.Path(FLAGS.workdir)
+        raise InputError(f'script={FLAGS.script} must be one of the training scripts: {", ".join(networks)}')
+    grid, out = parse_grid(FLAGS.grid or ''), pathlib.Path(FLAGS.workdir)
     combinations = list(itertools.product(*grid.values()))
     claim(out)
     rows, means, deviations = [], [], []
@@ -204,9 +207,9 @@ def main() -> None:
                     raise
                 print(f'{error}', file=sys.stderr)
                 continue
-            headline = get_task(result['task']).primary_metric
-            scores.append(result[f'test_{headline}'])
-            print(f'[{number}/{len(combinations)}] {name} seed {seed}: test {headline} {scores[-1]:.4f}', flush=True)
+            metric = get_task(result['task']).primary_metric
+            scores.append(result[f'test_{metric}'])
+            print(f'[{number}/{len(combinations)}] {name} seed {seed}: test {metric} {scores[-1]:.4f}', flush=True)
         mean, deviation = spread(scores) if scores else (np.array(np.nan), np.array(0.0))
         means.append(float(mean))
         deviations.append(float(deviation))
@@ -218,7 +221,7 @@ def main() -> None:
     draw(out / 'sweep.png', title, grid, np.array(means), np.array(deviations))
     facts = {'means': [None if np.isnan(mean) else mean for mean in means], 'deviations': deviations}
     write_table(out, (*grid, 'test score'), rows, **facts)
-    print(f'see {out / "sweep.png"}')
+    print(f'wrote {out / "sweep.png"}')
 
 
 if __name__ == '__main__':

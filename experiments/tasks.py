@@ -1,4 +1,4 @@
-"""Classes, yes or no, labels and values, against a constant and a linear model.
+"""Compares networks with constant and linear baselines on all four tasks.
 
 python -m experiments.tasks                                               # all four on handwritten digits
 python -m experiments.tasks --tasks=binary,regression --num_seeds=1 --epochs=10
@@ -28,14 +28,14 @@ def define_flags() -> None:
     training_flags.define_data_flags(default='digits')
     flags.DEFINE_list('tasks', list(TASKS), 'Tasks to compare.')
     flags.DEFINE_string('arch', 'resnet20', 'Architecture.')
-    flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_fast.')
+    flags.DEFINE_string('recipe', None, 'Training recipe. Default: digits_quick for digits, otherwise cifar_fast.')
     training_flags.define_settings(('epochs',))
-    flags.DEFINE_integer('num_seeds', 3, 'Seeds of each network.', lower_bound=1)
+    flags.DEFINE_integer('num_seeds', 3, 'Number of seeds per network.', lower_bound=1)
     flags.DEFINE_string('workdir', None, 'Folder for the runs and the table. Default: runs/tasks-DATASET.')
 
 
 def compare(name: str, dataset: Dataset, out: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Metrics of both baselines, and of the networks as lists over the seeds."""
+    """Metrics of the baselines, and of the networks as lists over seeds."""
     recipe = FLAGS.recipe or scripts.default_recipe(dataset.name)
     config = get_config(recipe, dataset=dataset.name, task=name, **training_flags.set_flags(('image_size', 'epochs')))
     task = objective_task(config, dataset.target_statistics())
@@ -53,7 +53,7 @@ def compare(name: str, dataset: Dataset, out: pathlib.Path) -> dict[str, dict[st
 
 def main() -> None:
     if not FLAGS.tasks:
-        raise InputError(f'tasks= must name some of {", ".join(TASKS)}')
+        raise InputError(f'--tasks needs at least one of {", ".join(TASKS)}')
     if unknown := [name for name in FLAGS.tasks if name not in TASKS]:
         raise InputError(f'tasks={",".join(FLAGS.tasks)}: unknown task {unknown[0]!r}; known: {", ".join(TASKS)}')
     dataset_name = FLAGS.dataset or 'digits'
@@ -67,7 +67,7 @@ def main() -> None:
             simple = (f'{scores[kind][metric]:.4f}' for kind in BASELINES)
             rows.append((f'`{name}`', metric, *simple, format_mean(scores['network'][metric])))
     write_table(out, _COLUMNS, rows, dataset=dataset_name, arch=FLAGS.arch, scores=found)
-    print(f'see {out}')
+    print(f'results in {out}')
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""A pretrained network on other classes with few images, by four methods.
+"""Transfers a pretrained network to new classes with few images, by four methods.
 
-The runs are of parts of a dataset, which have no name; ``load_predictor`` opens them.
+The runs use subsets of a dataset, which have no name that loads them again; ``load_predictor`` still opens the runs.
 
-python -m experiments.transfer                                            # digits 0-6, then five images of each of 7-9
+python -m experiments.transfer                                            # digits 0-6, then five images each of 7-9
 python -m experiments.transfer --dataset=arrays:DIR --epochs=30 --pretraining_epochs=5 --examples_per_class=20
 """
 
@@ -32,30 +32,34 @@ _COLUMNS = ('method', 'flags', 'test accuracy')
 def define_flags() -> None:
     training_flags.define_data_flags(default='digits')
     flags.DEFINE_string('arch', 'resnet20', 'Architecture.')
-    flags.DEFINE_string('recipe', None, 'Training settings. Default: digits_quick for digits, else cifar_sgd.')
-    flags.DEFINE_integer('source_classes', None, 'Pretrain on so many classes, the first. Default: 70 percent of them.')
-    flags.DEFINE_integer('pretraining_epochs', None, "Epochs on these classes. Default: the recipe's.")
-    flags.DEFINE_integer('epochs', 40, 'Epochs on the other classes, for every method.')
-    flags.DEFINE_integer('examples_per_class', 5, 'Training images of each of these classes.', lower_bound=1)
+    flags.DEFINE_string('recipe', None, 'Training recipe. Default: digits_quick for digits, otherwise cifar_sgd.')
     flags.DEFINE_integer(
-        'batch_size', 16, 'Examples in a step on them, at most; no more than there are.', lower_bound=1
+        'source_classes', None, 'Number of classes to pretrain on, the first ones. Default: 70 % of them.'
     )
-    flags.DEFINE_float('learning_rate', 0.05, 'Peak learning rate of layers that have learnt before.')
-    flags.DEFINE_float('head_learning_rate', 0.1, 'Peak learning rate of new layers: the head, or all of them.')
-    flags.DEFINE_integer('num_seeds', 5, 'Seeds of each.', lower_bound=1)
+    flags.DEFINE_integer('pretraining_epochs', None, "Epochs of pretraining. Default: the recipe's.")
+    flags.DEFINE_integer('epochs', 40, 'Epochs on the new classes, for every method.')
+    flags.DEFINE_integer('examples_per_class', 5, 'Training images per new class.', lower_bound=1)
+    flags.DEFINE_integer(
+        'batch_size', 16, 'Largest batch size on the new classes; limited by the number of examples.', lower_bound=1
+    )
+    flags.DEFINE_float('learning_rate', 0.05, 'Peak learning rate of pretrained layers.')
+    flags.DEFINE_float(
+        'head_learning_rate', 0.1, 'Peak learning rate of new layers: the head, or all layers from scratch.'
+    )
+    flags.DEFINE_integer('num_seeds', 5, 'Number of seeds per method.', lower_bound=1)
     flags.DEFINE_string(
         'workdir', None, 'Folder for the runs, the table and the picture. Default: runs/transfer-DATASET.'
     )
 
 
 def batch_size_for(wanted: int, examples: int) -> int:
-    """As many examples as there are, at most those wanted, that all devices get equally many of."""
+    """The largest batch size up to ``wanted`` and ``examples`` that the devices divide evenly."""
     devices = jax.device_count()
     return max(min(wanted, examples) // devices, 1) * devices
 
 
 def settings_by_method(pretrained: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Fields of TrainConfig for each method on the other classes."""
+    """Settings of each method on the new classes."""
     start = {'init_from': str(pretrained), 'new_head': True, 'learning_rate': FLAGS.learning_rate}
     start['head_learning_rate'] = FLAGS.head_learning_rate
     return {
@@ -67,13 +71,13 @@ def settings_by_method(pretrained: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def as_flags(fields: dict[str, Any]) -> str:
-    """The fields as flags, without the folder."""
-    told = {name: 'RUN' if name == 'init_from' else value for name, value in fields.items()}
-    return ' '.join(f'--{name}' if value is True else f"--{name}='{value}'" for name, value in told.items()) or '-'
+    """The settings as flags, with RUN for the pretrained run's folder."""
+    shown = {name: 'RUN' if name == 'init_from' else value for name, value in fields.items()}
+    return ' '.join(f'--{name}' if value is True else f"--{name}='{value}'" for name, value in shown.items()) or '-'
 
 
 def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) -> None:
-    """Writes the test accuracy over the epochs, mean and standard deviation over the seeds."""
+    """Plots test accuracy over epochs: mean and standard deviation over seeds."""
     figure = Figure(figsize=(7.5, 4.8), layout='constrained')
     axes = figure.subplots()
     for method, folders in runs.items():
@@ -89,7 +93,7 @@ def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) ->
 def train_all(
     config: TrainConfig, tuning: TrainConfig, source: Dataset, target: Dataset, out: pathlib.Path
 ) -> dict[str, list[pathlib.Path]]:
-    """Every method with every seed; the folders of the runs."""
+    """Trains every method with every seed and returns the folders of the runs."""
     spec = get_spec(FLAGS.arch)
     runs: dict[str, list[pathlib.Path]] = {}
     for seed in range(FLAGS.num_seeds):
@@ -110,7 +114,7 @@ def main() -> None:
     first = round(0.7 * whole.num_classes) if FLAGS.source_classes is None else FLAGS.source_classes
     if not 2 <= first <= whole.num_classes - 2:
         raise InputError(
-            f'source_classes={first} must be from 2 to {whole.num_classes - 2}: {name} has {whole.num_classes}'
+            f'source_classes={first} must be from 2 to {whole.num_classes - 2}; {name} has {whole.num_classes} classes'
         )
     source = classes_of(whole, range(first))
     target = classes_of(whole, range(first, whole.num_classes), FLAGS.examples_per_class)
@@ -119,7 +123,7 @@ def main() -> None:
     config = get_config(recipe, dataset=f'{name}, {first} classes', **epochs, **common_fields)
     config = config.replace(batch_size=batch_size_for(config.batch_size, len(source.train)))
     batch_size = batch_size_for(FLAGS.batch_size, len(target.train))
-    few = f'{name}, {FLAGS.examples_per_class} of each other class'
+    few = f'{name}, {FLAGS.examples_per_class} of each other class'  # recorded by the runs: resuming compares it
     tuning = get_config(recipe, dataset=few, epochs=FLAGS.epochs, batch_size=batch_size, **common_fields)
     out = pathlib.Path(FLAGS.workdir or f'runs/transfer-{scripts.as_file_name(name)}')
     runs = train_all(config, tuning, source, target, out)
@@ -129,9 +133,9 @@ def main() -> None:
         accuracy = format_mean([curves_of(folder, 'test', 'accuracy')[-1] for folder in runs[method]])
         rows.append((method, f'`{as_flags(fields)}`', accuracy))
     classes = f'{len(target.train)} images of {target.num_classes} classes of {name}'
-    draw(out / 'transfer.png', f'{classes}, after {source.num_classes} others', runs)
+    draw(out / 'transfer.png', f'{classes}, pretrained on {source.num_classes} others', runs)
     write_table(out, _COLUMNS, rows, dataset=name, seeds=FLAGS.num_seeds)
-    print(f'see {out / "transfer.png"}')
+    print(f'wrote {out / "transfer.png"}')
 
 
 if __name__ == '__main__':

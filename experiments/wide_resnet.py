@@ -6,7 +6,7 @@ Architectures: `wrn16_8 28_10 40_2 40_10`, `wide_resnet50_2 101_2`.
 
 python -m experiments.wide_resnet                                         # wrn16_8 on handwritten digits
 python -m experiments.wide_resnet --arch=wrn28_10 --recipe=wrn_cifar      # as in the paper
-python -m experiments.wide_resnet --arch=wrn40_2 --widen_factor=1         # the same depth, not widened
+python -m experiments.wide_resnet --arch=wrn40_2 --widen_factor=1         # the same depth, without widening
 """
 
 from absl import flags
@@ -23,7 +23,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         'widen_factor',
         None,
-        "k of wrn…: 16 k, 32 k and 64 k channels in the stages. Default: the architecture's.",
+        "k, for wrn*: the stages have 16 k, 32 k and 64 k channels. Default: the architecture's.",
         lower_bound=1,
     )
 
@@ -33,7 +33,7 @@ def main() -> None:
     factor = scripts.FLAGS.widen_factor
     if factor is not None:
         if not scripts.FLAGS.arch.startswith('wrn'):
-            raise InputError(f'widen_factor={factor}: only for wrn…, not for arch={scripts.FLAGS.arch}')
+            raise InputError(f'widen_factor={factor} applies only to wrn*, not to arch={scripts.FLAGS.arch}')
         spec = with_changes(spec, widths=(16 * factor, 32 * factor, 64 * factor))
     scripts.train(spec)
 

@@ -1,1 +1,1 @@
-"""What the commands have in common; nothing here is run by itself."""
+"""Code shared by the commands; nothing here is a command."""

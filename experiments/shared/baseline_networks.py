@@ -1,4 +1,4 @@
-"""The networks that ours are timed against: the same specification in plain Flax, and in PyTorch."""
+"""Baseline networks for benchmarks: the same specification in plain Flax and in PyTorch."""
 
 import functools
 from typing import Any
@@ -10,36 +10,33 @@ import jax.numpy as jnp
 from resnet_jax import InputError, ResNetSpec, get_spec, make_spec
 from resnet_jax.models.flat import flat_settings
 
-# What ``residual_network`` reads of a specification, and the values that it knows; any other must have its default.
-_KNOWN: dict[str, Any] = {
+# Fields that ``residual_network`` reads and the values it supports; every other field must have its default.
+_SUPPORTED: dict[str, Any] = {
     'block': ('plain', 'basic', 'bottleneck', 'preact_basic', 'preact_bottleneck'),
     'stem': ('imagenet', 'cifar'),
     'stride_in_1x1': (False, True),
 }
 _READ = ('stage_sizes', 'widths', 'strides', 'stem_width', 'shortcut', 'cardinality', 'base_width', 'num_classes')
-_NOT_TIMED = ('zero_init_last',)  # it changes the first values alone
+_NOT_TIMED = ('zero_init_last',)  # it changes only the initial values
 
 
 def check_is_plain(name: str, spec: ResNetSpec) -> None:
-    """Raises InputError for a network that has more than ``residual_network`` builds."""
+    """Raises InputError for a network that ``residual_network`` cannot build."""
     settings = flat_settings(spec.to_json())
     defaults = flat_settings(make_spec('basic', (1, 1, 1, 1)).to_json())
     for field, value in settings.items():
-        if field not in (*_READ, *_NOT_TIMED) and value not in _KNOWN.get(field, (defaults.get(field),)):
-            raise InputError(
-                f'arch={name} has {field}={value!r}, which the contenders do not know; without --against it can be'
-                ' timed alone'
-            )
+        if field not in (*_READ, *_NOT_TIMED) and value not in _SUPPORTED.get(field, (defaults.get(field),)):
+            raise InputError(f'arch={name} has {field}={value!r}, which the baselines do not support; omit --against')
 
 
 def residual_network(spec: ResNetSpec, layers: Any, images: Any) -> Any:
-    """A forward pass from a specification that ``check_is_plain`` accepts, in the words of any library.
+    """A forward pass of a specification that ``check_is_plain`` accepts, in any library.
 
     Args:
       spec: the architecture.
       layers: has ``conv(x, features, size, stride=1, groups=1)``, ``norm(x)``, ``relu``, ``max_pool`` (3x3, stride 2),
         ``average`` (2x2, stride 2), ``zero_channels(x, stride, features)``, ``channels`` and ``head(x)``.
-      images: the input, in the library's own order of axes.
+      images: the input, in the library's axis order.
 
     Returns:
       Logits.
@@ -83,7 +80,7 @@ def residual_network(spec: ResNetSpec, layers: Any, images: Any) -> Any:
 
 
 class FlaxNetwork(nn.Module):
-    """``nn.Conv`` and ``nn.BatchNorm`` as they come."""
+    """Plain ``nn.Conv`` and ``nn.BatchNorm``."""
 
     spec: ResNetSpec
     dtype: Any = jnp.float32
@@ -125,7 +122,7 @@ class _FlaxLayers:
 
 
 def torch_network(arch: str, spec: ResNetSpec, image_size: int) -> Any:
-    """torchvision's network of that name, if the specification is its own, or else PyTorch's layers."""
+    """torchvision's network of that name if the specification is unchanged, otherwise one built of PyTorch's layers."""
     import torch
     import torchvision
 
@@ -133,7 +130,7 @@ def torch_network(arch: str, spec: ResNetSpec, image_size: int) -> Any:
         return getattr(torchvision.models, arch)()
 
     class Network(torch.nn.Module):
-        """Makes its layers at the first call and keeps them in order."""
+        """Creates its layers in the first call and reuses them in that order."""
 
         def __init__(self) -> None:
             super().__init__()

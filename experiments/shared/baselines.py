@@ -1,4 +1,4 @@
-"""What is simpler than a network, and how well it does."""
+"""Simple baseline models and their scores."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +11,10 @@ BASELINES = ('constant', 'linear')
 
 
 def baseline_outputs(kind: str, task: Task, dataset: Dataset) -> np.ndarray:
-    """What a constant or a linear model says of the test images, in the form of a network's outputs ``[N, K]``.
+    """Predictions of a constant or a linear model for the test images, shaped like a network's outputs ``[N, K]``.
 
-    The constant one gives every image the shares of the classes, or the mean value, in training; the linear one is
-    scikit-learn's logistic regression, or ridge regression, on the pixels from 0 to 1, with its own default settings.
+    The constant model predicts the class frequencies, or the mean value, of the training set. The linear model is
+    scikit-learn's logistic or ridge regression with default settings, on pixels scaled to [0, 1].
     """
     (images, targets), (tests, _) = dataset.train.arrays, dataset.test.arrays
     pixels, unseen = (part.reshape(len(part), -1) / 255.0 for part in (images, tests))
@@ -22,7 +22,7 @@ def baseline_outputs(kind: str, task: Task, dataset: Dataset) -> np.ndarray:
 
 
 def scores_of(outputs: np.ndarray, task: Task, dataset: Dataset) -> dict[str, float]:
-    """The task's metrics of outputs for the test images."""
+    """The task's metrics for the test images."""
     targets, mask = dataset.test.arrays[1], jnp.ones(len(dataset.test), bool)
     arrays = jnp.asarray(outputs), jnp.asarray(targets)
     sums = task.sums(task.losses(*arrays), *arrays, mask) | task.eval_sums(*arrays, mask)

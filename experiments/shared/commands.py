@@ -1,4 +1,4 @@
-"""The commands, as their files describe them: read without importing them, so that listing them is instant."""
+"""The commands, read from their files without importing them, so that listing them is instant."""
 
 import ast
 import dataclasses
@@ -7,7 +7,7 @@ import re
 
 FOLDER = pathlib.Path(__file__).parent.parent
 
-# ``GROUP`` of every command is one of these.
+# Allowed values of ``GROUP``, and the headings of the tables.
 GROUPS = {'networks': 'network', 'studies': 'study', 'tools': 'tool'}
 
 _PAPER = re.compile(r'\(([^()]+), arXiv:(\d+\.\d+)\)')
@@ -18,10 +18,10 @@ class Command:
     """A command.
 
     Attributes:
-      name: it is started as ``python -m experiments.NAME``.
+      name: the NAME in ``python -m experiments.NAME``.
       group: ``networks``, ``studies`` or ``tools``.
       summary: the first line of its docstring, without the full stop.
-      architectures: of a network, the names that it takes, in Markdown; else empty.
+      architectures: names that a network script accepts, in Markdown; empty for other commands.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Command:
 
 
 def read_command(path: pathlib.Path) -> Command:
-    """A command from its file, which is parsed and not run."""
+    """Parses a command's file without running it."""
     tree = ast.parse(path.read_text(encoding='utf-8'))
     paragraphs = (ast.get_docstring(tree) or '').split('\n\n')
     constants = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
@@ -46,7 +46,7 @@ def read_command(path: pathlib.Path) -> Command:
 
 
 def list_commands() -> list[Command]:
-    """All commands by groups: networks in the order of their papers, others in that of their names."""
+    """All commands by group: networks in the order of their papers, others by name."""
     paths = (path for path in FOLDER.glob('*.py') if not path.stem.startswith('__'))
     return sorted(map(read_command, paths), key=_order)
 
@@ -58,17 +58,17 @@ def _order(command: Command) -> tuple[int, str, str]:
 
 
 def unknown(name: str, names: list[str]) -> str:
-    """What is wrong with a name that is none of these, and which are most like it."""
-    from resnet_jax.errors import nearest  # imports JAX, which a list of commands does not wait for
+    """An error message for an unknown name, with the nearest known ones."""
+    from resnet_jax.errors import nearest  # imports JAX, which listing commands does not need
 
-    return f'unknown command {name!r}; {nearest(name, names)}; python -m experiments lists all'
+    return f'unknown command {name!r}; {nearest(name, names)}; python -m experiments lists all commands'
 
 
 def as_text() -> str:
-    """A line for each command, below its group."""
+    """One line per command, below its group."""
     commands = list_commands()
     width = max(len(command.name) for command in commands)
-    lines = ['python -m experiments.NAME runs a command; --help explains its flags.']
+    lines = ['python -m experiments.NAME runs a command; --help lists its flags.']
     for group in GROUPS:
         lines += ['', group]
         lines += [f'  {each.name:<{width}}  {each.summary}' for each in commands if each.group == group]
@@ -76,7 +76,7 @@ def as_text() -> str:
 
 
 def as_markdown() -> str:
-    """A table for each group, with links to the papers, and what ``--arch`` of a network can be."""
+    """One table per group, with links to the papers and the values of ``--arch``."""
     tables = []
     for group, title in GROUPS.items():
         network = group == 'networks'

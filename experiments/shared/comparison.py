@@ -1,4 +1,4 @@
-"""What the scripts share that compare runs."""
+"""Code shared by the scripts that compare runs."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ from resnet_jax.checkpoints.storage import write_json
 
 
 def curves_of(run: pathlib.Path, split: str, name: str) -> np.ndarray:
-    """A value of a split at the end of every epoch, from the log of a run."""
+    """A metric of a split at the end of every epoch, from ``metrics.jsonl`` of a run."""
     records = [json.loads(line) for line in (run / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
     last: dict[int, float] = {}
     for record in records:
@@ -29,13 +29,13 @@ def spread(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def format_mean(values: Sequence[Any], digits: int = 4) -> str:
-    """Mean and sample standard deviation as they are shown; of one value, the value."""
+    """Formats mean ± sample standard deviation; a single value is formatted alone."""
     mean, deviation = spread(values)
     return f'{mean:.{digits}f}' if len(values) == 1 else f'{mean:.{digits}f} ± {deviation:.{digits}f}'
 
 
 def write_table(out: pathlib.Path, columns: Sequence[str], rows: Sequence[Sequence[str]], **facts: Any) -> None:
-    """Shows a table, and leaves it in ``table.md`` and, with more facts, in ``result.json``."""
+    """Prints a table and writes it to ``table.md`` and, with ``facts``, to ``result.json``."""
     table = markdown_table(columns, rows)
     (out / 'table.md').write_text(table + '\n', encoding='utf-8')
     write_json(out / 'result.json', {'columns': columns, 'rows': rows} | facts)

@@ -1,4 +1,4 @@
-"""Contenders that are timed in turns, each in a process of its own."""
+"""Contenders that are timed in alternation, each in its own process."""
 
 import multiprocessing
 import signal
@@ -9,39 +9,39 @@ from typing import Any
 
 from resnet_jax import InputError
 
-# A contender's work: a generator that is given a request and yields its answer, the first one without a request.
+# A contender's work: a generator that yields an answer to every request it is sent, and one before the first request.
 Work = Callable[..., Generator[Any, Any, None]]
 
-_PATIENCE_SECONDS = 20
+_JOIN_SECONDS = 20
 
 
 class _Failure(str):
-    """What went wrong in a contender's process."""
+    """The error of a contender's process."""
 
 
 def _serve(work: Work, arguments: tuple[Any, ...], connection: Connection) -> None:
-    """Answers requests until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to answer
+    """Answers requests until the parent closes the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interruptions
     try:
         answers = work(*arguments)
         connection.send(next(answers))
         while True:
             connection.send(answers.send(connection.recv()))
-    except EOFError:  # the parent has ended, or has asked for the end
+    except EOFError:  # the parent has exited or closed the connection
         pass
     except Exception:
         connection.send(_Failure(traceback.format_exc().strip().splitlines()[-1]))
 
 
 class Contender:
-    """A process that prepares something, and then answers requests while the others wait.
+    """A process that does its preparation and then answers requests, one contender at a time.
 
     Attributes:
-      name: what errors call it.
+      name: its name in error messages.
       prepared: its first answer.
 
     Raises:
-      InputError: it failed, or its process ended.
+      InputError: its work failed, or its process ended.
     """
 
     def __init__(self, name: str, work: Work, *arguments: Any):
@@ -58,10 +58,10 @@ class Contender:
             raise
 
     def ask(self, request: Any) -> Any:
-        """Its answer to a request.
+        """Returns its answer to a request.
 
         Raises:
-          InputError: it failed, or its process ended.
+          InputError: its work failed, or its process ended.
         """
         try:
             self._here.send(request)
@@ -80,11 +80,11 @@ class Contender:
 
     def _ended(self) -> InputError:
         self._process.join()
-        return InputError(f'{self.name}: its process ended with status {self._process.exitcode}: out of memory?')
+        return InputError(f'{self.name}: its process exited with status {self._process.exitcode} (out of memory?)')
 
     def close(self) -> None:
-        """Ends the process, and with it what it started; one that does not end is killed."""
+        """Ends the process and its children; kills it if it does not exit in time."""
         self._here.close()
-        self._process.join(_PATIENCE_SECONDS)
+        self._process.join(_JOIN_SECONDS)
         self._process.kill()
         self._process.join()

@@ -1,10 +1,10 @@
-"""Settings that a process must have before it starts, for speed on a CPU; each one that the user set stays."""
+"""Environment variables that make a CPU process faster and must be set before it starts; the user's values win."""
 
 import os
 import pathlib
 import sys
 
-# XLA asks for and gives back large buffers at every step: let the C library keep them, in huge pages.
+# XLA allocates and frees large buffers in every step: let the C library keep them, in huge pages.
 MEMORY = {
     'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',
     'MALLOC_ARENA_MAX': '1',
@@ -15,7 +15,7 @@ MEMORY = {
 
 
 def _vector_width() -> dict[str, str]:
-    """XLA's flag for 512-bit vectors, where the processor has them and the user has not set it."""
+    """XLA's flag for 512-bit vectors, if the processor has them and the user has not set it."""
     flags = os.environ.get('XLA_FLAGS', '')
     try:
         processor = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')
@@ -27,7 +27,7 @@ def _vector_width() -> dict[str, str]:
 
 
 def compilation_cache() -> pathlib.Path:
-    """The user's own folder for compiled programs, which nobody else may write: what lies there is executed."""
+    """The folder of compiled programs; only the user may write to it, because its content is executed."""
     home = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
     folder = home / 'resnet_jax' / 'compiled'
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -36,7 +36,7 @@ def compilation_cache() -> pathlib.Path:
 
 
 def restart_with_settings() -> None:
-    """Starts ``python -m experiments.…`` anew under these settings, unless it already is; does nothing elsewhere."""
+    """Restarts ``python -m experiments.…`` with these variables if any is missing; does nothing for other programs."""
     arguments = sys.orig_argv
     started = '-m' in arguments and arguments[arguments.index('-m') + 1].startswith('experiments.')
     if started and sys.platform == 'linux':

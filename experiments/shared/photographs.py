@@ -1,4 +1,4 @@
-"""What the scripts share that take photographs one by one."""
+"""Code shared by the scripts that read single photographs."""
 
 import concurrent.futures
 import dataclasses
@@ -19,19 +19,21 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """The network, the photographs, and how they are prepared."""
+    """Flags for the network, the photographs and their preprocessing."""
     flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-    flags.DEFINE_string('arch', None, 'Architecture of a file that does not name it. Default: what the weights say.')
-    flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which checkpoint of a run.')
-    flags.DEFINE_list('images', [], 'Images and folders of images, separated by commas.')
-    training_flags.define_settings(('image_size', 'crop_pct', 'interpolation'), default='what the weights say')
-    flags.DEFINE_integer('batch_size', 64, 'Images at once.', lower_bound=1)
+    flags.DEFINE_string(
+        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
+    )
+    flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Checkpoint of a run to load.')
+    flags.DEFINE_list('images', [], 'Image files and folders of images, separated by commas.')
+    training_flags.define_settings(('image_size', 'crop_pct', 'interpolation'), default='read from the weights')
+    flags.DEFINE_integer('batch_size', 64, 'Images per batch.', lower_bound=1)
 
 
 def predictor_of_flags() -> Predictor:
-    """The network, with the preprocessing that flags change."""
+    """The network of ``--init_from``, with the preprocessing of the flags."""
     if FLAGS.init_from is None:
-        raise InputError('--init_from must name the weights: a run, a file, or hf:OWNER/NAME')
+        raise InputError('--init_from is required: a run, a weights file, or hf:OWNER/NAME')
     predictor = load_predictor(FLAGS.init_from, FLAGS.checkpoint, arch=FLAGS.arch)
     chosen = training_flags.set_flags(('crop_pct', 'interpolation'))
     if FLAGS.image_size is None and not chosen:
@@ -43,13 +45,13 @@ def predictor_of_flags() -> Predictor:
 
 
 def files_of_flags() -> list[str]:
-    """The images, those in folders and below in the order of their names; hidden ones are left out there.
+    """The image files of ``--images``; folders are searched recursively, in order of names, without hidden files.
 
     Raises:
-      InputError: none, or one that does not exist.
+      InputError: no images, or a path that does not exist.
     """
     if not FLAGS.images:
-        raise InputError('--images must name images, or folders of them')
+        raise InputError('--images is required: image files or folders of images')
     found: list[str] = []
     for name in FLAGS.images:
         path = pathlib.Path(name).expanduser()
@@ -57,47 +59,47 @@ def files_of_flags() -> list[str]:
             try:
                 found += sorted(os.path.join(path, file) for file in find_images(path))
             except OSError as error:
-                raise InputError(f'{name}: cannot read it ({reason(error)})') from error
+                raise InputError(f'{name}: cannot be read ({reason(error)})') from error
         elif path.exists():
             found.append(str(path))
         else:
             raise InputError(f'{name} does not exist')
     if not found:
-        raise InputError(f'images={",".join(FLAGS.images)}: no images; their names end with {", ".join(SUFFIXES)}')
+        raise InputError(f'images={",".join(FLAGS.images)}: no images found; supported suffixes: {", ".join(SUFFIXES)}')
     return found
 
 
 def printable(file: str) -> str:
-    """A file's name, also if its bytes are no UTF-8."""
+    """A file's name as text, even if its bytes are not valid UTF-8."""
     return os.fsencode(file).decode('utf-8', 'backslashreplace')
 
 
 def batches(predictor: Predictor, files: Sequence[str]) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Names and prepared images uint8 ``[N, H, W, C]``; what cannot be decoded is named and left out.
+    """Yields names and prepared images uint8 ``[N, H, W, C]``; images that cannot be decoded are reported and skipped.
 
     Raises:
-      InputError: nothing can be decoded.
+      InputError: none of the images can be decoded.
     """
 
-    def prepared(file: str) -> np.ndarray | InputError:
+    def prepare(file: str) -> np.ndarray | InputError:
         try:
             return predictor.prepare(file)
         except InputError as error:
             return error
 
-    size, some = FLAGS.batch_size, False
+    size, any_decoded = FLAGS.batch_size, False
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for start in range(0, len(files), size):
             names, images = [], []
             chunk = files[start : start + size]
-            for file, found in zip(chunk, pool.map(prepared, chunk), strict=True):
+            for file, found in zip(chunk, pool.map(prepare, chunk), strict=True):
                 if isinstance(found, InputError):
-                    print(f'{found}: it is left out', file=sys.stderr)
+                    print(f'skipping {found}', file=sys.stderr)
                 else:
                     names.append(file)
                     images.append(found)
             if names:
-                some = True
+                any_decoded = True
                 yield names, np.stack(images)
-    if not some:
-        raise InputError(f'none of {len(files)} images can be decoded')
+    if not any_decoded:
+        raise InputError(f'no image could be decoded ({len(files)} tried)')

@@ -1,8 +1,8 @@
-"""The flags of the training scripts, made from the settings of ``TrainConfig``, and the settings that they make.
+"""Flags generated from the settings of ``TrainConfig``, and the settings that parsed flags give.
 
-What cannot be made from them stands here: which part of the settings a script takes, the flags of the architecture, and
-those of a job. Of what the ecosystem has for flags of nested dataclasses, none has absl's flags under their flat names,
-one flag for a setting that several alternatives share, and "what is not set keeps the recipe's value".
+Flags that are not settings are defined here by hand: those of the architecture, of the run and of multi-process jobs.
+No library for flags of nested dataclasses offers absl flags with flat names, one flag for a setting that several
+alternatives share, and unset flags that keep the recipe's value.
 """
 
 import functools
@@ -19,15 +19,15 @@ from resnet_jax.training.recipes import RECIPES
 
 FLAGS = flags.FLAGS
 
-INIT_FROM = f'Weights: {WEIGHTS}.'
+INIT_FROM = f'Weights to load: {WEIGHTS}.'
 
 
 def define_settings(names: Iterable[str], default: str | None = None) -> None:
-    """Defines a flag for each of some settings; left unset it is None.
+    """Defines a flag for each setting; its value is None if it is not set.
 
     Args:
-      names: of the settings.
-      default: whose value counts otherwise; None is the recipe's, or the value that all recipes have.
+      names: names of the settings.
+      default: the default as shown in ``--help``; None shows the recipe's, or the value that all recipes share.
     """
     for name in names:
         _define(name, all_settings(TrainConfig)[name], default)
@@ -42,7 +42,7 @@ def _define(name: str, known: Known, default: str | None) -> None:
         return
     unit = f' [{about.unit}]' if about.unit else ''
     text = f'{about.help.rstrip(".")}{unit}. Default: {text}.'
-    lowest = None if about.off is not None else about.at_least  # what stands for None may be below it
+    lowest = None if about.off is not None else about.at_least  # the value that means None may be lower
     if about.choices:
         flags.DEFINE_enum(name, None, [*([about.off] if about.off else []), *about.choices], text)
     elif about.parse is not None or known.type in (str, object):
@@ -58,7 +58,7 @@ def _define(name: str, known: Known, default: str | None) -> None:
 
 
 def _default_of(name: str, known: Known) -> str:
-    """In words: the value that all recipes have, or that it is theirs."""
+    """The default as shown in ``--help``: the value that all recipes share, or "the recipe's"."""
     if name in _set_by_recipes() or isinstance(known.about, Choice):
         return "the recipe's"
     if known.default is None or known.default == ():
@@ -70,43 +70,43 @@ def _default_of(name: str, known: Known) -> str:
 
 @functools.cache
 def _set_by_recipes() -> frozenset[str]:
-    """Settings that recipes do not agree on."""
+    """Names of the settings that differ between recipes."""
     values = [values_of(recipe) for recipe in RECIPES.values()]
     names = {name for one in values for name in one}
     return frozenset(name for name in names if len({repr(one.get(name)) for one in values}) > 1)
 
 
 def define_data_flags(default: str = "the recipe's") -> None:
-    """Flags of every script that reads a dataset; ``default`` says whose dataset it reads otherwise."""
+    """Flags of scripts that read a dataset; ``default`` is the default dataset as shown in ``--help``."""
     define_settings(('dataset',), default)
     flags.DEFINE_string(
-        'data_dir', None, "Folder of prepared TFDS datasets. Default: TFDS's own, ~/tensorflow_datasets."
+        'data_dir', None, "Folder of prepared TFDS datasets. Default: TFDS's default, ~/tensorflow_datasets."
     )
     define_settings(('image_size',), all_settings(TrainConfig)['image_size'].about.none)  # type: ignore[union-attr]
 
 
 def define_photograph_flags(default: str | None = None) -> None:
-    """How photographs are prepared, and read; ``default`` says whose preparation it is otherwise."""
+    """Flags for preprocessing and reading photographs; ``default`` is shown in ``--help``."""
     define_settings(('crop_pct', 'interpolation'), default)
-    flags.DEFINE_bool('strict_data', False, 'Stop at a photograph that cannot be decoded, instead of taking another.')
+    flags.DEFINE_bool('strict_data', False, 'Stop at a photograph that cannot be decoded instead of replacing it.')
 
 
 def define_normalization_flags() -> None:
-    """Flags of the scripts in which images may be normalized as other weights want it."""
+    """Flags for the mean and standard deviation that images are normalized with."""
     define_settings(('mean', 'std'))
 
 
 def define_augmentation_flags() -> None:
-    """What is done to each training image."""
+    """Flags for the augmentation of single images."""
     define_settings(
-        name for name in all_settings(type(TrainConfig().augmentation)) if name not in {*OF_BATCHES, *_BY_VALUE_ALONE}
+        name for name in all_settings(type(TrainConfig().augmentation)) if name not in {*BATCH_SETTINGS, *_PYTHON_ONLY}
     )
 
 
-# Settings of the augmentation that are of batches, not of single images.
-OF_BATCHES = ('augmentation_repeats', 'views', 'mixup', 'cutmix')
-# Settings that only Python can give.
-_BY_VALUE_ALONE = ('function', 'views')
+# Augmentation settings that apply to batches, not to single images.
+BATCH_SETTINGS = ('augmentation_repeats', 'views', 'mixup', 'cutmix')
+# Settings without a flag: their values are Python objects.
+_PYTHON_ONLY = ('function', 'views')
 
 
 def define_training_flags(arch: str, archs: Sequence[str]) -> None:
@@ -114,58 +114,62 @@ def define_training_flags(arch: str, archs: Sequence[str]) -> None:
 
     Args:
       arch: default of ``--arch``.
-      archs: the names it takes.
+      archs: names that the script accepts.
     """
     flags.DEFINE_string('arch', arch, f'Architecture: {", ".join(archs)}.')
     flags.DEFINE_string(
         'recipe',
         None,
-        f'Training settings to start from: {", ".join(RECIPES)}. Default: digits_quick for digits, else cifar_fast.',
+        f'Recipe to start from: {", ".join(RECIPES)}. Default: digits_quick for digits, otherwise cifar_fast.',
     )
     define_data_flags()
     define_photograph_flags()
-    done = {'dataset', 'image_size', 'crop_pct', 'interpolation', *_BY_VALUE_ALONE}
+    done = {'dataset', 'image_size', 'crop_pct', 'interpolation', *_PYTHON_ONLY}
     define_settings(name for name in all_settings(TrainConfig) if name not in done)
     _define_network_flags()
     _define_run_flags()
 
 
 def _define_network_flags() -> None:
-    """Parts of the network that every family has."""
-    flags.DEFINE_bool('zero_init_last', None, "Start residual branches at zero. Default: the architecture's.")
-    flags.DEFINE_float('drop_path_rate', None, "Stochastic depth at the last block. Default: the architecture's.")
-    flags.DEFINE_float('drop_block_rate', None, "DropBlock in stages 3 and 4 of 4. Default: the architecture's.")
-    flags.DEFINE_float('dropout_rate', None, "Dropout in front of the linear layer. Default: the architecture's.")
-    flags.DEFINE_enum('stem', None, list(STEMS), "First layers; cifar for small images. Default: the architecture's.")
+    """Flags for parts of the network that every family has."""
+    flags.DEFINE_bool('zero_init_last', None, "Initialize residual branches to zero. Default: the architecture's.")
+    flags.DEFINE_float(
+        'drop_path_rate', None, "Stochastic depth: drop rate of the last block. Default: the architecture's."
+    )
+    flags.DEFINE_float('drop_block_rate', None, "DropBlock rate in stages 3 and 4 of 4. Default: the architecture's.")
+    flags.DEFINE_float('dropout_rate', None, "Dropout rate before the last linear layer. Default: the architecture's.")
+    flags.DEFINE_enum('stem', None, list(STEMS), "Stem; cifar is for small images. Default: the architecture's.")
 
 
 def _define_run_flags() -> None:
-    """Where a run writes, how it reads, and how its processes find each other."""
-    flags.DEFINE_string('workdir', None, 'Folder for everything the run writes. Default: runs/ARCH-DATASET-seedS.')
+    """Flags for the output folder, seeds, reading and multi-process jobs."""
+    flags.DEFINE_string('workdir', None, 'Output folder of the run. Default: runs/ARCH-DATASET-seedS.')
     flags.DEFINE_integer(
-        'num_seeds', None, 'Train this many seeds, from --seed on, in one program, and report mean and deviation.'
+        'num_seeds',
+        None,
+        'Train this many seeds, starting at --seed, in one program; report mean and standard deviation.',
     )
-    flags.DEFINE_integer('profile_steps', 0, 'Trace so many steps into the folder profile of the workdir.')
+    flags.DEFINE_integer('profile_steps', 0, 'Number of steps to profile; the trace goes to WORKDIR/profile.')
     flags.DEFINE_integer(
         'num_workers',
         0,
-        'Processes that read and decode photographs for training; with 0 threads do. It changes no result.',
+        'Processes that read and decode training photographs; 0 uses threads. Does not change results.',
         lower_bound=0,
     )
     flags.DEFINE_string(
         'coordinator_address',
         None,
-        'HOST:PORT of process 0 of a job of several. On TPU pods, SLURM and Open MPI it is found without flags.',
+        'HOST:PORT of process 0 in a multi-process job. Detected automatically on TPU pods, SLURM and Open MPI.',
     )
-    flags.DEFINE_integer('num_processes', None, 'How many processes the job has.')
-    flags.DEFINE_integer('process_index', None, 'Which of them this is, from 0.')
+    flags.DEFINE_integer('num_processes', None, 'Number of processes in the job.')
+    flags.DEFINE_integer('process_index', None, 'Index of this process, from 0.')
 
 
 def chosen_settings(names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Settings that flags set: all that the script defines, or some.
+    """The settings whose flags are set, among all flags of the script or among ``names``.
 
     Raises:
-      InputError: a flag's text that is no value of its setting.
+      InputError: a value that cannot be parsed.
     """
     known = all_settings(TrainConfig)
     chosen = [name for name in known if name in FLAGS] if names is None else names
@@ -185,12 +189,12 @@ def _value_of(name: str, known: Known) -> Any:
 
 
 def set_flags(names: Sequence[str]) -> dict[str, Any]:
-    """Values of those of the flags that are not None."""
+    """The values of those flags that are set."""
     return {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
 
 
 def numbers_of(name: str) -> tuple[float, ...] | None:
-    """The numbers of a list flag; None where it is not set."""
+    """The numbers of a list flag; None if it is not set."""
     values: list[str] | None = FLAGS[name].value
     if values is None:
         return None

@@ -1,4 +1,4 @@
-"""A trained network as one file that predicts without this package: StableHLO by ``jax.export``, or ONNX."""
+"""Exports a trained network as one file that runs without this package: StableHLO (``jax.export``) or ONNX."""
 
 import dataclasses
 import json
@@ -22,8 +22,8 @@ ONNX = '.onnx'
 
 
 def prediction_function(predictor: Predictor) -> Callable[[jax.Array], jax.Array]:
-    """The network with everything around it as one function: uint8 ``[N, H, W, C]`` to what ``Predictor`` gives."""
-    model = _plain(predictor.model)
+    """Normalization, network and decoding as one function: uint8 ``[N, H, W, C]`` to ``Predictor``'s predictions."""
+    model = _portable(predictor.model)
     variables = jax.device_get(predictor.variables)
 
     def predict(images: jax.Array) -> jax.Array:
@@ -33,19 +33,19 @@ def prediction_function(predictor: Predictor) -> Callable[[jax.Array], jax.Array
     return predict
 
 
-def _plain(model: ResNet) -> ResNet:
-    """In float32, whatever it was trained in, and with convolutions that every compiler knows for any batch."""
+def _portable(model: ResNet) -> ResNet:
+    """The network in float32, with convolutions that every compiler supports for any batch size."""
     return dataclasses.replace(model, implementation='xla', dtype=jnp.float32)
 
 
 def export(predictor: Predictor, path: str | pathlib.Path, platforms: Sequence[str] = ('cpu',)) -> dict[str, Any]:
-    """Writes a network for any number of images, in float32, and beside it what it is, as JSON.
+    """Writes a network for any batch size, in float32, and a JSON file that describes it.
 
     Args:
       predictor: the network.
-      path: of the file; ``PATH.json`` is written, too. One that ends with ``.onnx`` is an ONNX model (by ``jax2onnx``),
-        any other is for ``jax.export.deserialize``.
-      platforms: of PLATFORMS: where the file can be run; an ONNX model knows none.
+      path: output file; ``PATH.json`` is written too. If it ends in ``.onnx`` it is an ONNX model (by ``jax2onnx``),
+        otherwise a file for ``jax.export.deserialize``.
+      platforms: platforms that the file can run on, from PLATFORMS; ignored for ONNX.
 
     Returns:
       The content of the JSON file: ``input``, ``output``, ``class_names``, ``task``, ``preprocessing``, ``arch``,
@@ -53,10 +53,10 @@ def export(predictor: Predictor, path: str | pathlib.Path, platforms: Sequence[s
 
     Raises:
       InputError: an unknown platform, or ``jax2onnx`` is not installed.
-      StorageError: a place that cannot be written to.
+      StorageError: a file cannot be written.
     """
     if unknown := [name for name in platforms if name not in PLATFORMS]:
-        raise InputError(f'platforms={",".join(platforms)}: {unknown[0]!r} is none of {", ".join(PLATFORMS)}')
+        raise InputError(f'platforms={",".join(platforms)}: {unknown[0]!r} must be one of {", ".join(PLATFORMS)}')
     (num,) = jax.export.symbolic_shape('n')
     like = jax.ShapeDtypeStruct((num, *predictor.image_shape), jnp.uint8)
     function, path = prediction_function(predictor), pathlib.Path(path)
@@ -75,15 +75,15 @@ def _onnx_model(function: Callable[[jax.Array], jax.Array], like: jax.ShapeDtype
     try:
         from jax2onnx import to_onnx
     except ImportError as error:
-        raise InputError('an ONNX model needs a converter: pip install jax2onnx') from error
+        raise InputError('exporting to ONNX needs jax2onnx: pip install jax2onnx') from error
     inputs: Any = [jax.ShapeDtypeStruct(('n', *like.shape[1:]), like.dtype)]
     model: Any = to_onnx(function, inputs=inputs, model_name='network')
     return model.SerializeToString()
 
 
 def describe(predictor: Predictor) -> dict[str, Any]:
-    """What a program that uses the file has to know."""
-    how = predictor.preprocessing
+    """The description that a program needs to use the file."""
+    preprocessing = predictor.preprocessing
     return {
         'arch': predictor.arch,
         'task': predictor.task.name,
@@ -91,35 +91,35 @@ def describe(predictor: Predictor) -> dict[str, Any]:
         'output': {'dtype': 'float32', 'shape': ['n', predictor.model.spec.head.num_classes]},
         'class_names': list(predictor.class_names),
         'preprocessing': None
-        if how is None
+        if preprocessing is None
         else {
-            'size': how.size,
-            'crop_pct': how.crop_pct,
-            'interpolation': how.interpolation,
-            'crop_mode': how.crop_mode,
+            'size': preprocessing.size,
+            'crop_pct': preprocessing.crop_pct,
+            'interpolation': preprocessing.interpolation,
+            'crop_mode': preprocessing.crop_mode,
         },
     }
 
 
 def largest_difference(predictor: Predictor, path: str | pathlib.Path, batch_sizes: Sequence[int] = (1, 3)) -> float:
-    """Between what the file, read back, and the network say of random images, in batches of several sizes.
+    """Largest difference between the predictions of the exported file and the network on random images.
 
-    Of values it is in units of their deviation. The network is asked in float32, too.
+    Both run in float32. Regression values are compared in standard deviations.
 
     Raises:
-      InputError: an ONNX model, and ``onnxruntime`` is not installed.
+      InputError: ``onnxruntime`` is not installed, or cannot read the ONNX model.
     """
-    call, random, largest = _reader(pathlib.Path(path)), np.random.default_rng(0), 0.0
+    call, random, largest = _load_exported(pathlib.Path(path)), np.random.default_rng(0), 0.0
     predictor = dataclasses.replace(predictor, model=dataclasses.replace(predictor.model, dtype=jnp.float32))
-    scale = np.asarray(getattr(predictor.task, 'std', 1.0))  # of regression alone
+    scale = np.asarray(getattr(predictor.task, 'std', 1.0))  # only regression has one
     for size in batch_sizes:
         images = random.integers(0, 256, (size, *predictor.image_shape), np.uint8)
         largest = max(largest, float(np.abs((call(images) - predictor(images)) / scale).max()))
     return largest
 
 
-def _reader(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """A file as a function of images."""
+def _load_exported(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Loads an exported file as a function of images."""
     content = path.read_bytes()
     if path.suffix != ONNX:
         exported = jax.export.deserialize(bytearray(content))
@@ -127,10 +127,10 @@ def _reader(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     try:
         import onnxruntime
     except ImportError as error:
-        raise InputError(f'{path} is written; to read it back: pip install onnxruntime') from error
+        raise InputError(f'{path} was written; verifying it needs onnxruntime: pip install onnxruntime') from error
     try:
         session = onnxruntime.InferenceSession(content)
-    except Exception as error:  # of several kinds, none of which it makes public
-        raise InputError(f'{path}: onnxruntime cannot read it ({textwrap.shorten(str(error), 200)})') from error
+    except Exception as error:  # onnxruntime raises several types, none of which is public
+        raise InputError(f'{path}: onnxruntime cannot read the file ({textwrap.shorten(str(error), 200)})') from error
     (name,) = (one.name for one in session.get_inputs())
     return lambda images: np.asarray(session.run(None, {name: images})[0])

@@ -1,4 +1,4 @@
-"""What a trained network says of new images."""
+"""Predictions of a trained network for new images."""
 
 import dataclasses
 import functools
@@ -23,21 +23,21 @@ from resnet_jax.tasks.kinds import DEFAULT_TASK, get_task, make_task
 from resnet_jax.weights.sources import Pretrained, Source, from_pretrained, normalization_of
 
 _BATCH = 256
-_EXPLAINED = 64  # maps are large
+_EXPLAIN_BATCH = 64  # feature maps are large
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Predictor(Pretrained):
-    """A trained network with everything that turns raw images into answers.
+    """A trained network with everything needed to predict from raw images.
 
     Attributes:
-      task: what it was trained for.
-      class_names: of the classes, labels or values; of yes or no the name of 0 and that of 1.
-      image_shape: ``(H, W, C)`` of the images it was trained on.
-      mean: of their pixels, 1 being white, one for each channel.
-      std: likewise.
-      preprocessing: what photographs go through; its mean fills borders alone, and its deviation does not count. None
-        takes the largest square in the middle.
+      task: the task it was trained for.
+      class_names: names of the classes, labels or values; for a binary task, the names of classes 0 and 1.
+      image_shape: ``(H, W, C)`` of the network's input images.
+      mean: pixel mean to subtract, one per channel; white is 1.
+      std: pixel standard deviation to divide by, one per channel.
+      preprocessing: preprocessing of photographs; its mean only fills borders, and its std is ignored. None uses the
+        largest center square.
     """
 
     task: Task
@@ -48,17 +48,17 @@ class Predictor(Pretrained):
 
     @property
     def photograph_preprocessing(self) -> Preprocessing:
-        """``preprocessing``, or the largest square in the middle."""
+        """``preprocessing``, or by default the largest center square."""
         return self.preprocessing or Preprocessing(min(self.image_shape[:2]), 1.0)
 
     def prepare(self, photograph: bytes | str | os.PathLike | np.ndarray) -> np.ndarray:
-        """A photograph as the network takes it: uint8 ``[H, W, C]``.
+        """Prepares a photograph as input of the network: uint8 ``[H, W, C]``.
 
         Args:
-          photograph: an encoded image or the path of one, or uint8 ``[H, W, 3]``.
+          photograph: path of an image, its encoded bytes, or uint8 ``[H, W, 3]``.
 
         Raises:
-          InputError: it cannot be read or decoded.
+          InputError: the photograph cannot be read or decoded.
         """
         if not isinstance(photograph, bytes | np.ndarray):
             try:
@@ -73,84 +73,91 @@ class Predictor(Pretrained):
                 raise InputError(f'image: cannot be decoded ({error})') from error
         height, width, channels = self.image_shape
         pixels = resized_and_cropped(photograph, self.photograph_preprocessing)
-        if pixels.shape[:2] != (height, width):  # images that are no squares
+        if pixels.shape[:2] != (height, width):  # the network expects non-square images
             pixels = np.asarray(Image.fromarray(photograph).resize((width, height), Image.Resampling.BILINEAR))
         return np.asarray(Image.fromarray(pixels).convert('L'))[..., None] if channels == 1 else pixels
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Predictions for images.
+        """Predicts for images.
 
         Args:
-          images: uint8 ``[N, H, W, C]``, of the shape that the network was trained on.
+          images: uint8 ``[N, H, W, C]`` of the shape ``image_shape``.
 
         Returns:
-          float32 ``[N, K]``: of classes the probabilities; of yes or no the probability of yes, ``[N, 1]``; of labels
-          the probability of each; of values the values, in the units of the targets.
+          float32 ``[N, K]``: class probabilities; for a binary task the probability of class 1, ``[N, 1]``; for labels
+          the probability of each; for regression the values in the targets' units.
 
         Raises:
-          InputError: images of another type or shape.
+          InputError: the images have another dtype or shape.
         """
         return self.task.predictions(self._in_batches(self._apply, images, self.model.spec.head.num_classes))
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """The pooled features of images, float32 ``[N, C']``; arguments and errors as in a call."""
+        """The pooled features of images, float32 ``[N, C']``; arguments and errors as in ``__call__``."""
         width = self.variables['params']['head']['kernel'].shape[0]
         return self._in_batches(self._features, images, width)
 
     def explain(self, images: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-        """Where in images the network sees classes: class activation maps, float32 ``[N, H', W']`` from 0 to 1.
+        """Class activation maps of images, float32 ``[N, H', W']`` in [0, 1].
 
-        The last map's channels, weighted by the head's kernel for the class, where they speak for it. In front of a
-        global average pool and a linear layer this is Grad-CAM of the last map up to a factor (Selvaraju et al. 2017,
-        arXiv:1610.02391, section 3.1); each map is divided by its largest value.
+        The channels of the last feature map are summed with the head's weights for the class, and negative values are
+        set to zero. With global average pooling and a linear head, this is Grad-CAM of the last map up to a factor
+        (Selvaraju et al. 2017, arXiv:1610.02391, section 3.1). Each map is divided by its maximum.
 
         Args:
-          images: as in a call.
-          classes: one for each image.
+          images: as in ``__call__``.
+          classes: index of the class to explain, one per image.
+
+        Raises:
+          InputError: the images have another dtype or shape, or a class is out of range.
         """
         kernel = np.asarray(self.variables['params']['head']['kernel'])
         chosen = np.asarray(classes, np.int64)
         if chosen.shape != (len(images),) or not ((chosen >= 0) & (chosen < kernel.shape[1])).all():
             raise InputError(f'classes must be {len(images)} numbers from 0 to {kernel.shape[1] - 1}')
         maps = []
-        for start in range(0, len(images), _EXPLAINED):
-            some = self._in_batches(self._last_map, images[start : start + _EXPLAINED], None)
-            weights = kernel[:, chosen[start : start + _EXPLAINED]]
-            found = np.maximum(np.einsum('nhwc,cn->nhw', some, weights), 0)
+        for start in range(0, len(images), _EXPLAIN_BATCH):
+            features = self._in_batches(self._last_map, images[start : start + _EXPLAIN_BATCH], None)
+            weights = kernel[:, chosen[start : start + _EXPLAIN_BATCH]]
+            found = np.maximum(np.einsum('nhwc,cn->nhw', features, weights), 0)
             maps.append(found / np.maximum(found.max((1, 2), keepdims=True), 1e-12))
         return np.concatenate(maps).astype(np.float32)
 
     def _in_batches(self, function: Callable[..., jax.Array], images: np.ndarray, width: int | None) -> np.ndarray:
-        """A compiled function of variables and images, of any number of images; ``[0, width]`` of none."""
+        """Applies a compiled function to any number of images in batches; returns ``[0, width]`` for no images."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape:
-            one = '; images[None] makes a batch of one' if images.shape == self.image_shape else ''
-            one = '; images[..., None] has a channel' if images.shape[1:] == self.image_shape[:2] else one
+            advice = '; use images[None] for a single image' if images.shape == self.image_shape else ''
+            advice = (
+                '; use images[..., None] to add the channel axis'
+                if images.shape[1:] == self.image_shape[:2]
+                else advice
+            )
             raise InputError(
-                f'images must be uint8 {["N", *self.image_shape]}, found {images.dtype} {list(images.shape)}{one}'
+                f'images must be uint8 {["N", *self.image_shape]}, found {images.dtype} {list(images.shape)}{advice}'
             )
         outputs = [] if len(images) else [np.zeros((0, width or 0), np.float32)]
         for start in range(0, len(images), _BATCH):
             batch = images[start : start + _BATCH]
-            # Every batch has one of few sizes, so that it compiles once and not for each number of images.
-            filling = np.zeros(((1 << (len(batch) - 1).bit_length()) - len(batch), *self.image_shape), np.uint8)
-            outputs.append(np.asarray(function(self.variables, np.concatenate([batch, filling])))[: len(batch)])
+            # Batches are padded to powers of two, to limit the number of compilations.
+            padding = np.zeros(((1 << (len(batch) - 1).bit_length()) - len(batch), *self.image_shape), np.uint8)
+            outputs.append(np.asarray(function(self.variables, np.concatenate([batch, padding])))[: len(batch)])
         return np.concatenate(outputs)
 
     def names(self, predictions: np.ndarray) -> list[Any]:
-        """Predictions in words: the likeliest class; which of yes and no; a tuple of the labels; a tuple of values."""
+        """Converts predictions to class names, or to tuples of labels or values."""
         if predictions.ndim != 2:
             raise InputError(f'predictions must be [N, K], found {list(predictions.shape)}')
         return self.task.in_words(predictions, self.class_names)
 
     @functools.cached_property
     def _apply(self) -> Callable[..., jax.Array]:
-        return jax.jit(lambda variables, images: self.model.apply(variables, self._normalized(images), train=False))
+        return jax.jit(lambda variables, images: self.model.apply(variables, self._normalize(images), train=False))
 
     @functools.cached_property
     def _features(self) -> Callable[..., jax.Array]:
         def pooled(variables: Any, images: jax.Array) -> jax.Array:
-            found: Any = self.model.apply(variables, self._normalized(images), train=False, features_only=True)
+            found: Any = self.model.apply(variables, self._normalize(images), train=False, features_only=True)
             return found['pooled']
 
         return jax.jit(pooled)
@@ -158,13 +165,13 @@ class Predictor(Pretrained):
     @functools.cached_property
     def _last_map(self) -> Callable[..., jax.Array]:
         def last_map(variables: Any, images: jax.Array) -> jax.Array:
-            how: dict[str, Any] = {'train': False, 'features_only': True, 'mutable': ['intermediates']}
-            found: Any = self.model.apply(variables, self._normalized(images), **how)[1]
+            options: dict[str, Any] = {'train': False, 'features_only': True, 'mutable': ['intermediates']}
+            found: Any = self.model.apply(variables, self._normalize(images), **options)[1]
             return found['intermediates']['last_map'][0].astype(jnp.float32)
 
         return jax.jit(last_map)
 
-    def _normalized(self, images: jax.Array) -> jax.Array:
+    def _normalize(self, images: jax.Array) -> jax.Array:
         return normalize(images, self.mean, self.std)
 
 
@@ -177,28 +184,34 @@ def load_predictor(
     block: Any = None,
     task: Task | type[Task] | None = None,
 ) -> Predictor:
-    """The network of a run, a file or the hub, ready for new images.
+    """Loads the network of a run, a weights file or the hub for inference.
 
     Args:
-      source: folder of a run or of one of its checkpoints, or weights as in ``weights.sources.open_source``; of
-        networks with 1,000 outputs that do not name their classes, they are ImageNet's.
+      source: folder of a run or of one of its checkpoints, or weights as in ``weights.sources.open_source``. Networks
+        with 1,000 outputs and no recorded class names get those of ImageNet.
       which: checkpoint of a run: ``last``, ``best``, or a step.
-      arch: of a file that does not name its network.
-      preprocessing: of photographs; None is what the source says, or else 224 pixels of ImageNet's statistics.
-      block: the block class of a run that was given it as a value.
-      task: the task of a run that was given it as a value; of other weights what they were trained for, None being
-        one of K classes.
+      arch: architecture of a weights file that does not record it.
+      preprocessing: preprocessing of photographs; None uses that of the source, or 224 pixels and ImageNet statistics.
+      block: block class of a run that was trained with a custom one.
+      task: task of a run that was trained with a custom one; for other weights the task they were trained for, by
+        default multiclass.
 
     Raises:
-      InputError: no such run, checkpoint or file, a damaged one, or a run that needs another block or task.
+      InputError: the run, checkpoint or file is not found or damaged, or the run needs another block or task.
     """
     if arch is not None and pathlib.Path(source).is_dir():
-        raise InputError(f'arch={arch}: a run names its network itself')
+        raise InputError(f'arch={arch}: a run records its architecture; arch applies only to a weights file')
     loaded = from_pretrained(source, arch, which=which, block=block)
-    return _of_run(loaded, preprocessing, task) if loaded.source.record else _of_weights(loaded, preprocessing, task)
+    return (
+        _run_predictor(loaded, preprocessing, task)
+        if loaded.source.record
+        else _weights_predictor(loaded, preprocessing, task)
+    )
 
 
-def _of_run(loaded: Pretrained, preprocessing: Preprocessing | None, task: Task | type[Task] | None) -> Predictor:
+def _run_predictor(
+    loaded: Pretrained, preprocessing: Preprocessing | None, task: Task | type[Task] | None
+) -> Predictor:
     source, settings = loaded.source, loaded.source.settings
     data, (mean, std) = source.record['dataset'], normalization_of(source)
     height, width, channels = data['image_shape']
@@ -220,27 +233,31 @@ def _of_run(loaded: Pretrained, preprocessing: Preprocessing | None, task: Task 
 
 
 def _task_of(source: Source, task: Task | type[Task] | None) -> Task:
-    """What a run was trained for, with the units of its targets; the value, where it was given one."""
+    """The task of a run, with its target statistics; a custom task must be passed as ``task``."""
     settings, data = source.settings, source.record['dataset']
     check_given('task', settings['task'], task, str(source.workdir))
-    loss = None if is_qualified(settings['loss']) else settings['loss']  # the usual one says what outputs mean
+    loss = (
+        None if is_qualified(settings['loss']) else settings['loss']
+    )  # a custom loss does not change how outputs are decoded
     return make_task(task or settings['task'], loss, statistics=data['target_statistics'])
 
 
-def _of_weights(loaded: Pretrained, preprocessing: Preprocessing | None, task: Task | type[Task] | None) -> Predictor:
+def _weights_predictor(
+    loaded: Pretrained, preprocessing: Preprocessing | None, task: Task | type[Task] | None
+) -> Predictor:
     mean, std = (preprocessing.mean, preprocessing.std) if preprocessing else normalization_of(loaded.source)
-    how = preprocessing or loaded.preprocessing or Preprocessing(224)
+    preprocessing = preprocessing or loaded.preprocessing or Preprocessing(224)
     classes = loaded.model.spec.head.num_classes
     names = imagenet_names() if classes == len(imagenet_names()) else tuple(map(str, range(classes)))
     return Predictor(
         model=loaded.model,
         variables=loaded.variables,
         arch=loaded.arch,
-        preprocessing=how,
+        preprocessing=preprocessing,
         source=loaded.source,
         task=get_task(DEFAULT_TASK if task is None else task),
         class_names=names,
-        image_shape=(how.size, how.size, 3),
+        image_shape=(preprocessing.size, preprocessing.size, 3),
         mean=mean,
         std=std,
     )

@@ -1,1 +1,1 @@
-"""What networks are trained for: one file for each kind of target, and what the kinds share."""
+"""Tasks: one module per kind of target, and what they share."""

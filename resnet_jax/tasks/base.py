@@ -1,8 +1,8 @@
-"""What a network is trained for: the interface of all kinds of targets.
+"""The interface of tasks, which define what a network is trained for.
 
-A task is plain data that can be hashed, so that a jitted step may close over it. Whatever depends on the kind of target
-is a method or an attribute of its task: nothing else asks what a task is called. A kind of one's own is a subclass of
-``Task``, given as a class or an instance wherever a name is taken.
+A task is plain hashable data, so that a jitted step may close over it. Everything that depends on the kind of target is
+a method or attribute of its task; other code never compares task names. A custom task is a subclass of ``Task``, passed
+as a class or an instance wherever a name is accepted.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from resnet_jax.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# From outputs and dense targets, both ``[N, K]``, to the loss of each example, float32 ``[N]``.
+# Maps outputs and dense targets, both ``[N, K]``, to the loss of each example, float32 ``[N]``.
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Evaluated(Protocol):
-    """What is drawn of an evaluation."""
+    """The parts of an evaluation that ``Task.draw`` uses."""
 
     @property
     def total(self) -> dict[str, Any]:
@@ -31,42 +31,43 @@ class Evaluated(Protocol):
 
     @property
     def outputs(self) -> np.ndarray | None:
-        """Of the network, float32 ``[N, K]``; None where the task does not need them."""
+        """Outputs of the network, float32 ``[N, K]``; None if the task does not need them."""
 
     @property
     def targets(self) -> np.ndarray | None:
-        """As they are stored, likewise."""
+        """Targets as stored; None if the task does not need them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What the tasks have in common, and what each answers for itself.
+    """The base class of tasks.
 
-    A task of one's own has at least ``training_loss``, and where it has targets ``dense_targets`` and
-    ``check_targets``. Methods that are not overridden have neutral defaults.
+    A custom task must define ``training_loss`` and, if it has targets, ``dense_targets`` and ``check_targets``. Other
+    methods have neutral defaults.
 
     Attributes:
-      name: in messages and names of folders; of built-in ones the key of ``kinds.TASKS``.
-      known_losses: names of the losses it can be trained with; the first is the usual one. Empty: it has one of its
-        own.
-      primary_metric: the metric that stands for the others, and by which the best checkpoint is chosen.
-      higher_is_better: of the primary metric.
-      shown_metrics: metrics that a comparison of networks shows.
-      picture: name of the picture of a test result, without its ending; empty for the task's own name.
-      needs_outputs: ``scores`` or the picture look at all outputs of an evaluation.
-      needs_targets: whether examples have targets; without, ``Split.labels`` is None.
-      num_names: how many names of classes there must be; None for any number.
-      has_class_targets: each target is the number of one of the dataset's classes.
-      has_class_outputs: the network has an output for each class, of which an example has one.
-      keeps_appearance: targets may depend on where things are and how they look: no augmentation by default.
-      learning_rate_divisor: of a recipe's learning rate, which is for losses of classes.
-      smoothable: targets are probabilities, which can be smoothed and cut at a threshold.
-      distillable: outputs of two networks mean the same, so that one can teach the other.
-      has_statistics: ``statistics`` looks at the training targets, which are read before the images.
-      expected_feature: words for the TFDS features that ``fitting_features`` finds.
-      loss: one of the known losses; empty is the usual one.
-      label_smoothing: share of the target that is spread over all classes, in [0, 1).
-      target_threshold: of sigmoids in training: smoothed or mixed targets above it become 1, the others 0. None: none.
+      name: name in messages and folder names; the key of ``kinds.TASKS`` for built-in tasks.
+      known_losses: names of supported losses, the default first; empty if the task defines its own loss.
+      primary_metric: the main metric, which also selects the best checkpoint.
+      higher_is_better: whether higher values of the primary metric are better.
+      shown_metrics: metrics shown in comparisons of networks.
+      picture: file name of the picture of a test result, without suffix; empty for the name of the task.
+      needs_outputs: whether ``scores`` or the picture need all outputs of an evaluation.
+      needs_targets: whether examples must have targets; if not, ``Split.labels`` may be None.
+      num_names: required number of class names; None for any number.
+      has_class_targets: whether each target is the index of one of the dataset's classes.
+      has_class_outputs: whether the network has one output per class and each example has one class.
+      keeps_appearance: whether targets may depend on position and appearance; if so, there is no augmentation by
+        default.
+      learning_rate_divisor: divides a recipe's learning rate, which is tuned for classification losses.
+      smoothable: whether targets are probabilities, which can be smoothed and thresholded.
+      distillable: whether outputs of two networks are comparable, as distillation requires.
+      has_statistics: whether ``statistics`` needs the training targets, which are then read before the images.
+      expected_feature: description of the TFDS features that ``fitting_features`` finds, for messages.
+      loss: one of the known losses; empty for the default.
+      label_smoothing: fraction of the target that is spread over all classes, in [0, 1).
+      target_threshold: in sigmoid training losses, smoothed or mixed targets above it become 1, others 0; None for no
+        threshold.
     """
 
     name: ClassVar[str] = 'task'
@@ -98,97 +99,99 @@ class Task:
             raise InputError(f'loss={self.loss!r} must be one of {known} for task={self.name}')
         if self.target_threshold is not None and self.loss != 'sigmoid_cross_entropy':
             loss = self.loss or f'task={self.name}'
-            raise InputError(f'target_threshold={self.target_threshold} is for sigmoid_cross_entropy, not {loss}')
+            raise InputError(
+                f'target_threshold={self.target_threshold} applies only to sigmoid_cross_entropy, not to {loss}'
+            )
         if self.label_smoothing and not self.smoothable:
-            raise InputError(f'label_smoothing={self.label_smoothing} is for classes; task={self.name} takes 0')
+            raise InputError(f'label_smoothing={self.label_smoothing} is not supported for task={self.name}')
 
-    # What a dataset brings.
+    # Targets and names of datasets.
 
     def check_targets(self, place: str, targets: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Checks the targets of a split, and names what has no names.
+        """Checks the targets of a split and supplies missing names.
 
         Args:
-          place: where they come from, for messages.
-          targets: ``[N, …]``, at least one value for each of at least one example.
-          names: of the classes, labels or values; empty if they have none.
+          place: where the targets come from, for messages.
+          targets: ``[N, …]`` with N >= 1 and at least one value per example.
+          names: names of the classes, labels or values; empty if there are none.
 
         Returns:
-          The names, one for each class, label or value.
+          The names, one per class, label or value.
 
         Raises:
-          InputError: targets that are none of this task.
+          InputError: the targets do not fit this task.
         """
         del place, targets
         return names
 
     def stored_targets(self, targets: np.ndarray) -> np.ndarray:
-        """Targets ``[N, …]`` that were checked, in the dtype and shape in which a dataset keeps them."""
+        """Converts checked targets ``[N, …]`` to the dtype and shape in which a dataset stores them."""
         return targets.astype(np.int32 if targets.dtype.kind in 'biu' else np.float32)
 
     def statistics(self, targets: np.ndarray) -> dict[str, Any]:
-        """Fields of the task that follow from the training targets, as stored: what JSON can hold."""
+        """Fields of the task computed from the stored training targets; must be JSON-serializable."""
         del targets
         return {}
 
     def fitting_features(self, features: dict[str, Any]) -> list[str]:
-        """Keys of those of a dataset's TFDS features that can be the target."""
+        """Keys of the TFDS features that can be the target."""
         del features
         return []
 
     def feature_names(self, key: str, feature: Any) -> tuple[str, ...]:
-        """Names of the classes, labels or values of a TFDS feature; empty where they have none."""
+        """Names of the classes, labels or values of a TFDS feature; empty if there are none."""
         del key
         return tuple(getattr(getattr(feature, 'feature', feature), 'names', None) or ())
 
     def names_of_shape(self, place: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-        """Names where there are none, from the shape of a target alone.
+        """Default names from the shape of a target.
 
         Raises:
-          InputError: the targets themselves would have to be counted.
+          InputError: the shape does not determine the names.
         """
         del shape
-        raise InputError(f'{place}: the targets of task={self.name} have no names; class_names must give them')
+        raise InputError(f'{place}: the targets of task={self.name} have no names; class_names is required')
 
     def num_outputs(self, num_targets: int) -> int:
-        """Size of the head for so many classes, labels or values."""
+        """Size of the head for a number of classes, labels or values."""
         return num_targets
 
-    # What a step computes.
+    # Losses and sums, computed in a step.
 
     def dense_targets(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """Targets as float32 of the outputs' shape ``[N, K]``, which may be mixed; of the outputs only that is read.
+        """Converts targets to float32 ``[N, K]``, which can be mixed; only the shape of the outputs is used.
 
         Raises:
-          InputError: targets that do not belong to such outputs.
+          InputError: the targets do not fit the outputs.
         """
         del outputs
         return targets
 
     def training_loss(self) -> Loss:
-        """The loss in training, smoothed and cut as the task says: a plain function of outputs and dense targets."""
+        """The training loss as a function of outputs and dense targets, with label smoothing and threshold."""
         raise NotImplementedError(f'{type(self).__name__}.training_loss')
 
     def evaluation_loss(self) -> Loss:
-        """The loss in evaluations, of the targets as they are."""
+        """The evaluation loss, without label smoothing and threshold."""
         return self.training_loss()
 
     def distillation_loss(self, temperature: float) -> Loss:
-        """Distance from a teacher's outputs ``[N, K]``, to which no gradient goes: a function of both outputs."""
+        """The distillation loss as a function of outputs and the teacher's outputs, without gradient to the teacher."""
         del temperature
-        raise InputError(f'task={self.name} has no loss for distillation')
+        raise InputError(f'distillation is not supported for task={self.name}')
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """``evaluation_loss`` of targets as they are stored, float32 ``[N]``.
+        """``evaluation_loss`` of stored targets, float32 ``[N]``.
 
         Raises:
-          InputError: targets that do not belong to such outputs.
+          InputError: the targets do not fit the outputs.
         """
         return self.evaluation_loss()(outputs, self.dense_targets(outputs, targets))
 
     def sums(
         self, example_losses: jax.Array, outputs: jax.Array, targets: jax.Array, mask: jax.Array
     ) -> dict[str, jax.Array]:
-        """Sums over the examples whose mask is set, from which ``summarize`` makes metrics.
+        """Sums over the examples whose mask is set; ``summarize`` computes metrics from them.
 
         Args:
           example_losses: float32 ``[N]``.
@@ -200,36 +203,36 @@ class Task:
         return {'loss': jnp.sum(jnp.where(mask, example_losses, 0.0)), 'count': jnp.sum(mask)}
 
     def eval_sums(self, outputs: jax.Array, targets: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        """More sums, which are of use in an evaluation alone."""
+        """Additional sums, only used in evaluation."""
         del outputs, targets, mask
         return {}
 
-    # What is made of it.
+    # Metrics, predictions and pictures.
 
     def summarize(self, total: dict[str, Any]) -> dict[str, float]:
         """Metrics from the sums of ``metrics.add_up``: ``loss``, the primary metric, others."""
         return {'loss': float(total['loss'] / int(total['count']))}
 
     def scores(self, outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """Metrics that need all outputs at once, ``[N, K]``; empty where there are none."""
+        """Metrics that need all outputs at once, ``[N, K]``; empty if there are none."""
         del outputs, targets
         return {}
 
     def decode_outputs(self, outputs: jax.Array) -> jax.Array:
-        """What the outputs mean, float32 ``[N, K]``: probabilities, or values in the targets' units."""
+        """Converts outputs to float32 ``[N, K]`` probabilities, or values in the targets' units."""
         return outputs.astype(jnp.float32)
 
     def predictions(self, outputs: np.ndarray) -> np.ndarray:
-        """As ``decode_outputs``, on the host."""
+        """``decode_outputs`` on the host."""
         return np.asarray(self.decode_outputs(jnp.asarray(outputs)))
 
     def in_words(self, predictions: np.ndarray, class_names: Sequence[str]) -> list[Any]:
-        """Decoded outputs ``[N, K]`` as what one would say of each example: a tuple of the numbers."""
+        """Converts decoded outputs ``[N, K]`` to readable predictions: one tuple of numbers per example."""
         del class_names
         return [tuple(row.tolist()) for row in predictions]
 
     def ranked(self, predictions: np.ndarray, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
-        """Decoded outputs ``[N, K]`` beside their names: for each example all of them, in their order."""
+        """Names and decoded outputs ``[N, K]`` for each example: all of them, in their order."""
         del top
         return [list(zip(class_names, row.tolist(), strict=True)) for row in predictions]
 
@@ -238,36 +241,36 @@ class Task:
         return list(class_names)
 
     def draw(self, axes: 'Axes', result: Evaluated, class_names: Sequence[str]) -> None:
-        """Draws what the network makes of a test set: nothing."""
+        """Draws a test result; the default draws nothing."""
         del result, class_names
         axes.set_axis_off()
 
     def baseline_outputs(
         self, kind: str, pixels: np.ndarray, targets: np.ndarray, unseen: np.ndarray, num_targets: int
     ) -> np.ndarray:
-        """What a simple model says, in the form of a network's outputs: float32 ``[N', K]``.
+        """Predictions of a simple model, in the form of a network's outputs: float32 ``[N', K]``.
 
         Args:
           kind: ``constant`` or ``linear``.
-          pixels: of training images, float ``[N, H W C]``.
-          targets: theirs, as stored.
-          unseen: pixels of other images, ``[N', H W C]``.
-          num_targets: classes, labels or values.
+          pixels: pixels of training images, float ``[N, H W C]``.
+          targets: their targets, as stored.
+          unseen: pixels of test images, ``[N', H W C]``.
+          num_targets: number of classes, labels or values.
 
         Raises:
-          InputError: none is known for the task.
+          InputError: the task has no such baseline.
         """
         del pixels, targets, unseen, num_targets
         raise InputError(f'task={self.name} has no {kind} baseline')
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """``'0', '1', …``: names of what has none."""
+    """Default names: ``'0', '1', …``."""
     return tuple(map(str, range(count)))
 
 
 def misfit(task: Task, outputs: jax.Array, targets: jax.Array, expected: str) -> InputError:
-    """Says that targets do not belong to outputs."""
+    """The error for targets that do not fit outputs."""
     return InputError(
         f'task={task.name}: outputs {list(outputs.shape)} and targets {list(targets.shape)} of {targets.dtype} do not'
         f' fit; expected {expected}'
@@ -275,13 +278,13 @@ def misfit(task: Task, outputs: jax.Array, targets: jax.Array, expected: str) ->
 
 
 def check_rank_and_number(task: Task, outputs: jax.Array, targets: jax.Array, rank: int, expected: str) -> None:
-    """Raises InputError for targets of another rank, or for another number of examples."""
+    """Raises InputError if the targets have another rank or number of examples."""
     if targets.ndim != rank or len(targets) != len(outputs):
         column = targets.ndim == 2 and targets.shape[1] == 1
-        raise misfit(task, outputs, targets, expected + (': labels[:, 0]' if column else ''))
+        raise misfit(task, outputs, targets, expected + ('; use labels[:, 0]' if column else ''))
 
 
 def check_integers(place: str, labels: np.ndarray, more: str = '') -> None:
-    """Raises InputError for labels of another kind."""
+    """Raises InputError if the labels are not integers."""
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f'{place}: labels must be integers{more}, found {labels.dtype}')

@@ -1,17 +1,17 @@
-"""What is simpler than a network, for tasks of classes."""
+"""Simple baseline models for classification."""
 
 import numpy as np
 
 
 def class_shares(kind: str, pixels: np.ndarray, labels: np.ndarray, unseen: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities of the classes that a simple model predicts.
+    """Class probabilities predicted by a simple model.
 
     Args:
-      kind: ``constant``: the shares of the classes in training; ``linear``: scikit-learn's logistic regression.
-      pixels: of training images, float ``[N, H W C]``.
-      labels: theirs, integers ``[N]``.
-      unseen: pixels of other images, ``[N', H W C]``.
-      classes: how many there are; one without training images has no probability.
+      kind: ``constant``: class frequencies in training; ``linear``: scikit-learn's logistic regression.
+      pixels: pixels of training images, float ``[N, H W C]``.
+      labels: their labels, integers ``[N]``.
+      unseen: pixels of test images, ``[N', H W C]``.
+      classes: number of classes; those without training images get probability zero before clipping.
 
     Returns:
       float64 ``[N', classes]``, above 0 and below 1.

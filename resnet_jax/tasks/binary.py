@@ -1,4 +1,4 @@
-"""Yes or no."""
+"""Binary classification."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Binary(MultiLabel):
-    """Yes or no: targets are integers ``[N]``, 0 or 1, outputs one logit each, ``[N, 1]``, of the second class."""
+    """Binary classification: targets are integers ``[N]``, 0 or 1; outputs are logits ``[N, 1]`` of class 1."""
 
     name = 'binary'
     shown_metrics = ('accuracy', 'roc_auc')
@@ -26,12 +26,12 @@ class Binary(MultiLabel):
     _rank = 1
 
     def num_outputs(self, num_targets: int) -> int:
-        """1."""
+        """Always 1."""
         del num_targets
         return 1
 
     def fitting_features(self, features: dict[str, Any]) -> list[str]:
-        """Bools, and classes of which there are two."""
+        """Bools, and class labels with two classes."""
         from tensorflow_datasets import features as tfds_features
 
         tensors = {key: f for key, f in features.items() if isinstance(f, tfds_features.Tensor)}
@@ -46,23 +46,23 @@ class Binary(MultiLabel):
 
     def _columns(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         if outputs.shape[-1] != 1:
-            raise misfit(self, outputs, targets, 'a network with one output: num_classes=1')
-        check_rank_and_number(self, outputs, targets, 1, '0 or 1 for each example, [N]')
+            raise misfit(self, outputs, targets, 'a network with one output (num_classes=1)')
+        check_rank_and_number(self, outputs, targets, 1, '0 or 1 per example, [N]')
         return targets[:, None]
 
     def in_words(self, predictions: np.ndarray, class_names: Sequence[str]) -> list[Any]:
-        """Which of the two each example is."""
+        """The predicted class of each example."""
         return [class_names[int(share > 0.5)] for (share,) in predictions]
 
     def ranked(self, predictions: np.ndarray, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
-        """Both with their probabilities, the likelier one first; at most ``top``."""
+        """Both classes with their probabilities, most probable first; at most ``top``."""
         return ranked_by_probability(np.concatenate([1 - predictions, predictions], axis=1), class_names, top)
 
     def prediction_names(self, class_names: Sequence[str]) -> list[str]:
-        """That of the second class, whose probability it is."""
+        """The name of the second class, whose probability is predicted."""
         return list(class_names[1:])
 
     def draw(self, axes: 'Axes', result: Evaluated, class_names: Sequence[str]) -> None:
-        """The ROC curve."""
+        """Draws the ROC curve."""
         probabilities = self.predictions(np.asarray(result.outputs))
         drawing.draw_roc(axes, np.asarray(result.targets).reshape(probabilities.shape), probabilities, class_names[1])

@@ -1,4 +1,4 @@
-"""Pictures of a test result, drawn into given axes; Matplotlib is imported when something is drawn."""
+"""Drawings of test results into given axes; Matplotlib is imported only when drawing."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -28,12 +28,12 @@ def readable(colour: str) -> tuple[float, ...]:
 
 
 def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[str]) -> None:
-    """Shares of each true class; up to 20 classes are named and their counts written into the cells.
+    """Draws a row-normalized confusion matrix; up to 20 classes are named and their cells show counts.
 
     Args:
-      axes: to draw into.
-      confusion: counts ``[K, K]``, a row for each true class.
-      class_names: K of them.
+      axes: axes to draw into.
+      confusion: counts ``[K, K]``, one row per true class.
+      class_names: K names.
     """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import MaxNLocator
@@ -43,7 +43,7 @@ def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[st
     totals = confusion.sum(1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
     picture = axes.imshow(shares, cmap=shading, vmin=0, vmax=1)
-    axes.figure.colorbar(picture, ax=axes, label='share of the true class')
+    axes.figure.colorbar(picture, ax=axes, label='fraction of the true class')
     axes.set(xlabel='predicted', ylabel='true')
     classes = len(class_names)
     if classes <= 20:
@@ -58,11 +58,11 @@ def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[st
 
 
 def draw_roc(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, positive: str) -> None:
-    """The ROC curve of scores ``[N, 1]`` for targets ``[N, 1]`` of 0 and 1; ``positive`` is what 1 is called."""
+    """Draws the ROC curve of scores ``[N, 1]`` for targets 0 or 1, ``[N, 1]``; ``positive`` is the name of class 1."""
     from sklearn.metrics import roc_curve
 
     axes.plot([0, 1], [0, 1], color='lightgray', linestyle='--')
-    if found := ranking_scores(targets, scores):  # else there is but one class
+    if found := ranking_scores(targets, scores):  # empty if there is only one class
         false, true, _ = roc_curve(targets[:, 0], scores[:, 0])
         axes.plot(false, true, color=readable(TEST_COLOUR), label=f'ROC AUC {found["roc_auc"]:.4f}')
         axes.legend(loc='lower right')
@@ -71,7 +71,7 @@ def draw_roc(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, positive: st
 
 
 def draw_labels(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, names: Sequence[str]) -> None:
-    """Precision, recall and average precision of K labels, from probabilities and targets of 0 and 1, ``[N, K]``."""
+    """Draws precision, recall and average precision of K labels, from targets 0 or 1 and probabilities, ``[N, K]``."""
     predicted, actual = scores > 0.5, targets > 0
     right = (predicted & actual).sum(0)
     bars = {
@@ -94,12 +94,12 @@ def draw_labels(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, names: Se
     axes.set_xlim(left=max(0.0, np.floor(lowest * 10 - 0.5) / 10), right=1)
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.set(xlabel='test set')
+    axes.set(xlabel='score')
     axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
 
 
 def draw_values(axes: 'Axes', targets: np.ndarray, values: np.ndarray, names: Sequence[str]) -> None:
-    """Predicted over true values, both ``[N, D]``."""
+    """Plots predicted over true values, both ``[N, D]``."""
     ends = [min(targets.min(), values.min()), max(targets.max(), values.max())]
     axes.plot(ends, ends, color='gray', linewidth=1)
     for column, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""The tasks by name, and how a run's task is made."""
+"""The built-in tasks by name, and construction of a run's task."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ TASKS: dict[str, type[Task]] = {
 }
 DEFAULT_TASK = 'multiclass'
 
-# What is taken wherever a task is asked for: a key of TASKS, a class, or an instance with fields of its own.
+# Accepted wherever a task is expected: a key of TASKS, a subclass of Task, or an instance.
 TaskLike = str | type[Task] | Task
 
 
 def get_task(task: TaskLike = DEFAULT_TASK) -> Task:
-    """The task of a name, a class or an instance; what is no instance has its default fields.
+    """Returns the task for a name, a class or an instance; names and classes give default fields.
 
     Raises:
-      InputError: an unknown name, or what is no task.
+      InputError: an unknown name, or not a task.
     """
     if isinstance(task, Task):
         return task
@@ -37,18 +37,18 @@ def get_task(task: TaskLike = DEFAULT_TASK) -> Task:
         if task in TASKS:
             return TASKS[task]()
         if ':' in task:
-            raise InputError(f'task={task!r} is not built in; it must be given as a class or an instance')
+            raise InputError(f'task={task!r} is not built in; pass it as a class or an instance')
         raise InputError(f'task={task!r} must be one of {", ".join(TASKS)}')
     if isinstance(task, type) and issubclass(task, Task):
         try:
             return task()
         except TypeError as error:
-            raise InputError(f'task={task.__name__} needs arguments ({error}); an instance can be given') from error
-    raise InputError(f'task={task!r} must be one of {", ".join(TASKS)}, or a subclass of Task or an instance of one')
+            raise InputError(f'task={task.__name__} needs arguments ({error}); pass an instance') from error
+    raise InputError(f'task={task!r} must be one of {", ".join(TASKS)}, a subclass of Task, or an instance of one')
 
 
 def by_name(task: TaskLike) -> TaskLike:
-    """The key of a built-in task with its default fields, which a record can hold; anything else as it is."""
+    """The name of a built-in task with default fields, for the record; anything else is returned unchanged."""
     return next((name for name, kind in TASKS.items() if task is kind or task == kind()), task)
 
 
@@ -59,17 +59,17 @@ def make_task(
     target_threshold: float | None = None,
     statistics: Mapping[str, Any] | None = None,
 ) -> Task:
-    """The task as a run trains it.
+    """Makes the task of a run.
 
     Args:
-      task: a name, a class, or an instance, whose fields stay where nothing else is asked for.
-      loss: one of its known losses; None is the instance's, or the usual one.
-      label_smoothing: as in ``Task``; 0 is the instance's.
-      target_threshold: as in ``Task``; None is the instance's.
-      statistics: from ``Task.statistics`` of the training targets, perhaps by way of JSON.
+      task: a name, a class, or an instance, whose fields are kept unless replaced here.
+      loss: one of its known losses; None keeps the instance's or the default.
+      label_smoothing: as in ``Task``; 0 keeps the instance's.
+      target_threshold: as in ``Task``; None keeps the instance's.
+      statistics: result of ``Task.statistics`` for the training targets, possibly read from JSON.
 
     Raises:
-      InputError: an unknown task, or fields that it does not take.
+      InputError: an unknown task, or fields that it does not have.
     """
     found = get_task(task)
     fields: dict[str, Any] = {name: as_tuple(value) for name, value in (statistics or {}).items()}
@@ -82,11 +82,11 @@ def make_task(
     try:
         return dataclasses.replace(found, **fields)
     except TypeError as error:
-        raise InputError(f'task={found.name} does not take {", ".join(fields)} ({error})') from error
+        raise InputError(f'task={found.name} does not support {", ".join(fields)} ({error})') from error
 
 
 def task_name(task: TaskLike) -> str:
-    """What a record calls a task: the key of a built-in one, else ``module:QualName``."""
+    """The name of a task in a record: the key of a built-in task, otherwise ``module:QualName``."""
     kind = type(get_task(task))
     for name, known in TASKS.items():
         if kind is known:

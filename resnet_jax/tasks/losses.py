@@ -1,4 +1,4 @@
-"""Losses, one value for each example, by the names that configurations give them: pure functions of two arrays."""
+"""Per-example losses: pure functions of two arrays, named as in configurations."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing:
       label_smoothing: ``s`` in [0, 1).
 
     Returns:
-      float32 ``[N]``; NaN where a label is not in [0, K), which a one-hot would turn into zero.
+      float32 ``[N]``; NaN if a label is not in [0, K), where its one-hot vector would be zero.
     """
     classes = logits.shape[-1]
     losses = soft_cross_entropy(logits, jax.nn.one_hot(labels, classes), label_smoothing)
@@ -27,7 +27,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing:
 
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """``softmax_cross_entropy`` of targets ``[N, K]`` that are shares of the classes, as mixed images have them."""
+    """``softmax_cross_entropy`` for targets ``[N, K]`` that are class probabilities, as for mixed images."""
     smooth = optax.smooth_labels(targets, label_smoothing)
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), smooth)
 
@@ -43,15 +43,14 @@ def sigmoid_cross_entropy(
 
     Args:
       logits: ``[N, K]``.
-      targets: ``[N, K]``, from 0 to 1.
+      targets: ``[N, K]`` in [0, 1].
       label_smoothing: ``s`` in [0, 1): targets become ``(1 - s) t + s / 2``, or ``(1 - s) t + s / K`` with
         ``one_of_many``.
-      threshold: targets above it become 1, the others 0, after smoothing; None leaves them.
-      one_of_many: the K labels are classes of which an example has one, so that a share goes to each K-th, as with
-        softmax.
+      threshold: after smoothing, targets above it become 1, others 0; None for no threshold.
+      one_of_many: whether the K labels are exclusive classes, so that smoothing spreads over K, as with softmax.
 
     Returns:
-      float32 ``[N]``; NaN where a target is not from 0 to 1.
+      float32 ``[N]``; NaN if a target is not in [0, 1].
     """
     targets = targets.astype(jnp.float32)
     smooth = (1 - label_smoothing) * targets + label_smoothing / (logits.shape[-1] if one_of_many else 2)
@@ -65,12 +64,12 @@ def softmax_distillation(logits: jax.Array, teacher_logits: jax.Array, temperatu
     """``T^2 KL(teacher || student)`` of softmaxes at temperature T (Hinton et al. 2015, arXiv:1503.02531).
 
     Args:
-      logits: of the student, ``[N, K]``.
-      teacher_logits: ``[N, K]``; no gradient goes through them.
-      temperature: T, above 0, that divides both; ``T^2`` keeps the size of the gradient.
+      logits: logits of the student, ``[N, K]``.
+      teacher_logits: logits of the teacher, ``[N, K]``, without gradient.
+      temperature: T > 0, which divides both; the factor ``T^2`` keeps the scale of the gradient.
 
     Returns:
-      float32 ``[N]``, 0 where both are the same.
+      float32 ``[N]``, 0 if both agree.
     """
     student = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits.astype(jnp.float32)) / temperature)
@@ -78,7 +77,7 @@ def softmax_distillation(logits: jax.Array, teacher_logits: jax.Array, temperatu
 
 
 def sigmoid_distillation(logits: jax.Array, teacher_logits: jax.Array, temperature: float) -> jax.Array:
-    """As ``softmax_distillation`` between K yes-or-no distributions, over which the mean is taken."""
+    """Like ``softmax_distillation``, averaged over K Bernoulli distributions."""
     student = logits.astype(jnp.float32) / temperature
     teacher = jax.lax.stop_gradient(teacher_logits.astype(jnp.float32)) / temperature
     shares = jax.nn.sigmoid(teacher)

@@ -1,4 +1,4 @@
-"""Metrics: as sums over examples, which devices return and the host divides once, and as scores of whole rankings."""
+"""Metrics: sums over examples, computed on devices and divided on the host, and scores of rankings."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,15 +19,16 @@ def classification_sums(
       losses: float32 ``[N]``.
       logits: ``[N, K]``.
       labels: int ``[N]``.
-      mask: bool ``[N]``; False for the filling of a last batch.
+      mask: bool ``[N]``; False for the padding of the last batch.
 
     Returns:
-      ``loss`` float32 and ``correct``, ``correct_top5``, ``count`` int32 scalars. An example counts for the top 5 if
-      fewer than five other classes score at least as high as its own, so ties do not help; where K < 6 all count.
+      ``loss`` float32 and ``correct``, ``correct_top5``, ``count`` int32 scalars. An example is correct in
+      the top 5 if fewer than five other classes score at least as high as its own, so ties count against it; with
+      K < 6 all are correct.
     """
     label_logits = jnp.take_along_axis(logits, labels[:, None], axis=1)
     is_label = jnp.arange(logits.shape[-1])[None] == labels[:, None]
-    rivals = jnp.sum(~(logits < label_logits) & ~is_label, axis=1)  # NaN is a rival, too
+    rivals = jnp.sum(~(logits < label_logits) & ~is_label, axis=1)  # NaN also counts as a rival
     return {
         'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
         'correct': jnp.sum(mask & (jnp.argmax(logits, -1) == labels)),
@@ -37,7 +38,7 @@ def classification_sums(
 
 
 def label_sums(losses: jax.Array, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the examples whose mask is set, for independent labels that are predicted where the logit is above 0.
+    """Sums over the examples whose mask is set, for independent labels; a label is predicted if its logit is above 0.
 
     Args:
       losses: float32 ``[N]``.
@@ -66,7 +67,7 @@ def regression_sums(losses: jax.Array, outputs: jax.Array, targets: jax.Array, m
     Args:
       losses: float32 ``[N]``.
       outputs: ``[N, D]``.
-      targets: float ``[N, D]``, near zero in the mean, so that their variance can be had from sums.
+      targets: float ``[N, D]`` with a mean near zero, so that the variance can be computed from sums.
       mask: bool ``[N]``.
 
     Returns:
@@ -86,7 +87,7 @@ def regression_sums(losses: jax.Array, outputs: jax.Array, targets: jax.Array, m
 
 
 def confusion_matrix(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """Counts int32 ``[K, K]``: row the true class, column the predicted one."""
+    """Counts int32 ``[K, K]``: rows are true classes, columns predicted ones."""
     classes = logits.shape[-1]
 
     def count(labels: jax.Array, predicted: jax.Array, mask: jax.Array) -> jax.Array:
@@ -96,7 +97,7 @@ def confusion_matrix(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> j
 
 
 def add_up(sums: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Total of several steps' sums, on the host in float64 and int64; one step's at a time are held."""
+    """Adds up the sums of several steps on the host, in float64 and int64, one step at a time."""
     total: dict[str, Any] = {}
     for one in sums:
         for name, value in jax.device_get(one).items():
@@ -112,7 +113,7 @@ def _wide(value: np.ndarray) -> type:
 def precision_recall_f1(
     true_positives: np.ndarray, false_positives: np.ndarray, false_negatives: np.ndarray
 ) -> dict[str, float]:
-    """``precision``, ``recall`` and ``f1`` of each label, averaged over the labels; 0 where they divide by 0.
+    """``precision``, ``recall`` and ``f1``, averaged over the labels; 0 where the denominator is 0.
 
     Args:
       true_positives: integer ``[K]``.
@@ -131,7 +132,7 @@ def precision_recall_f1(
 def r_squared(total: dict[str, Any]) -> float:
     """``1 - sum (y - t)^2 / sum (t - mean t)^2`` from ``regression_sums``, averaged over the D values.
 
-    Where a value never changes it is 1 if it is met exactly, else 0, as in scikit-learn.
+    For a constant target it is 1 if predictions are exact, otherwise 0, as in scikit-learn.
     """
     spread = total['squared_target'] - total['target'] ** 2 / total['count']
     errors = total['squared_error']
@@ -140,17 +141,17 @@ def r_squared(total: dict[str, Any]) -> float:
 
 
 def ranking_scores(targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """How well scores put the positive examples before the negative ones, averaged over the labels.
+    """How well scores rank positive examples above negative ones, averaged over the labels.
 
     Args:
       targets: ``[N, K]`` of 0 and 1.
-      scores: ``[N, K]``, finite, higher where a label is likelier.
+      scores: ``[N, K]``, finite; higher means a label is more probable.
 
     Returns:
-      ``roc_auc`` and ``average_precision`` (over several labels: the mean average precision, mAP). A label that all
-      examples have, or none, cannot be ranked and is left out; empty where no label is left.
+      ``roc_auc`` and ``average_precision`` (over several labels: the mean average precision, mAP). Labels that
+      all examples or none have are excluded; empty if no label remains.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score  # a second to import
+    from sklearn.metrics import average_precision_score, roc_auc_score  # takes a second to import
 
     mixed = (targets.min(0) == 0) & (targets.max(0) == 1)
     if not mixed.any():
@@ -163,12 +164,12 @@ def ranking_scores(targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, Eq. 3): how far confidence is from accuracy.
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, Eq. 3).
 
     Args:
-      probabilities: ``[N, K]``; the largest of each row is its confidence.
+      probabilities: ``[N, K]``; the maximum of each row is its confidence.
       labels: int ``[N]``.
-      bins: of equal width, closed at their upper end as in the paper.
+      bins: number of bins of equal width, closed at their upper end as in the paper.
 
     Returns:
       The mean over the examples of ``|accuracy - confidence|`` of their bins, in [0, 1].
@@ -180,7 +181,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 
 
 def per_class_accuracy(confusion: np.ndarray) -> np.ndarray:
-    """Share of each true class that is predicted right, float64 ``[K]``; NaN for a class without examples."""
+    """Accuracy of each true class, float64 ``[K]``; NaN for classes without examples."""
     totals = confusion.sum(1)
     with np.errstate(invalid='ignore'):
         return np.diag(confusion) / np.where(totals == 0, np.nan, totals)

@@ -1,4 +1,4 @@
-"""One of K classes."""
+"""Multiclass classification."""
 
 import functools
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from resnet_jax.tasks.base import Evaluated, Loss, Task, check_integers, check_r
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_CLASSES = 10_000  # a larger label is a mistake, not a class; a confusion matrix is K x K
+MAX_CLASSES = 10_000  # larger labels are probably mistakes; a confusion matrix is K x K
 
 
 class MultiClass(Task):
-    """One of K classes: targets are integers ``[N]`` in [0, K), outputs logits ``[N, K]``."""
+    """Multiclass classification: targets are integers ``[N]`` in [0, K), outputs are logits ``[N, K]``."""
 
     name = 'multiclass'
     known_losses = ('softmax_cross_entropy', 'sigmoid_cross_entropy')
@@ -34,12 +34,12 @@ class MultiClass(Task):
     expected_feature = 'one integer label'
 
     def check_targets(self, place: str, targets: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-        """As in Task: integers ``[N]``; where there are no names, every class up to the last one must be there."""
+        """As in Task: integers ``[N]``; without names, every class up to the largest label must occur."""
         check_integers(place, targets)
         if targets.ndim != 1:
             raise InputError(
-                f'{place}: expected one integer for each image, found labels of {targets.shape}; task=multilabel takes'
-                ' columns of 0 and 1'
+                f'{place}: expected one integer per image, found labels of shape {targets.shape}; columns of 0 and 1'
+                ' need task=multilabel'
             )
         low, high = int(targets.min()), int(targets.max())
         limit = len(names) if names else MAX_CLASSES
@@ -48,11 +48,13 @@ class MultiClass(Task):
         if names:
             return names
         if missing := sorted(set(range(high + 1)) - set(targets.tolist())):
-            raise InputError(f'{place}: labels go up to {high}, but none is {missing[0]}; classes.txt can name them')
+            raise InputError(
+                f'{place}: labels go up to {high}, but label {missing[0]} is missing; classes.txt can name the classes'
+            )
         return numbered(high + 1)
 
     def fitting_features(self, features: dict[str, Any]) -> list[str]:
-        """Integers; of several, those called ``label`` or those whose classes have names."""
+        """Integers; if there are several, those named ``label`` or with class names are preferred."""
         from tensorflow_datasets import features as tfds_features
 
         tensors = {key: f for key, f in features.items() if isinstance(f, tfds_features.Tensor)}
@@ -61,22 +63,24 @@ class MultiClass(Task):
         return integers if 'label' in integers else classes or integers
 
     def names_of_shape(self, place: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-        """None: classes without names are counted by their labels."""
+        """Raises InputError: without class names, the labels would have to be counted."""
         del shape
-        raise InputError(f'{place}: its photographs have integers for labels; expected classes, a ClassLabel')
+        raise InputError(f'{place}: photographs have integer labels without class names; expected a ClassLabel')
 
     def dense_targets(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """As in Task: one-hot, and NaN for a label that is no class."""
+        """As in Task: one-hot; NaN for labels out of range."""
         if targets.shape == outputs.shape:
-            raise misfit(self, outputs, targets, 'one integer for each example, [N]: labels.argmax(-1) of a one-hot')
-        check_rank_and_number(self, outputs, targets, 1, 'one integer for each example, [N]')
+            raise misfit(
+                self, outputs, targets, 'one integer per example, [N]; for one-hot labels use labels.argmax(-1)'
+            )
+        check_rank_and_number(self, outputs, targets, 1, 'one integer per example, [N]')
         if not jnp.issubdtype(targets.dtype, jnp.integer):
-            raise misfit(self, outputs, targets, 'integers: labels.astype(int)')
+            raise misfit(self, outputs, targets, 'integers; use labels.astype(int)')
         known = (targets >= 0) & (targets < outputs.shape[-1])
         return jnp.where(known[:, None], jax.nn.one_hot(targets, outputs.shape[-1]), jnp.nan)
 
     def training_loss(self) -> Loss:
-        """Cross-entropy with softmax, or with sigmoids whose targets may be cut at the threshold."""
+        """Cross-entropy with softmax, or with sigmoids and an optional threshold for targets."""
         if self.loss == 'softmax_cross_entropy':
             return functools.partial(losses.soft_cross_entropy, label_smoothing=self.label_smoothing)
         return functools.partial(
@@ -93,7 +97,7 @@ class MultiClass(Task):
         return losses.sigmoid_cross_entropy
 
     def distillation_loss(self, temperature: float) -> Loss:
-        """As in Task: between softmaxes, or between sigmoids where those are trained."""
+        """As in Task: between softmaxes, or between sigmoids if the loss uses them."""
         sigmoids = self.loss == 'sigmoid_cross_entropy'
         function = losses.sigmoid_distillation if sigmoids else losses.softmax_distillation
         return functools.partial(function, temperature=temperature)
@@ -109,9 +113,9 @@ class MultiClass(Task):
         return {'confusion': metrics.confusion_matrix(outputs, targets, mask)}
 
     def summarize(self, total: dict[str, Any]) -> dict[str, float]:
-        """``loss``, ``accuracy``, ``top5_accuracy``; of an evaluation also ``precision``, ``recall``, ``f1``.
+        """``loss``, ``accuracy``, ``top5_accuracy``; in evaluation also ``precision``, ``recall``, ``f1``.
 
-        The last three are means over the classes that are true or predicted somewhere (macro averages).
+        The last three are macro averages over the classes that occur among targets or predictions.
         """
         count = int(total['count'])
         summary = {
@@ -127,32 +131,32 @@ class MultiClass(Task):
         return summary
 
     def decode_outputs(self, outputs: jax.Array) -> jax.Array:
-        """Probabilities ``[N, K]`` that sum to 1, or independent ones if the network was trained with sigmoids."""
+        """Probabilities ``[N, K]``, which sum to 1 unless the loss uses sigmoids."""
         return jax.nn.sigmoid(outputs) if self.loss == 'sigmoid_cross_entropy' else jax.nn.softmax(outputs)
 
     def in_words(self, predictions: np.ndarray, class_names: Sequence[str]) -> list[Any]:
-        """The likeliest class of each example."""
+        """The most probable class of each example."""
         return [class_names[index] for index in predictions.argmax(-1)]
 
     def ranked(self, predictions: np.ndarray, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
-        """The likeliest classes of each example, at most ``top``, with their probabilities."""
+        """The ``top`` most probable classes of each example with their probabilities."""
         return ranked_by_probability(predictions, class_names, top)
 
     def draw(self, axes: 'Axes', result: Evaluated, class_names: Sequence[str]) -> None:
-        """The confusion matrix."""
+        """Draws the confusion matrix."""
         drawing.draw_confusion(axes, result.total['confusion'], class_names)
 
     def baseline_outputs(
         self, kind: str, pixels: np.ndarray, targets: np.ndarray, unseen: np.ndarray, num_targets: int
     ) -> np.ndarray:
-        """Logarithms of the classes' shares in training, or of those that logistic regression predicts."""
+        """Log-probabilities: class frequencies in training, or predictions of logistic regression."""
         return np.log(baselines.class_shares(kind, pixels, targets, unseen, num_targets)).astype(np.float32)
 
 
 def ranked_by_probability(
     predictions: np.ndarray, class_names: Sequence[str], top: int
 ) -> list[list[tuple[str, float]]]:
-    """Of each row ``[K]`` the names and values of the largest, at most ``top``; of equal ones the first."""
+    """Names and values of the ``top`` largest entries of each row; ties go to the first."""
     order = np.argsort(-predictions, axis=1, kind='stable')[:, :top]
     return [
         [(class_names[index], float(row[index])) for index in best]

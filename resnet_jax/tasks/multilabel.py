@@ -1,4 +1,4 @@
-"""Any number of K labels."""
+"""Multilabel classification."""
 
 import functools
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class MultiLabel(Task):
-    """Any number of K labels: targets are 0 or 1, ``[N, K]``, outputs logits ``[N, K]``."""
+    """Multilabel classification: targets are 0 or 1, ``[N, K]``, outputs are logits ``[N, K]``."""
 
     name = 'multilabel'
     known_losses = ('sigmoid_cross_entropy',)
@@ -29,17 +29,17 @@ class MultiLabel(Task):
     smoothable = True
     distillable = True
     expected_feature = 'one sequence of classes or one vector of bools'
-    _rank: ClassVar[int] = 2  # of stored targets
+    _rank: ClassVar[int] = 2  # rank of stored targets
 
     def check_targets(self, place: str, targets: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-        """As in Task: 0 and 1, integers or bools."""
+        """As in Task: 0 or 1, integers or bools."""
         if targets.dtype != bool:
             check_integers(place, targets, ' or bool')
         if targets.ndim != self._rank:
             shape = '[N]' if self._rank == 1 else '[N, K]'
-            raise InputError(f'{place}: task={self.name} takes labels {shape}, found {targets.shape}')
+            raise InputError(f'{place}: task={self.name} expects labels of shape {shape}, found {targets.shape}')
         if outside := sorted(set(np.unique(targets).tolist()) - {0, 1}):
-            raise InputError(f'{place}: task={self.name} takes labels 0 and 1, found {outside[0]}')
+            raise InputError(f'{place}: task={self.name} expects labels 0 and 1, found {outside[0]}')
         expected = self.num_names or targets.shape[1]
         if names and len(names) != expected:
             raise InputError(f'{place}: expected {expected} names for task={self.name}, found {len(names)}')
@@ -61,7 +61,7 @@ class MultiLabel(Task):
         ]
 
     def names_of_shape(self, place: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-        """Numbers of the columns."""
+        """The column indices."""
         del place
         return numbered(shape[0])
 
@@ -70,9 +70,9 @@ class MultiLabel(Task):
         return self._columns(outputs, targets).astype(jnp.float32)
 
     def _columns(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """Targets ``[N, K]``, whose shape is the outputs'."""
+        """Targets in the shape of the outputs, ``[N, K]``."""
         if targets.shape != outputs.shape:
-            raise misfit(self, outputs, targets, 'as many columns of 0 and 1 as the network has outputs, [N, K]')
+            raise misfit(self, outputs, targets, 'one column of 0 and 1 per output of the network, [N, K]')
         return targets
 
     def training_loss(self) -> Loss:
@@ -96,7 +96,7 @@ class MultiLabel(Task):
         return metrics.label_sums(example_losses, outputs, self._columns(outputs, targets), mask)
 
     def summarize(self, total: dict[str, Any]) -> dict[str, float]:
-        """``loss``, ``accuracy`` over examples and labels, ``precision``, ``recall``, ``f1`` as means over labels."""
+        """``loss``, ``accuracy`` over examples and labels; ``precision``, ``recall``, ``f1`` averaged over labels."""
         count, hits = int(total['count']), total['true_positives']
         right = (hits + total['true_negatives']) / count
         ratios = metrics.precision_recall_f1(hits, total['false_positives'], total['false_negatives'])
@@ -111,22 +111,22 @@ class MultiLabel(Task):
         return jax.nn.sigmoid(outputs)
 
     def in_words(self, predictions: np.ndarray, class_names: Sequence[str]) -> list[Any]:
-        """A tuple of the labels of each example."""
+        """A tuple of the predicted labels of each example."""
         return [tuple(class_names[index] for index in np.flatnonzero(row > 0.5).tolist()) for row in predictions]
 
     def ranked(self, predictions: np.ndarray, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
-        """The likeliest labels of each example, at most ``top``, with their probabilities."""
+        """The ``top`` most probable labels of each example with their probabilities."""
         return ranked_by_probability(predictions, class_names, top)
 
     def draw(self, axes: 'Axes', result: Evaluated, class_names: Sequence[str]) -> None:
-        """Precision, recall and average precision of each label."""
+        """Draws precision, recall and average precision of each label."""
         probabilities = self.predictions(np.asarray(result.outputs))
         drawing.draw_labels(axes, np.asarray(result.targets), probabilities, class_names)
 
     def baseline_outputs(
         self, kind: str, pixels: np.ndarray, targets: np.ndarray, unseen: np.ndarray, num_targets: int
     ) -> np.ndarray:
-        """Log odds of each label's share in training, or of what a logistic regression for each predicts."""
+        """Log odds of each label: its frequency in training, or predictions of logistic regression."""
         del num_targets
         columns = targets.reshape(len(targets), -1).T
         shares = [baselines.class_shares(kind, pixels, column, unseen, 2)[:, 1] for column in columns]

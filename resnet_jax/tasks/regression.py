@@ -1,4 +1,4 @@
-"""D numbers."""
+"""Regression."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Task):
-    """D numbers: targets are floats ``[N, D]`` in any units, outputs ``[N, D]`` in standard deviations of them.
+    """Regression: targets are floats ``[N, D]`` in any unit, outputs ``[N, D]`` are standardized.
 
     Attributes:
-      mean: of the targets, one for each of the D.
-      std: likewise.
+      mean: mean of each of the D training targets.
+      std: standard deviation of each of the D training targets.
     """
 
     name = 'regression'
@@ -32,7 +32,7 @@ class Regression(Task):
     shown_metrics = ('r2', 'mae')
     needs_outputs = True
     keeps_appearance = True
-    # Gradients of errors have no bound, and those of probabilities have.
+    # Gradients of errors are unbounded, unlike those of probabilities.
     learning_rate_divisor = 5.0
     has_statistics = True
     expected_feature = 'one float or vector of floats'
@@ -44,15 +44,13 @@ class Regression(Task):
         real = np.issubdtype(targets.dtype, np.integer) or np.issubdtype(targets.dtype, np.floating)
         if targets.ndim not in (1, 2) or not real:
             raise InputError(
-                f'{place}: task={self.name} takes numbers [N] or [N, D], found {targets.dtype} {targets.shape}'
+                f'{place}: task={self.name} expects numbers [N] or [N, D], found {targets.dtype} {targets.shape}'
             )
         if (wrong := ~(np.abs(targets) <= np.finfo(np.float32).max)).any():
-            raise InputError(f'{place}: task={self.name} takes finite float32 numbers, found {targets[wrong][0]}')
+            raise InputError(f'{place}: task={self.name} expects finite float32 numbers, found {targets[wrong][0]}')
         columns = targets.shape[1] if targets.ndim == 2 else 1
         if names and len(names) != columns:
-            raise InputError(
-                f'{place}: expected {len(names)} values for each image, as there are names, found {columns}'
-            )
+            raise InputError(f'{place}: expected {len(names)} values per image, one per name, found {columns}')
         return names or _value_names(columns)
 
     def stored_targets(self, targets: np.ndarray) -> np.ndarray:
@@ -60,7 +58,7 @@ class Regression(Task):
         return targets.astype(np.float32).reshape(len(targets), -1)
 
     def statistics(self, targets: np.ndarray) -> dict[str, Any]:
-        """``mean`` and ``std`` of each of the D; a value that never changes keeps its unit."""
+        """``mean`` and ``std`` of each target; ``std`` is 1 for a constant target."""
         values = np.asarray(targets, np.float64)
         std = values.std(0)
         return {'mean': tuple(values.mean(0).tolist()), 'std': tuple(np.where(std > 0, std, 1.0).tolist())}
@@ -73,7 +71,7 @@ class Regression(Task):
         return [key for key, f in tensors.items() if len(f.shape) <= 1 and np.issubdtype(f.np_dtype, np.floating)]
 
     def feature_names(self, key: str, feature: Any) -> tuple[str, ...]:
-        """The feature's own name, if it is one number."""
+        """The feature's key if it is a single number."""
         return (key,) if feature.shape == () else ()
 
     def names_of_shape(self, place: str, shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -82,16 +80,16 @@ class Regression(Task):
         return _value_names(shape[0] if shape else 1)
 
     def dense_targets(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """Targets in standard deviations from their mean."""
+        """Standardized targets."""
         if targets.shape != outputs.shape:  # [N] and [N, 1] would silently become [N, N]
-            advice = ': targets[:, None] makes one' if targets.ndim == 1 else ''
-            raise misfit(self, outputs, targets, f'a column for each output of the network, [N, D]{advice}')
+            advice = '; use targets[:, None]' if targets.ndim == 1 else ''
+            raise misfit(self, outputs, targets, f'one column per output of the network, [N, D]{advice}')
         if len(self.mean) not in (1, outputs.shape[-1]):
             raise misfit(self, outputs, targets, f'{len(self.mean)} columns, as mean={self.mean}')
         return (targets - jnp.asarray(self.mean)[None]) / jnp.asarray(self.std)[None]
 
     def training_loss(self) -> Loss:
-        """Errors in standard deviations of the targets."""
+        """Squared or absolute error of standardized targets."""
         return losses.squared_error if self.loss == 'squared_error' else losses.absolute_error
 
     def sums(
@@ -101,7 +99,7 @@ class Regression(Task):
         return metrics.regression_sums(example_losses, outputs, self.dense_targets(outputs, targets), mask)
 
     def summarize(self, total: dict[str, Any]) -> dict[str, float]:
-        """``loss`` in standard deviations; ``r2``; ``mae`` and ``rmse`` in the targets' units, averaged over the D."""
+        """``loss`` of standardized targets; ``r2``; ``mae`` and ``rmse`` in the targets' units, averaged over the D."""
         count, std = int(total['count']), np.asarray(self.std)
         return {
             'loss': float(total['loss'] / count),
@@ -115,13 +113,13 @@ class Regression(Task):
         return outputs * jnp.asarray([self.std], jnp.float32) + jnp.asarray([self.mean], jnp.float32)
 
     def draw(self, axes: 'Axes', result: Evaluated, class_names: Sequence[str]) -> None:
-        """Predicted over true values."""
+        """Plots predicted over true values."""
         drawing.draw_values(axes, np.asarray(result.targets), self.predictions(np.asarray(result.outputs)), class_names)
 
     def baseline_outputs(
         self, kind: str, pixels: np.ndarray, targets: np.ndarray, unseen: np.ndarray, num_targets: int
     ) -> np.ndarray:
-        """The mean in training, or ridge regression."""
+        """The mean of the training targets, or ridge regression."""
         from sklearn.dummy import DummyRegressor
         from sklearn.linear_model import Ridge
 

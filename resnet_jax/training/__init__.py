@@ -1,1 +1,1 @@
-"""Training: losses, optimization, steps, checkpoints and the loop."""
+"""Training: configuration, recipes, optimizers, steps and the loop."""

@@ -1,4 +1,4 @@
-"""Big Transfer's settings for fine-tuning."""
+"""Big Transfer's rule for fine-tuning settings."""
 
 import math
 
@@ -18,28 +18,28 @@ def bit_hyperrule(
     horizontal_flip: bool = True,
     recipe: str = 'bit_hyperrule',
 ) -> TrainConfig:
-    """How Big Transfer fine-tunes: settings that follow from the data alone (Kolesnikov et al. 2020, arXiv:1912.11370).
+    """Big Transfer's fine-tuning settings, which depend only on the data (Kolesnikov et al. 2020, arXiv:1912.11370).
 
-    Section 3.3, and bit_hyperrule.py of the authors' google-research/big_transfer: fewer than 20,000 examples train 500
-    steps, fewer than 500,000 train 10,000 and more 20,000. SGD of 0.003 for 512 images rises linearly from zero for 500
-    steps, 100 in the shortest schedule, and falls to a tenth after 30, 60 and 90 % of all steps (40, 60 and 80 % in the
-    code's shortest, which is followed). Mixup of 0.1 but for the smallest data. Images of less than 96x96 pixels are
-    enlarged to 160 and cropped to 128, others resized to 512 and cropped to 480. No weight decay.
+    Follows section 3.3 and bit_hyperrule.py of the authors' google-research/big_transfer. Training takes 500 steps for
+    fewer than 20,000 examples, 10,000 steps for fewer than 500,000, and 20,000 steps for more. SGD's learning rate of
+    0.003 for 512 images rises linearly from zero for 500 steps (100 in the shortest schedule), then is divided by 10
+    after 30, 60 and 90 % of all steps (40, 60 and 80 % in the shortest, following the code). Mixup is 0.1, except for
+    the smallest datasets. Images smaller than 96x96 pixels are resized to 160 and cropped to 128, others resized to 512
+    and cropped to 480. There is no weight decay.
 
-    Other than there, training ends with an epoch, the nearest one that lies behind the last fall of the rate; a batch
-    has no more than all examples, with the learning rate in proportion; and evaluation sees images of 160 or 512
-    pixels, the authors' of 128 or 480.
+    Differences: training ends at the nearest end of an epoch after the last decay; a batch has at most all examples,
+    with a proportional learning rate; and evaluation uses images of 160 or 512 pixels instead of 128 or 480.
 
     Args:
-      num_train_examples: size of the training set, at least 1.
+      num_train_examples: number of training examples, at least 1.
       dataset: name as in ``data.datasets.load_dataset``.
       image_pixels: height and width of its images.
-      batch_size: examples in a step.
-      horizontal_flip: mirror half of the images; the authors do where it makes sense.
-      recipe: for the record.
+      batch_size: examples per step.
+      horizontal_flip: mirror half of the images; the authors do so where it makes sense.
+      recipe: name of the recipe, for the record.
 
     Raises:
-      InputError: no examples, or a batch of less than one.
+      InputError: no examples, or a batch size below 1.
     """
     for name, value in (('num_train_examples', num_train_examples), ('batch_size', batch_size)):
         if value < 1:
@@ -51,7 +51,7 @@ def bit_hyperrule(
         supports = (500, 3_000, 6_000, 9_000, 10_000)
     batch_size = min(batch_size, num_train_examples)
     epoch_steps = num_train_examples // batch_size
-    # The code's rate falls in the step behind each of these.
+    # In the code, the rate decays in the step after each of these.
     decay_epochs = tuple((step + 1) / epoch_steps for step in supports[1:-1])
     small = image_pixels < 96
     return TrainConfig(

@@ -18,8 +18,8 @@ from resnet_jax.training.optimizers import OPTIMIZERS, SGD, check_pattern, optim
 from resnet_jax.training.schedules import SCHEDULES, Cosine, StepDecay, learning_rate_schedule, warmup_epochs
 
 WEIGHTS = (
-    'a file of PyTorch (.pth, .pt, .bin, .th), safetensors or BiT (.npz); the folder of a run or of one of its'
-    ' checkpoints; or hf:OWNER/NAME on the Hugging Face hub'
+    'a PyTorch (.pth, .pt, .bin, .th), safetensors or BiT (.npz) file; the folder of a run or of one of its'
+    ' checkpoints; or hf:OWNER/NAME on the Hugging Face Hub'
 )
 
 
@@ -29,79 +29,83 @@ def _statistics(text: str) -> str | int:
 
 @dataclasses.dataclass(frozen=True)
 class Data(Settings):
-    """What is trained and tested on, and how the network sees it without augmentation."""
+    """The dataset, and how images are presented to the network before augmentation."""
 
     dataset: str = setting(
         'digits',
-        'Data to use: digits, a TFDS name such as cifar10, arrays:DIR with train.npz and test.npz (images uint8,'
+        'Dataset: digits, a TFDS name such as cifar10, arrays:DIR with train.npz and test.npz (images uint8,'
         ' labels), folder:DIR with photographs in DIR/train/CLASS and DIR/test/CLASS or in DIR/CLASS, or synthetic'
         ' (random, for timing).',
     )
     image_size: int | None = setting(
         None,
-        'Resize the images to squares of this side.',
-        none='their own size, of photographs 224',
+        'Height and width that images are resized to.',
+        none='the original size, 224 for photographs',
         unit='pixels',
         at_least=1,
     )
     mean: tuple[float, ...] | None = setting(
         None,
-        'Mean of the pixels to subtract, 1 being white, one number for each channel.',
-        none="that of the weights in init_from, if they say, else the dataset's",
+        'Pixel mean to subtract, one number per channel; white is 1.',
+        none="that of the weights in init_from if recorded, otherwise the dataset's",
     )
     std: tuple[float, ...] | None = setting(
-        None, 'Standard deviation of the pixels to divide by, likewise.', none='as of mean', above=0
+        None, 'Pixel standard deviation to divide by, one number per channel.', none='as for mean', above=0
     )
     crop_pct: float = setting(
         0.875,
-        'Of photographs in evaluations: image_size as a fraction of what their shorter side is resized to before the'
-        ' central crop.',
+        'For photographs in evaluation: image_size as a fraction of the length to which the shorter side is resized'
+        ' before the center crop.',
         above=0,
         at_most=1,
     )
-    interpolation: str = setting('bilinear', 'Filter that resizes photographs.', choices=tuple(INTERPOLATIONS))
-    test_flip: bool = setting(False, 'Evaluate the mean of the outputs for an image and its mirror image.')
+    interpolation: str = setting(
+        'bilinear', 'Resampling filter for resizing photographs.', choices=tuple(INTERPOLATIONS)
+    )
+    test_flip: bool = setting(False, 'In evaluation, average outputs over each image and its mirror image.')
     test_shift: int = setting(
-        0, 'Evaluate their mean also over the image moved this far to the upper left and to the lower right.',
+        0, 'In evaluation, also average outputs over two shifts of each image, up-left and down-right by this much.',
         unit='pixels', at_least=0,
     )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective(Settings):
-    """What is learned of each image, and the loss."""
+    """The task and the loss."""
 
     task: Any = setting(
         DEFAULT_TASK,
-        'Kind of target: a class; yes or no; any number of labels; or numbers. Digits have a target of each kind: the'
-        ' digit, its parity, five attributes, the slant of the writing.',
+        'Kind of target: one class, yes or no, any number of labels, or real numbers. The digits dataset has targets of'
+        ' each kind: the digit, its parity, five attributes, and the slant of the writing.',
         choices=tuple(TASKS),
         by_value=True,
     )
     loss: Any = setting(
         None,
         'Loss function; must be compatible with the task.',
-        none="the task's usual one",
+        none="the task's default",
         choices=LOSSES,
         by_value=True,
     )
-    label_smoothing: float = setting(0.0, 'Share of the target spread over all classes.', at_least=0, below=1)
+    label_smoothing: float = setting(0.0, 'Fraction of the target spread over all classes.', at_least=0, below=1)
     target_threshold: float | None = setting(
         None,
-        'Of sigmoids in training: smoothed or mixed targets above it become 1, others 0.',
-        none='as they are',
+        'In sigmoid training losses, smoothed or mixed targets above this become 1, others 0.',
+        none='no threshold',
         off='0',
     )
 
     def __post_init__(self) -> None:
-        """Calls what is built in by its name."""
+        """Replaces a built-in task by its name."""
         object.__setattr__(self, 'task', by_name(self.task))
         super().__post_init__()
 
     def check_together(self) -> None:
         """As in Settings."""
         if not callable(self.loss):
-            make_task(self.task, self.loss, self.label_smoothing, self.target_threshold)  # raises what does not fit
+            make_task(
+                self.task, self.loss, self.label_smoothing, self.target_threshold
+            )  # raises InputError if they do not fit
             return
         for name in ('label_smoothing', 'target_threshold'):
             if value := getattr(self, name):
@@ -112,17 +116,17 @@ class Objective(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Averaging(Settings):
-    """An exponential moving average of parameters and running statistics, which is evaluated in their place."""
+    """Exponential moving average of parameters and running statistics, used for evaluation."""
 
-    ema_decay: float = setting(help='Decay of the average at an update.', at_least=0, below=1, off='0')
-    ema_warmup: bool = setting(
-        False, 'Let it follow faster in the beginning: decay min(ema_decay, (1 + n) / (10 + n)) at the n-th update.'
+    ema_decay: float = setting(
+        help='Decay of the exponential moving average of the weights per update.', at_least=0, below=1, off='0'
     )
-    ema_every_steps: int = setting(1, 'Interval between its updates.', unit='steps', at_least=1)
+    ema_warmup: bool = setting(False, 'Use the smaller decay min(ema_decay, (1 + n) / (10 + n)) at the n-th update.')
+    ema_every_steps: int = setting(1, 'Interval between updates of the average.', unit='steps', at_least=1)
     reestimate_examples: int = setting(
         0,
-        'Training examples from which the running statistics of the averaged network are estimated again before each'
-        ' evaluation; 0 for none.',
+        'Training examples used to recompute the running statistics of the averaged weights before each evaluation; 0'
+        ' turns this off.',
         unit='examples',
         at_least=0,
     )
@@ -130,27 +134,28 @@ class Averaging(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Distillation(Settings):
-    """A second network whose outputs are learned, too."""
+    """Distillation from a teacher network."""
 
-    distill_from: str = setting(help=f'Weights of the second network: {WEIGHTS}.', off='none')
-    distill_weight: float = setting(0.5, "The second network's share of the loss.", at_least=0, at_most=1)
-    distill_temperature: float = setting(1.0, "Divides both networks' logits before they are compared.", above=0)
+    distill_from: str = setting(help=f'Weights of the teacher: {WEIGHTS}.', off='none')
+    distill_weight: float = setting(
+        0.5, "Weight of the distillation loss; the task's loss gets the rest.", at_least=0, at_most=1
+    )
+    distill_temperature: float = setting(1.0, 'Temperature that divides the logits of both networks.', above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Start(Settings):
-    """Where training starts from, and what stays as it is there."""
+    """Initial weights, and which parameters are frozen."""
 
-    init_from: str | None = setting(None, f'Weights to start from: {WEIGHTS}.', none='random ones')
+    init_from: str | None = setting(None, f'Initial weights: {WEIGHTS}.', none='random initialization')
     new_head: bool = setting(
         False,
-        'Start the last linear layer from random weights although that of init_from would fit: for other classes, as'
-        ' many.',
+        'Initialize the last linear layer randomly even if that of init_from has the right number of classes.',
     )
     freeze: str | None = setting(
         None,
-        'Regular expression on the beginning of the paths of parameters that are not trained: stem|stage[1-3]; stem and'
-        ' blocks that it matches normalize with their running statistics.',
+        'Regular expression for the start of parameter paths that are not trained: stem|stage[1-3]. A matched stem or'
+        ' block normalizes with its running statistics.',
         none='none',
     )
 
@@ -158,7 +163,7 @@ class Start(Settings):
         """As in Settings."""
         check_pattern('freeze', self.freeze or '')
         if self.new_head and self.init_from is None:
-            raise InputError('new_head=True needs init_from: without it every layer is new')
+            raise InputError('new_head=True needs init_from: without it, every layer is new')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,71 +175,72 @@ class Execution(Settings):
     )
     implementation: str = setting(
         'auto',
-        'auto computes convolutions and normalizations in the forms that are fast on the platform; xla leaves them to'
-        ' the compiler.',
+        'auto computes convolutions and normalizations in the fastest form for the platform; xla leaves them to the'
+        ' compiler.',
         choices=('auto', 'xla'),
     )
     statistics: str | int = setting(
         'global',
-        'What batch normalization normalizes with in training: global, the whole batch over all devices; frozen; or a'
-        ' number of neighbouring examples (ghost batches).',
+        'Batch-normalization statistics in training: global, over the whole batch on all devices; frozen, the running'
+        ' statistics; or a number, over groups of this many examples (ghost batches).',
         parse=_statistics,
     )
     accumulation_steps: int = setting(
         1,
-        'Parts of a batch that go through the network one after the other, to save memory; each normalizes with its own'
-        ' statistics, and the gradient is their mean.',
+        'Number of parts of each batch that are processed in sequence to save memory; each part has its own batch'
+        ' statistics, and their gradients are averaged.',
         at_least=1,
     )
-    remat: bool = setting(
-        False, 'Compute the inside of each block again in the backward pass instead of keeping it: less memory.'
-    )
-    shard_optimizer: bool = setting(False, "Split the optimizer's state over the devices.")
+    remat: bool = setting(False, 'Recompute the activations inside each block in the backward pass to save memory.')
+    shard_optimizer: bool = setting(False, "Shard the optimizer's state over the devices.")
     scan_blocks: bool | None = setting(
-        None, 'Compile the alike blocks of a stage once, as a loop.', none='where a stage has 16 blocks or more'
+        None, 'Compile equal-shaped blocks of a stage once, as a loop.', none='if a stage has at least 16 blocks'
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Reporting(Settings):
-    """How often a run reports and saves: what may differ when it is resumed."""
+    """How often a run reports and saves; these settings may change when it is resumed."""
 
     eval_every_epochs: int = setting(
-        1, 'Interval between test evaluations, beside that after the last epoch.', unit='epochs', at_least=1
+        1, 'Interval between test evaluations; the last epoch is always evaluated.', unit='epochs', at_least=1
     )
     checkpoint_every_epochs: int = setting(
-        1, 'Interval between checkpoints, beside that after the last epoch.', unit='epochs', at_least=1
+        1, 'Interval between checkpoints; the last epoch is always saved.', unit='epochs', at_least=1
     )
     checkpoint_every_steps: int | None = setting(
-        None, 'Interval between more checkpoints.', none='no more', unit='steps', at_least=1, off='0'
+        None, 'Interval between additional checkpoints.', none='none', unit='steps', at_least=1, off='0'
     )
     log_every_steps: int = setting(
-        50, 'Interval of the training metrics; each epoch starts a new one.', unit='steps', at_least=1
+        50,
+        'Interval over which training metrics are averaged; a new one starts with every epoch.',
+        unit='steps',
+        at_least=1,
     )
-    log_norms: bool = setting(False, "Record norms of each layer's parameters, gradients and updates.")
+    log_norms: bool = setting(False, "Log the norms of each layer's parameters, gradients and updates.")
     max_skipped_steps: int = setting(
-        10, 'Steps in a row without a finite loss and gradient, which are skipped, that stop a run.', at_least=1
+        10,
+        'Stop after this many consecutive steps with a non-finite loss or gradient; such steps are skipped.',
+        at_least=1,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Settings):
-    """Everything beside the architecture that changes a run's result, and how often it reports.
+    """Everything except the architecture that affects a run's result, and how often it reports.
 
     Raises:
-      InputError: a value out of range, or values that do not go together.
+      InputError: a value is out of range, or values contradict each other.
     """
 
     recipe: str = 'digits_quick'  # for the record
     data: Data = group(Data, Data())
     objective: Objective = group(Objective, Objective())
-    epochs: int = setting(30, 'Passes over the training examples; the schedule is stretched to them.', at_least=1)
-    batch_size: int = setting(128, 'Examples in a step, over all devices.', unit='examples', at_least=1)
-    seed: int = setting(
-        0, 'Seed of the initialization, the order of the examples and the augmentation.', at_least=0, below=2**32
-    )
+    epochs: int = setting(30, "Passes over the training set; a recipe's schedule is scaled to them.", at_least=1)
+    batch_size: int = setting(128, 'Examples per step, over all devices.', unit='examples', at_least=1)
+    seed: int = setting(0, 'Random seed for initialization, example order and augmentation.', at_least=0, below=2**32)
     augmentation: Augmentation = group(Augmentation, Augmentation())
-    optimizer: Any = choice(SGD(), 'Optimizer; optax.NAME is one of optax.', OPTIMIZERS, from_value=optimizer_from)
+    optimizer: Any = choice(SGD(), 'Optimizer (optax.NAME for any of optax).', OPTIMIZERS, from_value=optimizer_from)
     schedule: Any = choice(
         Cosine(), 'Learning-rate schedule.', SCHEDULES, from_value=lambda asked: asked if callable(asked) else None
     )
@@ -246,7 +252,7 @@ class TrainConfig(Settings):
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate, scaled to the batch size where it is for another one."""
+        """The peak learning rate, scaled from ``learning_rate_batch_size`` to the batch size."""
         return (
             self.optimizer.learning_rate
             * self.batch_size
@@ -256,21 +262,21 @@ class TrainConfig(Settings):
     def replace(self, **changes: Any) -> Self:
         """As in Settings."""
         changed = super().replace(**changes)
-        changed._check_given(changes)
+        changed._check_effects(changes)
         return changed
 
-    def _check_given(self, changes: dict[str, Any]) -> None:
-        """Raises InputError for changes that a schedule or an optimizer given as a value makes pointless."""
-        pointless: dict[str, str] = {}
+    def _check_effects(self, changes: dict[str, Any]) -> None:
+        """Raises InputError for changes without effect on a schedule or optimizer that was given as a value."""
+        without_effect: dict[str, str] = {}
         if not isinstance(self.schedule, Settings):
             reason = f'schedule={qualified_name(self.schedule)} is the learning rate itself'
-            pointless |= dict.fromkeys(('learning_rate', 'learning_rate_batch_size', 'head_learning_rate'), reason)
+            without_effect |= dict.fromkeys(('learning_rate', 'learning_rate_batch_size', 'head_learning_rate'), reason)
         if not isinstance(self.optimizer, Settings):
             reason = f'optimizer={qualified_name(self.optimizer)} has its own rate'
             names = (name for kind in SCHEDULES.values() for name in all_settings(kind))
-            pointless |= dict.fromkeys(('schedule', *names), reason)
-        for name in sorted(changes.keys() & pointless):
-            raise InputError(f'{name}={changes[name]!r} has no effect: {pointless[name]}')
+            without_effect |= dict.fromkeys(('schedule', *names), reason)
+        for name in sorted(changes.keys() & without_effect):
+            raise InputError(f'{name}={changes[name]!r} has no effect: {without_effect[name]}')
 
     def check_together(self) -> None:
         """As in Settings."""
@@ -278,11 +284,11 @@ class TrainConfig(Settings):
         self._check_loss()
         if getattr(self.optimizer, 'sam_rho', 0) and self.start.freeze is not None:
             raise InputError(
-                f'sam_rho={self.optimizer.sam_rho} moves all parameters uphill; it does not go with freeze'
+                f'sam_rho={self.optimizer.sam_rho} cannot be combined with freeze: it perturbs all parameters'
             )
         if self.batch_size % self.execution.accumulation_steps:
             raise InputError(
-                f'accumulation_steps={self.execution.accumulation_steps} must divide the batch_size={self.batch_size}'
+                f'accumulation_steps={self.execution.accumulation_steps} must divide batch_size={self.batch_size}'
             )
 
     def _check_loss(self) -> None:
@@ -290,11 +296,11 @@ class TrainConfig(Settings):
         if self.distillation is not None:
             teacher = f'distill_from={self.distillation.distill_from}'
             if not task.distillable:
-                raise InputError(f'{teacher}: networks for task={task.name} have units of their own')
+                raise InputError(f'{teacher}: distillation is not supported for task={task.name}')
             if callable(loss):
                 raise InputError(f"{teacher} has no effect: loss={qualified_name(loss)} replaces the task's loss")
         if self.augmentation.views > 1 and not callable(loss):
-            raise InputError(f'views={self.augmentation.views} needs a loss of your own, which compares them')
+            raise InputError(f'views={self.augmentation.views} needs a custom loss that compares the views')
 
     def _check_schedule(self) -> None:
         schedule = self.schedule
@@ -303,13 +309,13 @@ class TrainConfig(Settings):
         warmup, last = warmup_epochs(schedule), max(getattr(schedule, 'decay_epochs', ()), default=0)
         if warmup >= self.epochs or last >= self.epochs:
             raise InputError(
-                f'warmup_epochs={warmup} and decay_epochs={getattr(schedule, "decay_epochs", ())} must lie before the'
-                f' end of epochs={self.epochs}'
+                f'warmup_epochs={warmup} and decay_epochs={getattr(schedule, "decay_epochs", ())} must be less than'
+                f' epochs={self.epochs}'
             )
 
 
 def rate_of(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate of a configuration as a function of the step; NaN where the optimizer has its own."""
+    """The learning rate as a function of the step; NaN if the optimizer sets its own."""
     if not isinstance(config.optimizer, Settings):
         return lambda step: jnp.full(jnp.shape(step), jnp.nan)
     return learning_rate_schedule(config.schedule, config.peak_learning_rate, config.epochs, steps_per_epoch)

@@ -1,4 +1,4 @@
-"""What a run costs: known before its first step, but for the speed."""
+"""The cost of a run: parameters, compute, memory and speed."""
 
 import dataclasses
 import pathlib
@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-# Peak of one device in bfloat16 with dense operands, in FLOP/s, by what JAX calls its kind: cloud.google.com/tpu/docs
-# and NVIDIA's data sheets. Other dtypes have less.
+# Peak dense bfloat16 FLOP/s of one device, by JAX's ``device_kind``: cloud.google.com/tpu/docs and NVIDIA's data
+# sheets. Other dtypes have a lower peak.
 PEAK_FLOPS = {
-    'TPU v2': 22.5e12,  # a core, which is a device there, as of v3
+    'TPU v2': 22.5e12,  # per core: in v2 and v3 a device is a core
     'TPU v3': 61.5e12,
     'TPU v4': 275e12,
     'TPU v5 lite': 197e12,
@@ -22,7 +22,7 @@ PEAK_FLOPS = {
     'NVIDIA H200': 989e12,
 }
 
-# Steps of a process before those that are traced: the first ones allocate.
+# Steps to skip before profiling, because the first steps allocate memory.
 _PROFILE_FROM = 3
 
 
@@ -31,12 +31,12 @@ class Cost:
     """The cost of a training step.
 
     Attributes:
-      num_parameters: of the network.
+      num_parameters: parameters of the network.
       multiply_adds: of a forward pass for one training image.
-      step_bytes: of each device's memory, that a step takes beside its arguments and results: mostly activations.
-      compile_seconds: so far.
-      device_kind: as JAX calls it.
-      num_devices: how many.
+      step_bytes: memory per device that a step needs in addition to its arguments and results, mostly activations.
+      compile_seconds: time spent on compilation so far.
+      device_kind: the devices' kind in JAX.
+      num_devices: number of devices.
     """
 
     num_parameters: int
@@ -47,30 +47,30 @@ class Cost:
     num_devices: int
 
     def peak_share(self, examples_per_second: float) -> float | None:
-        """Which share of the devices' peak the network's arithmetic is at a speed; None where no peak is known.
+        """Fraction of the devices' peak FLOP/s that the network reaches; None if the peak is unknown.
 
-        A backward pass is counted as two forward passes, and nothing but the network is counted.
+        A backward pass counts as two forward passes; only the network is counted.
         """
         peak = PEAK_FLOPS.get(self.device_kind)
         flops = 6 * self.multiply_adds * examples_per_second
         return None if peak is None else flops / (peak * self.num_devices)
 
     def card(self) -> str:
-        """A line of what is known before the first step."""
+        """One line with the cost that is known before the first step."""
         return (
-            f'cost: {self.num_parameters:,} parameters, {self.multiply_adds / 1e6:,.1f} M multiply-adds an image,'
-            f' {self.step_bytes / 2**20:,.1f} MiB for a step, compiled in {self.compile_seconds:.1f} s'
+            f'cost: {self.num_parameters:,} parameters, {self.multiply_adds / 1e6:,.1f} M multiply-adds per image,'
+            f' {self.step_bytes / 2**20:,.1f} MiB per step, compiled in {self.compile_seconds:.1f} s'
         )
 
     def speed(self, examples_per_second: float) -> str:
-        """A line of what a first measurement shows."""
+        """One line with the first measured speed."""
         share = self.peak_share(examples_per_second)
-        known = '' if share is None else f', {100 * share:.1f} % of the peak in bfloat16'
+        known = '' if share is None else f', {100 * share:.1f} % of the bfloat16 peak'
         rate = 6e-9 * self.multiply_adds * examples_per_second
         return f'speed: {examples_per_second:,.0f} images/s, {rate:,.1f} GFLOP/s{known}'
 
     def record(self, examples_per_second: float, num_seeds: int = 1) -> dict[str, Any]:
-        """What the result of one of several seeds says, each of which takes so many examples."""
+        """Entries of ``result.json``; ``examples_per_second`` is that of each of ``num_seeds`` seeds."""
         return {
             'num_parameters': self.num_parameters,
             'multiply_adds': self.multiply_adds,
@@ -82,11 +82,11 @@ class Cost:
 
 
 class Profile:
-    """Traces some steps, after the first few, for TensorBoard or Perfetto; a context manager.
+    """Context manager that traces some steps, after the first few, for TensorBoard or Perfetto.
 
     Args:
-      workdir: gets a folder ``profile``.
-      num_steps: how many; 0 for none.
+      workdir: the trace is written to its folder ``profile``.
+      num_steps: number of steps to trace; 0 disables tracing.
     """
 
     def __init__(self, workdir: pathlib.Path, num_steps: int):
@@ -103,7 +103,7 @@ class Profile:
             self._open = False
 
     def at(self, step: int) -> None:
-        """Called before each call of a step, with the steps taken since the start of this process."""
+        """Must be called before each step, with the number of steps since this process started."""
         if self._num_steps and self._first is None and step >= _PROFILE_FROM:
             jax.profiler.start_trace(self._folder)
             self._first, self._open = step, True

@@ -1,4 +1,4 @@
-"""Scoring a network on every example of a split."""
+"""Evaluation of a network on every example of a split."""
 
 import dataclasses
 import math
@@ -26,14 +26,14 @@ _EVAL_BATCH = 512
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a network makes of the examples of a split.
+    """The result of evaluating a network on a split.
 
     Attributes:
       summary: metrics by name.
-      total: the sums they come from.
-      examples: int ``[N]``, which of the split were scored: all but photographs that cannot be decoded.
-      outputs: of the network for them, float32 ``[N, K]``, where the task or the caller needs them.
-      targets: theirs, likewise; None, too, where there are none.
+      total: the sums that the metrics are computed from.
+      examples: int ``[N]``, indices of the evaluated examples: all except photographs that cannot be decoded.
+      outputs: outputs for them, float32 ``[N, K]``; None if neither the task nor the caller needs them.
+      targets: their targets; None if not needed, or if there are none.
     """
 
     summary: dict[str, float]
@@ -44,19 +44,19 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores variables on every example of a split.
+    """Evaluates variables on every example of a split.
 
     Args:
       model: the network.
       split: images and labels.
-      mean: of the network's training images, one for each channel.
-      std: likewise.
-      devices: None is all of them.
-      task: what the network was trained for.
-      keep_outputs: bring the outputs to the host though the task's metrics do not need them.
+      mean: mean to normalize images with, one per channel.
+      std: standard deviation to normalize images with, one per channel.
+      devices: devices to use; None uses all.
+      task: the task of the network.
+      keep_outputs: return the outputs even if the task's metrics do not need them.
       flip: as in ``step.eval_step``.
-      shift: likewise.
-      preprocessing: of photographs; its mean fills borders alone, and its deviation does not count.
+      shift: as in ``step.eval_step``.
+      preprocessing: preprocessing of photographs; its mean only fills borders, and its std is ignored.
       reader: how photographs are read.
     """
 
@@ -77,12 +77,12 @@ class Evaluator:
         self._model, self._split, self._task = model, split, task
         self._keep = keep_outputs or task.needs_outputs
         mesh = data_mesh(devices)
-        self._plain = eval_images(split, mesh, preprocessing, reader)
+        self._feed = eval_images(split, mesh, preprocessing, reader)
         self._batch_size = min(_EVAL_BATCH, len(split))
         self._batch_size += -self._batch_size % mesh.size
 
         def program(variables: Any, shared: Any, given: Any) -> Any:
-            images, labels, mask = self._plain.examples(shared, given)
+            images, labels, mask = self._feed.examples(shared, given)
             batch = {'image': normalize(images, mean, std), 'label': labels, 'mask': mask}
             sums, outputs = eval_step(variables, batch, model=model, task=task, flip=flip, shift=shift)
             return sums, mask, (outputs, labels) if self._keep else ()
@@ -90,41 +90,41 @@ class Evaluator:
         self._program = jax.jit(program, out_shardings=replicated(mesh))
 
     def compile(self, variables: dict[str, Any]) -> None:
-        """Compiles for variables of these shapes, by scoring one batch."""
-        batch = next(self._plain.batches(self._batch_size))
-        jax.block_until_ready(self._program(as_computed(self._model, variables), self._plain.shared, batch))
+        """Compiles for variables of these shapes by evaluating one batch."""
+        batch = next(self._feed.batches(self._batch_size))
+        jax.block_until_ready(self._program(as_computed(self._model, variables), self._feed.shared, batch))
 
     def __call__(self, variables: dict[str, Any], poll: Callable[[], None] = lambda: None) -> Evaluation:
-        """Scores variables; ``poll`` is called after every batch, and may raise."""
+        """Evaluates variables; ``poll`` is called after every batch and may raise."""
         masks, parts = [], []
 
         def sums() -> Iterator[dict[str, Any]]:
-            for some, mask, part in self._results(as_computed(self._model, variables), poll):
+            for batch_sums, mask, part in self._results(as_computed(self._model, variables), poll):
                 masks.append(mask)
                 parts.append(part)
-                yield some
+                yield batch_sums
 
         total = metrics.add_up(sums())
         (examples,) = np.nonzero(np.concatenate(masks))
-        if total['count'] != len(examples) or (self._plain.all_there and len(examples) != len(self._split)):
+        if total['count'] != len(examples) or (self._feed.all_there and len(examples) != len(self._split)):
             raise AssertionError(f'evaluated {total["count"]} of {len(self._split)} examples')
         if not len(examples):
-            raise InputError(f'none of {len(self._split)} images can be decoded')
+            raise InputError(f'no image could be decoded ({len(self._split)} tried)')
         summary, outputs = self._task.summarize(total), None
         targets: Any = None
         if self._keep:
-            outputs = np.concatenate([of_batch for of_batch, _ in parts])[examples]
+            outputs = np.concatenate([batch_outputs for batch_outputs, _ in parts])[examples]
             if parts[0][1] is not None:
-                targets = np.concatenate([of_batch for _, of_batch in parts])[examples]
+                targets = np.concatenate([batch_targets for _, batch_targets in parts])[examples]
             if np.isfinite(outputs).all():
                 summary |= self._task.scores(outputs, targets)
         return Evaluation(summary, total, examples, outputs, targets)
 
     def _results(self, variables: dict[str, Any], poll: Callable[[], None]) -> Iterator[Any]:
-        """What the program gives for each batch, on the host; two batches at most are on the devices."""
+        """Yields the program's results for each batch on the host; at most two batches are on the devices."""
         before = None
-        for batch in self._plain.batches(self._batch_size):
-            now = self._program(variables, self._plain.shared, batch)
+        for batch in self._feed.batches(self._batch_size):
+            now = self._program(variables, self._feed.shared, batch)
             if before is not None:
                 yield jax.device_get(before)
             poll()
@@ -133,21 +133,20 @@ class Evaluator:
 
 
 class StatisticsEstimator:
-    """Finds the running statistics of given parameters anew, as means over batches of training images.
+    """Recomputes the running statistics of given parameters, as means over batches of training images.
 
-    The images are as an evaluation sees them, not augmented, evenly spread over the split. Where averaged parameters
-    are evaluated, the statistics of no network that was trained are theirs (Izmailov et al. 2018, arXiv:1803.05407,
-    section 3.2).
+    The images are not augmented and are evenly spaced over the split. Averaged parameters need this because the running
+    statistics collected in training belong to other parameters (Izmailov et al. 2018, arXiv:1803.05407, section 3.2).
 
     Args:
       model: the network.
-      split: of which the images are taken.
-      mean: of the images, one for each channel.
-      std: likewise.
-      num_examples: how many; whole batches of 512 of them are taken, at least one batch.
-      devices: None is all of them.
+      split: the split to take images from.
+      mean: mean to normalize images with, one per channel.
+      std: standard deviation to normalize images with, one per channel.
+      num_examples: number of images, rounded down to whole batches of 512; at least one batch.
+      devices: devices to use; None uses all.
       preprocessing: as in ``Evaluator``.
-      reader: likewise.
+      reader: as in ``Evaluator``.
     """
 
     def __init__(
@@ -163,43 +162,43 @@ class StatisticsEstimator:
     ):
         mesh = data_mesh(devices)
         num_examples = min(num_examples, len(split))
-        # Of whole ghost batches, and the same number on each device.
+        # A batch consists of whole ghost batches and is split evenly over the devices.
         multiple = math.lcm(mesh.size, model.statistics if isinstance(model.statistics, int) else 1)
         size = max(min(_EVAL_BATCH, num_examples) // multiple, 1) * multiple
         self._chosen = np.linspace(0, len(split) - 1, max(num_examples // size, 1) * size).astype(np.int32)
-        self._batch_size, self._plain = size, eval_images(split, mesh, preprocessing, reader)
+        self._batch_size, self._feed = size, eval_images(split, mesh, preprocessing, reader)
 
         def program(variables: Any, shared: Any, given: Any) -> Any:
-            images, _, _ = self._plain.examples(shared, given)
+            images, _, _ = self._feed.examples(shared, given)
             _, updates = model.apply(
-                variables, normalize(images, mean, std), train=True, mutable=['batch_stats'], rngs=_fixed()
+                variables, normalize(images, mean, std), train=True, mutable=['batch_stats'], rngs=_fixed_rngs()
             )
 
-            # new = decay old + (1 - decay) batch; what is frozen stays what it is.
-            def of_batch(new: jax.Array, old: jax.Array) -> jax.Array:
+            # Solve new = decay old + (1 - decay) batch for the statistics of the batch; frozen ones do not change.
+            def batch_statistics(new: jax.Array, old: jax.Array) -> jax.Array:
                 return old + (new - old) / (1 - BatchNorm.decay)
 
-            return jax.tree.map(of_batch, updates['batch_stats'], variables['batch_stats'])
+            return jax.tree.map(batch_statistics, updates['batch_stats'], variables['batch_stats'])
 
         self._program = jax.jit(program, out_shardings=replicated(mesh))
 
     def compile(self, variables: dict[str, Any]) -> None:
-        """Compiles for variables of these shapes, by looking at one batch."""
-        jax.block_until_ready(self._program(variables, self._plain.shared, next(self._batches())))
+        """Compiles for variables of these shapes by running one batch."""
+        jax.block_until_ready(self._program(variables, self._feed.shared, next(self._batches())))
 
     def _batches(self) -> Iterator[Any]:
-        return self._plain.batches(self._batch_size, self._chosen)
+        return self._feed.batches(self._batch_size, self._chosen)
 
     def __call__(self, variables: dict[str, Any], poll: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """The variables with new ``batch_stats``; ``poll`` is called after every batch, and may raise."""
+        """Returns the variables with recomputed ``batch_stats``; ``poll`` is called after every batch and may raise."""
         found = []
         for batch in self._batches():
-            found.append(self._program(variables, self._plain.shared, batch))
+            found.append(self._program(variables, self._feed.shared, batch))
             jax.block_until_ready(found[-2:-1])
             poll()
         return variables | {'batch_stats': jax.tree.map(lambda *parts: sum(parts) / len(parts), *found)}
 
 
-def _fixed() -> dict[str, jax.Array]:
-    """Randomness of what a network drops in training, the same every time."""
+def _fixed_rngs() -> dict[str, jax.Array]:
+    """Fixed random keys for dropout, so that the estimate is deterministic."""
     return {'dropout': jax.random.key(0)}

@@ -1,4 +1,4 @@
-"""Leaving a run in good order: SIGTERM and SIGINT are noted when they arrive, and obeyed at the next safe place."""
+"""Clean interruption of a run: SIGTERM and SIGINT are recorded, and handled at the next safe point."""
 
 import signal
 import threading
@@ -17,16 +17,16 @@ _POLL_SECONDS = 0.1
 
 
 class StopRequest:
-    """Notes signals while it is open, as a context manager in the main thread; elsewhere it notes none.
+    """Context manager that records signals; it only does so in the main thread.
 
-    The first signal is noted and nothing else, so that it can arrive at any moment. A second one acts as if nobody
-    were here: the user is in a hurry.
+    The first signal is only recorded, so that it can arrive at any time. A second signal has its default effect: the
+    user is in a hurry.
 
-    In a job of several processes SIGTERM is JAX's own to note, so that all of them agree on the step at which they
-    stop; SIGINT becomes SIGTERM.
+    In a multi-process job, JAX itself handles SIGTERM, so that all processes stop at the same step; SIGINT is turned
+    into SIGTERM.
 
     Attributes:
-      noted: the signal, or None.
+      noted: the recorded signal, or None.
     """
 
     def __init__(self) -> None:
@@ -57,23 +57,23 @@ class StopRequest:
             signal.raise_signal(number)
 
     def at_step(self, step: int) -> bool:
-        """Whether to stop after this step; every process must ask after every step, and all get the same answer."""
+        """Whether to stop after this step. Every process must call it after every step; all get the same answer."""
         if self._many and self.noted is None and multihost_utils.reached_preemption_sync_point(step):
             self.noted = signal.SIGTERM
         return self.noted is not None
 
     def check(self) -> None:
-        """Raises Interrupted, which carries no message yet, if a signal was noted."""
+        """Raises Interrupted, still without a message, if a signal was recorded."""
         if self.noted is not None:
             raise Interrupted('', self.noted)
 
     def wait_for(self, function: Callable[[], Result]) -> Result:
-        """The result of a function that takes long and answers to no signal, such as a compilation.
+        """Returns the result of a long function that ignores signals, such as a compilation.
 
-        It runs in a thread of its own, and is left alone there if a signal comes.
+        The function runs in its own thread, which is abandoned if a signal arrives.
 
         Raises:
-          Interrupted: a signal was noted, perhaps before; and whatever the function raises.
+          Interrupted: a signal was recorded, possibly before the call. Errors of the function are raised too.
         """
         self.check()
         outcome: list[Any] = []
@@ -82,7 +82,7 @@ class StopRequest:
         def work() -> None:
             try:
                 outcome.append(function())
-            except BaseException as error:  # it is raised below, in the thread that waits
+            except BaseException as error:  # raised below, in the waiting thread
                 failure.append(error)
 
         thread = threading.Thread(target=work, daemon=True)

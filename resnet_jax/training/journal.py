@@ -22,27 +22,27 @@ from resnet_jax.training.progress import Display, Silence, open_display
 from resnet_jax.training.states import saved_states
 from resnet_jax.training.step import TrainState
 
-# Takes a record, as a line of ``metrics.jsonl`` has it: ``split``, ``step``, ``epoch``, ``seed`` and metrics by name.
-# It is called in the main process, after the record is written.
+# Receives each record of ``metrics.jsonl``: ``split``, ``step``, ``epoch``, ``seed`` and metrics by name. It is called
+# in the main process after the record is written.
 Sink = Callable[[dict[str, Any]], None]
-# Takes the state of one seed where an evaluation is due, and gives metrics by name.
+# Called with the state of one seed at every evaluation; returns metrics by name.
 Hook = Callable[[TrainState], dict[str, float]]
 
 
 class Journal:
-    """The logs, terminal output and checkpoints of a run; it knows the last step and its state.
+    """The logs, terminal output and checkpoints of a run; it keeps track of the last step and its state.
 
     Args:
-      plan: what is trained.
-      workdirs: of each seed.
-      state: after ``step`` steps.
-      step: steps taken before.
-      logs: of each seed.
-      display: where messages go.
-      writer: of checkpoints, in the main process alone.
+      plan: the plan of the run.
+      workdirs: the folder of each seed.
+      state: the state after ``step`` steps.
+      step: number of steps already taken.
+      logs: the log of each seed.
+      display: where messages are shown.
+      writer: writes checkpoints; None except in the main process.
 
     Attributes:
-      evaluations: of each seed, the last ones.
+      evaluations: the last evaluation of each seed.
     """
 
     def __init__(
@@ -59,50 +59,50 @@ class Journal:
         self._folders = [workdir / CHECKPOINTS for workdir in workdirs]
         self._step, self._state, self._saved = step, state, step or None
         self._evaluated: int | None = None
-        self._more: list[dict[str, float]] = []
+        self._extra_metrics: list[dict[str, float]] = []
         self._evaluation_seconds = 0.0
-        self._speed_is_told = False
+        self._speed_reported = False
         self.logs = logs
         self.evaluations: list[Evaluation] = []
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether ``evaluations`` are of the last step."""
+        """Whether ``evaluations`` belong to the last step."""
         return self._evaluated == self._step
 
     @property
     def is_saved(self) -> bool:
-        """Whether the last step is saved, perhaps without its score."""
+        """Whether the last step is saved, possibly without its score."""
         return self._saved == self._step
 
     def message(self, line: str) -> None:
-        """Shows a line that stays."""
+        """Shows a permanent line."""
         self._display.message(line)
 
     def start_clock(self) -> None:
-        """Training time counts from here."""
+        """Starts counting training time."""
         for log in self.logs:
             log.start_clock()
 
     def step(self, step: int, state: TrainState, sums: dict[str, Any], epoch_ends: bool, cost: Cost) -> None:
-        """Notes a step that is under way.
+        """Records a step that has been dispatched.
 
         Raises:
-          DivergenceError: too many steps in a row were skipped.
-          StorageError: the disk does not take what is written.
+          DivergenceError: too many consecutive steps were skipped.
+          StorageError: a file cannot be written.
         """
         self._step, self._state = step, state
         for log in self.logs:
             log.step(step, sums, epoch_ends)
-        if not self._speed_is_told and (speed := self.logs[0].examples_per_second) is not None:
-            self._speed_is_told = True
+        if not self._speed_reported and (speed := self.logs[0].examples_per_second) is not None:
+            self._speed_reported = True
             self.message(cost.speed(speed * len(self.logs)))
         if self._writer is not None:
-            self._writer.check()  # a full disk, at once
+            self._writer.check()  # reports a full disk at once
 
     def is_test_recorded(self) -> bool:
-        """Whether the last step was evaluated, and both its records and its checkpoint say so."""
-        # A checkpoint of a run that was stopped here, and was killed before it was written anew, has no score.
+        """Whether the last step was evaluated, and both its records and its checkpoint contain the result."""
+        # The checkpoint has no score if the run was interrupted here and then killed before saving it again.
         scored = not self.is_saved or None not in [checkpoint.score_of(folder, self._step) for folder in self._folders]
         return bool(broadcast_from_main(scored and all(log.has_test(self._step) for log in self.logs)))
 
@@ -113,22 +113,22 @@ class Journal:
         more: Sequence[dict[str, float]],
         seconds: float,
     ) -> None:
-        """Notes what the evaluation of the last step found, and more metrics, of each seed."""
+        """Records the evaluation of the last step and additional metrics, one of each per seed."""
         self._state, self._evaluated, self._evaluation_seconds = state, self._step, seconds
-        self.evaluations, self._more = list(evaluations), list(more)
+        self.evaluations, self._extra_metrics = list(evaluations), list(more)
 
     def write_test(self) -> None:
-        """Writes what was noted last, and shows a line of it."""
+        """Writes the last evaluation to the logs and shows it in one line."""
         lines = [
             log.test(self._step, test.summary, more, self._evaluation_seconds)
-            for log, test, more in zip(self.logs, self.evaluations, self._more, strict=True)
+            for log, test, more in zip(self.logs, self.evaluations, self._extra_metrics, strict=True)
         ]
         metric, epoch = self._plan.task.primary_metric, self._step // self._plan.epoch_steps
         scores = [test.summary[metric] for test in self.evaluations]
         self.message(self._plan.seeds.summary_line(lines, f'epoch {epoch}  test {metric}', scores))
 
     def save(self) -> None:
-        """Hands the state to the writer, with the score if it was just evaluated.
+        """Passes the state to the writer, with its score if it was just evaluated.
 
         Raises:
           DivergenceError: a weight is not finite.
@@ -152,9 +152,9 @@ class Journal:
 
     @contextlib.contextmanager
     def saved_on_signal(self) -> Iterator[None]:
-        """Ends what a signal interrupts inside with what is saved and a message.
+        """Saves the state if a signal interrupts the body, and adds a message to the exception.
 
-        It must be innermost: what else is closed then may fail, and must not come before the state is saved.
+        It must be the innermost context: closing others may fail, so the state must be saved first.
 
         Raises:
           Interrupted: with the message.
@@ -162,20 +162,20 @@ class Journal:
         try:
             yield
         except Interrupted as interrupted:
-            self._leave(interrupted)
+            self._save_and_raise(interrupted)
 
-    def _leave(self, interrupted: Interrupted) -> NoReturn:
-        """Saves what is not saved, and says so."""
+    def _save_and_raise(self, interrupted: Interrupted) -> NoReturn:
+        """Saves the state if needed and raises Interrupted with a message."""
         if self._step > (self._saved or 0):
             self.save()
         self.finish()
         barrier('stopped')
-        kept = f'after step {self._step}, which is saved' if self._step else 'before the first step'
+        place = f'after step {self._step}, which is saved' if self._step else 'before the first step'
         name = signal.Signals(interrupted.signal).name
-        raise Interrupted(f'stopped by {name} {kept}; the same command goes on from there', interrupted.signal)
+        raise Interrupted(f'stopped by {name} {place}; the same command resumes there', interrupted.signal)
 
     def finish(self) -> None:
-        """Waits until every checkpoint is on the disk."""
+        """Waits until every checkpoint is written."""
         if self._writer is not None:
             self._writer.close()
 
@@ -184,14 +184,14 @@ class Journal:
 def open_journal(
     plan: Plan, workdirs: Sequence[pathlib.Path], state: TrainState, step: int, sinks: Sequence[Sink] = ()
 ) -> Iterator[Journal]:
-    """The journal of runs that are open.
+    """Opens the journal of a run.
 
     Args:
-      plan: what is trained.
-      workdirs: of each seed.
-      state: after ``step`` steps.
-      step: steps taken before.
-      sinks: get every record.
+      plan: the plan of the run.
+      workdirs: the folder of each seed.
+      state: the state after ``step`` steps.
+      step: number of steps already taken.
+      sinks: functions that receive every record.
     """
     main = is_main_process()
     with contextlib.ExitStack() as stack:

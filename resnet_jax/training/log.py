@@ -1,4 +1,4 @@
-"""Training metrics on their way from the device to the files, the terminal, and whoever else wants them."""
+"""Collects training metrics from the devices and writes them to files, the terminal and sinks."""
 
 import pathlib
 import time
@@ -15,25 +15,25 @@ from resnet_jax.training.config import rate_of
 from resnet_jax.training.plan import Plan
 from resnet_jax.training.progress import Display
 
-# What a step gives beside the sums of its task.
-_OF_A_STEP = ('skipped', 'replaced', 'gradient_norm', 'norms')
-# What records count, of which a run has the sums.
-_COUNTED = ('skipped_steps', 'replaced_images')
-# What the record of an evaluation has beside metrics.
-_OF_A_RECORD = ('split', 'step', 'epoch', 'train_seconds', 'evaluation_seconds', 'seed')
+# Entries of a step's sums that are not sums of the task.
+_NOT_TASK_SUMS = ('skipped', 'replaced', 'gradient_norm', 'norms')
+# Counts in records, which are summed over the run.
+_COUNTS = ('skipped_steps', 'replaced_images')
+# Entries of an evaluation record that are not metrics.
+_NOT_METRICS = ('split', 'step', 'epoch', 'train_seconds', 'evaluation_seconds', 'seed')
 
 
 class Log:
-    """What one seed's run reports: lines of ``metrics.jsonl``, TensorBoard's events, what the terminal shows.
+    """The log of one seed: lines of ``metrics.jsonl``, TensorBoard events, and terminal output.
 
     Args:
-      plan: of the run.
-      index: of the seed among those that take every step together.
-      workdir: of the run.
-      step: the steps taken so far.
-      display: where records of the training are shown.
-      sinks: are called with every record that is written, and the seed.
-      writes: whether this process writes; the ones beside the main one read what it wrote before they started.
+      plan: the plan of the run.
+      index: index of the seed within the plan.
+      workdir: the folder of the seed.
+      step: number of steps taken so far.
+      display: where training records are shown.
+      sinks: functions that are called with every written record and the seed.
+      writes: whether this process writes; the others only read what the main process wrote before they started.
     """
 
     def __init__(
@@ -55,23 +55,23 @@ class Log:
         self._board = EventFile(workdir, step) if writes else None
         self._display = display
         self._window: list[dict[str, Any]] = []
-        self._ready: tuple[int, list[dict[str, Any]], float] | None = None  # last step, sums and seconds
+        self._ready: tuple[int, list[dict[str, Any]], float] | None = None  # last step, sums, seconds
         self._step, self._skipped_in_a_row = step, 0
         self._since = time.perf_counter()
         self._speed: float | None = None
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The records of the run, before and after all resumptions."""
+        """All records of the run, including those from before it was resumed."""
         return self.file.records
 
     @property
     def examples_per_second(self) -> float | None:
-        """Of the last interval that this process has seen the end of; None before."""
+        """Training speed in the last complete interval; None before the first."""
         return self._speed
 
     def totals(self) -> dict[str, Any]:
-        """Of the whole run, before and after all resumptions: the best test score, seconds, and what was counted."""
+        """Best test score, seconds and counts of the whole run, including the time before it was resumed."""
         records, task = self.records, self._plan.task
         tests = [record for record in records if record['split'] == 'test']
         best = max if task.higher_is_better else min
@@ -79,33 +79,33 @@ class Log:
             f'best_test_{task.primary_metric}': best(record[task.primary_metric] for record in tests),
             'train_seconds': self.train_seconds,
             'evaluation_seconds': sum(record.get('evaluation_seconds', 0.0) for record in tests),
-            **{name: sum(record.get(name, 0) for record in records) for name in _COUNTED},
+            **{name: sum(record.get(name, 0) for record in records) for name in _COUNTS},
         }
 
     def start_clock(self) -> None:
-        """Training time counts from here."""
+        """Starts counting training time."""
         self._since = time.perf_counter()
 
     def step(self, step: int, sums: dict[str, Any], last: bool) -> None:
-        """Takes what a step gave; writes that of the interval before, which the device has finished by now.
+        """Records the sums of a step; at the end of an interval, writes the interval before, which is finished by now.
 
-        Intervals are counted from the start of an epoch, or of a run that was resumed in its midst, and end with it,
-        when ``last`` is set.
+        Intervals are counted from the start of an epoch, or from where a run was resumed within it. They end with the
+        epoch, when ``last`` is set.
 
         Raises:
-          DivergenceError: too many steps in a row were skipped.
+          DivergenceError: too many consecutive steps were skipped.
         """
         self._window.append(sums)
         self._step = step
         self._display.step()
         if len(self._window) == self._reporting.log_every_steps:
             self._write_ready()
-            self._close_interval()  # its last step is under way: that much of its time is in the next one's
+            self._close_interval()  # its last step is still running, so part of its time counts for the next interval
         if last:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what there is; a new interval begins."""
+        """Writes everything recorded so far and starts a new interval."""
         self._write_ready()
         if self._window:
             jax.block_until_ready(self._window)
@@ -124,7 +124,7 @@ class Log:
         fetched = self._plan.seeds.select(jax.device_get(window), self._index)
         self.train_seconds += seconds
         self._count_skipped(step - len(window), fetched)
-        total = metrics.add_up([{k: v for k, v in one.items() if k not in _OF_A_STEP} for one in fetched])
+        total = metrics.add_up([{k: v for k, v in one.items() if k not in _NOT_TASK_SUMS} for one in fetched])
         skipped = int(sum(one['skipped'] for one in fetched))
         rate = self._rate(step)
         record: dict[str, Any] = {'learning_rate': rate} if np.isfinite(rate) else {}
@@ -143,7 +143,7 @@ class Log:
                 self._norms.write({'step': step, 'norms': layers})
 
     def _summary(self, total: dict[str, Any]) -> dict[str, float]:
-        """Metrics of the sums of some steps; a loss of the caller's has no other."""
+        """Metrics from the sums of some steps; a custom loss only has the loss."""
         if callable(self._plan.config.objective.loss):
             return {'loss': float(total['loss'] / int(total['count']))}
         return self._plan.task.summarize(total)
@@ -153,32 +153,33 @@ class Log:
         return float(self._schedule(step - 1))
 
     def _count_skipped(self, before: int, fetched: list[dict[str, Any]]) -> None:
-        """Stops a run that no longer learns."""
+        """Raises DivergenceError after too many consecutive skipped steps."""
         for step, one in enumerate(fetched, start=before + 1):
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if one['skipped'] else 0
             if self._skipped_in_a_row == self._reporting.max_skipped_steps:
                 who = self._plan.seeds.prefix(self._workdir)
                 raise DivergenceError(
-                    f'{who}the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a row, to step'
-                    f' {step} (learning rate {self._rate(step):.3g}, gradient norm {float(one["gradient_norm"]):.3g});'
-                    ' none of them changed the weights, and the last checkpoint is good: start again in another'
-                    ' --workdir with a lower --learning_rate or more --warmup_epochs'
+                    f'{who}the loss or a gradient was not finite in {self._skipped_in_a_row} consecutive steps, up to'
+                    f' step {step} (learning rate {self._rate(step):.3g}, gradient norm'
+                    f' {float(one["gradient_norm"]):.3g});'
+                    ' they were skipped and the last checkpoint is valid; restart in another --workdir with a lower'
+                    ' --learning_rate or more --warmup_epochs'
                 )
 
     def test(self, step: int, summary: dict[str, float], more: dict[str, float], evaluation_seconds: float) -> str:
-        """Writes an evaluation, unless it is written, and gives the line that tells of it.
+        """Writes an evaluation unless it is already written, and returns its line for the terminal.
 
         Args:
-          step: the steps taken.
-          summary: metrics of what is evaluated.
-          more: other metrics, of which those that are not finite are left out.
-          evaluation_seconds: that it took.
+          step: number of steps taken.
+          summary: metrics of the evaluation.
+          more: additional metrics; non-finite ones are dropped.
+          evaluation_seconds: duration of the evaluation.
 
         Raises:
           DivergenceError: the loss is not finite.
-          InputError: one of the other metrics is called like what a record has already.
+          InputError: an additional metric has the name of an existing entry.
         """
-        add_metrics(dict.fromkeys(_OF_A_RECORD, 0.0) | summary, more)
+        add_metrics(dict.fromkeys(_NOT_METRICS, 0.0) | summary, more)
         if not np.isfinite(summary['loss']):
             raise divergence(f'the test loss is {summary["loss"]} after step {step}')
         more = {name: float(value) for name, value in more.items() if np.isfinite(value)}
@@ -211,11 +212,11 @@ class Log:
         return any(record['split'] == 'test' and record['step'] == step for record in self.records)
 
     def sync(self) -> None:
-        """Has what is written on the disk."""
+        """Flushes the metrics file to disk."""
         self.file.sync()
 
     def close(self) -> None:
-        """Leaves the files whole."""
+        """Closes the files."""
         self.file.close()
         if self._norms is not None:
             self._norms.close()
@@ -224,24 +225,24 @@ class Log:
 
 
 def _metrics(values: dict[str, Any], names: Sequence[str]) -> str:
-    """Those of the metrics that there are, as the terminal shows them."""
+    """Formats those of the named metrics that exist, for the terminal."""
     return '  '.join(f'{name} {values[name]:.4f}' for name in names if name in values)
 
 
 def add_metrics(known: dict[str, float], more: dict[str, float]) -> dict[str, float]:
-    """Metrics, and those that a hook adds.
+    """Adds the metrics of a hook to the known ones.
 
     Raises:
-      InputError: a name is in both.
+      InputError: a name occurs in both.
     """
     if taken := sorted(known.keys() & more.keys()):
-        raise InputError(f'a hook gives {taken[0]!r}, which every test record has already; give it another name')
+        raise InputError(f'a hook returns {taken[0]!r}, which every test record already has; choose another name')
     return known | more
 
 
 def divergence(what: str) -> DivergenceError:
-    """The error of a run that cannot go on."""
+    """The error of a run that has diverged."""
     return DivergenceError(
-        f'{what}; nothing of it was saved: start again in another --workdir with a lower --learning_rate or more'
+        f'{what}; this state was not saved; restart in another --workdir with a lower --learning_rate or more'
         ' --warmup_epochs'
     )

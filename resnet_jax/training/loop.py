@@ -1,4 +1,4 @@
-"""Training runs: opened, compiled, fitted."""
+"""The training loop: opens runs, compiles them and fits them."""
 
 import contextlib
 import dataclasses
@@ -47,7 +47,7 @@ from resnet_jax.training.seeds import Seeds, runs_of
 from resnet_jax.training.states import initial_state, loaded_state, restored_state, saved_like
 from resnet_jax.training.step import TrainState
 
-# Of a run's record, what may change when it is resumed: how often it reports changes nothing that it computes.
+# Parts of a run's record that may change when it is resumed: they do not affect what is computed.
 MAY_DIFFER = ('config.reporting',)
 
 
@@ -66,42 +66,42 @@ def train_and_evaluate(
     sinks: Sequence[Sink] = (),
     hooks: Sequence[Hook] = (),
 ) -> dict[str, Any]:
-    """Trains a network, evaluates it, and leaves everything in a folder; resumes what was interrupted there.
+    """Trains and evaluates a network and writes everything to a folder; resumes a run that was interrupted there.
 
     Args:
-      spec: architecture; its ``num_classes`` gives way to what dataset and task need.
-      config: everything else that changes the result.
-      workdir: where the files go: new, empty, or that of the same run.
+      spec: architecture; its ``num_classes`` is replaced by what dataset and task need.
+      config: everything else that affects the result.
+      workdir: output folder: new, empty, or that of the same run.
       num_seeds: train the seeds ``config.seed``, ``config.seed + 1``, … in one program, each in a folder ``seedS``.
-      arch: the architecture's name, for the record.
-      data_dir: where prepared datasets lie; None is TFDS's own folder.
-      dataset: the data themselves, in place of ``config.data.dataset``, which then only names them.
-      devices: to train on; None is all of them.
-      profile_steps: so many steps, after the first few, are traced into ``workdir/profile``.
-      reader: how photographs are read; it changes no result.
-      sinks: where numbers go beside the files, see ``journal.Sink``.
-      hooks: what is evaluated beside the test set, see ``journal.Hook``.
+      arch: name of the architecture, for the record.
+      data_dir: folder of prepared datasets; None uses the default folder of TFDS.
+      dataset: the data itself; ``config.data.dataset`` is then only its name.
+      devices: devices to train on; None uses all.
+      profile_steps: number of steps, after the first few, to trace into ``workdir/profile``.
+      reader: how photographs are read; does not change results.
+      sinks: functions that receive every record of the metrics, see ``journal.Sink``.
+      hooks: functions that add metrics to every evaluation, see ``journal.Hook``.
 
     Returns:
-      The content of ``result.json``; of several seeds their results in ``runs``, with mean and standard deviation.
+      The content of ``result.json``; with several seeds, their results in ``runs``, with mean and standard deviation.
 
     Raises:
-      InputError: a value that cannot be used; the folder is as it was.
-      DivergenceError: the loss is not finite; checkpoints and metrics up to there are kept.
-      StorageError: the disk does not take what is written; the last checkpoint is intact.
-      Interrupted: SIGTERM or SIGINT came; the state is saved.
+      InputError: a value is not usable; the folder is unchanged.
+      DivergenceError: the loss is not finite; earlier checkpoints and metrics are kept.
+      StorageError: a file cannot be written; the last checkpoint is intact.
+      Interrupted: SIGTERM or SIGINT arrived; the state is saved.
     """
     workdir, mesh = pathlib.Path(workdir), data_mesh(devices)
     runs = runs_of(config.seed, workdir, num_seeds)
-    results = _finished(spec, config, runs)
-    left = [run for run in runs if run[0] not in results]
-    if left:
-        # Before a dataset is loaded, which may take long.
+    results = _finished_results(spec, config, runs)
+    remaining = [run for run in runs if run[0] not in results]
+    if remaining:
+        # Checked before loading a dataset, which may take long.
         check_batch_size(config.batch_size, config.execution.accumulation_steps, mesh)
-        dataset = _loaded(config, data_dir, dataset)
+        dataset = _load_dataset(config, data_dir, dataset)
         opening = functools.partial(open_run, spec, config, dataset=dataset, mesh=mesh, arch=arch, reader=reader)
     with only_mesh(mesh):
-        for run in _opened(at_one_step(left), opening) if left else ():
+        for run in _open_groups(at_one_step(remaining), opening) if remaining else ():
             with StopRequest() as stop, open_journal(run.plan, run.workdirs, run.state, run.step, sinks) as journal:
                 journal.message(run.greeting)
                 with journal.saved_on_signal():
@@ -113,8 +113,8 @@ def train_and_evaluate(
     return results[config.seed] if num_seeds is None else summarize_seeds(config, workdir, results)
 
 
-def _opened(groups: list[list[tuple[int, pathlib.Path]]], opening: Callable[..., 'Run']) -> Iterator['Run']:
-    """The runs of groups of seeds, one by one; a group whose checkpoints share no step is split."""
+def _open_groups(groups: list[list[tuple[int, pathlib.Path]]], opening: Callable[..., 'Run']) -> Iterator['Run']:
+    """Opens one group of seeds after another; splits a group whose checkpoints have no step in common."""
     while groups:
         group, *groups = groups
         try:
@@ -127,15 +127,15 @@ def _opened(groups: list[list[tuple[int, pathlib.Path]]], opening: Callable[...,
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """An open run, or several that take every step together, whose folders have been claimed.
+    """An open run, or several seeds that are trained together, with claimed folders.
 
     Attributes:
-      plan: what is trained.
-      workdirs: of each seed.
-      state: after ``step`` steps, on the devices.
-      step: steps taken, by this process and others before it.
-      greeting: lines that say what begins, or goes on.
-      compile_seconds: spent so far.
+      plan: the plan of the run.
+      workdirs: the folder of each seed.
+      state: the state after ``step`` steps, on the devices.
+      step: number of steps taken, including those of earlier processes.
+      greeting: lines to show when the run starts or resumes.
+      compile_seconds: time spent on compilation so far.
     """
 
     plan: Plan
@@ -155,37 +155,37 @@ def open_run(
     arch: str = 'custom',
     reader: ReaderOptions = THREAD_READER,
 ) -> Run:
-    """Claims the folders of runs that differ in their seed alone, or restores what lies there.
+    """Claims the folders of runs that differ only in the seed, or restores their last checkpoints.
 
     Args:
       spec: architecture.
-      config: of all of them; their seeds come with ``runs``.
-      runs: seed and folder of each.
-      dataset: not yet normalized as the runs need it.
-      mesh: of the devices.
-      arch: the architecture's name.
+      config: their common configuration; the seeds come from ``runs``.
+      runs: seed and folder of each run.
+      dataset: the dataset, before it gets the runs' mean and standard deviation.
+      mesh: mesh of the devices.
+      arch: name of the architecture.
       reader: how photographs are read.
 
     Raises:
-      InputError: a value that cannot be used, or a folder that is not theirs.
-      NoCommonStepError: damage has left the runs without a step that all of them have.
+      InputError: a value is not usable, or a folder belongs to another run.
+      NoCommonStepError: because of damaged checkpoints, the runs have no step in common.
     """
     seeds, workdirs = Seeds(tuple(seed for seed, _ in runs)), tuple(workdir for _, workdir in runs)
-    # Process 0 decides, for its files may be there before another process looks.
-    begun = bool(broadcast_from_main(all((workdir / CONFIG).exists() for workdir in workdirs)))
+    # Process 0 decides, because its files may appear before another process checks.
+    started = bool(broadcast_from_main(all((workdir / CONFIG).exists() for workdir in workdirs)))
     init_from = config.start.init_from
-    # A run that has begun holds everything that its initial weights brought.
-    source = None if begun or init_from is None else open_weights(init_from, spec)
-    record = read_record(workdirs[0]) if begun else None
+    # A run that was started before contains everything it took from its initial weights.
+    source = None if started or init_from is None else open_weights(init_from, spec)
+    record = read_record(workdirs[0]) if started else None
     plan = make_plan(spec, config, seeds, normalize_for_run(dataset, config, source, record), mesh, reader)
     loaded = None if source is None else loaded_state(plan, source)
     in_main_process(lambda: _claim(plan, workdirs, arch))
     step, state, seconds = 0, loaded, 0.0
-    if begun and (found := _restored(plan, workdirs)):
+    if started and (found := _restored(plan, workdirs)):
         step, state = found
-    elif begun and len(at_one_step(runs)) > 1:
+    elif started and len(at_one_step(runs)) > 1:
         raise NoCommonStepError
-    elif begun and init_from is not None:
+    elif started and init_from is not None:
         state = loaded_state(plan, open_weights(init_from, spec))
     if state is None:
         state, seconds = initial_state(plan)
@@ -193,7 +193,7 @@ def open_run(
 
 
 class NoCommonStepError(Exception):
-    """Damage has left runs without a step in common, though some of them have steps."""
+    """Runs have no step in common because checkpoints are damaged, although some have checkpoints."""
 
 
 def fit(
@@ -205,13 +205,13 @@ def fit(
     hooks: Sequence[Hook] = (),
 ) -> list[Evaluation]:
     """Runs the remaining steps, reports to the journal, and returns the last evaluation of each seed."""
-    plan, state, parts = run.plan, run.state, _Parts(run.plan, compiled, journal, stop, hooks)
+    plan, state, epoch_end = run.plan, run.state, _EpochEnd(run.plan, compiled, journal, stop, hooks)
     before: Any = ()
     every = plan.config.reporting.checkpoint_every_steps
     journal.message(compiled.cost.card())
     journal.start_clock()
-    if run.step and run.step % plan.epoch_steps == 0:  # what came after this step may have been cut off
-        state = parts.end_epoch(run.step, state)
+    if run.step and run.step % plan.epoch_steps == 0:  # the end of this epoch may have been interrupted
+        state = epoch_end.run(run.step, state)
     step = run.step
     while step < plan.total_steps:
         profile.at(step - run.step)
@@ -219,28 +219,28 @@ def fit(
             try:
                 state, sums = compiled.step(state, step)
             except StorageError:
-                stop.check()  # whoever terminates a run may have killed its reader processes first
+                stop.check()  # a signal may have killed the reader processes first
                 raise
-        # So many calls are under way at most that a signal is obeyed within one of them.
+        # Wait for the previous call, so that a signal is handled within one call.
         jax.block_until_ready(before)
         before, first = sums, step
-        for step, of_step in enumerate(sums, start=first + 1):
-            journal.step(step, state, of_step, step % plan.epoch_steps == 0, compiled.cost)
+        for step, step_sums in enumerate(sums, start=first + 1):
+            journal.step(step, state, step_sums, step % plan.epoch_steps == 0, compiled.cost)
         epoch_ends = step % plan.epoch_steps == 0
         if every and step // every > first // every and not epoch_ends:
             journal.save()
         if stop.at_step(step):
             stop.check()
         if epoch_ends:
-            state = parts.end_epoch(step, state)
+            state = epoch_end.run(step, state)
     if not journal.is_evaluated:
-        parts.evaluate(state)
+        epoch_end.evaluate(state)
     return journal.evaluations
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Parts:
-    """What ``fit`` works with; the attributes are its arguments."""
+class _EpochEnd:
+    """The work of ``fit`` at the end of an epoch; the attributes are the arguments of ``fit``."""
 
     plan: Plan
     compiled: Compiled
@@ -248,8 +248,8 @@ class _Parts:
     stop: StopRequest
     hooks: Sequence[Hook]
 
-    def end_epoch(self, step: int, state: TrainState) -> TrainState:
-        """Evaluates and saves where that is due and not done."""
+    def run(self, step: int, state: TrainState) -> TrainState:
+        """Evaluates and saves if that is due and not done yet."""
         config, journal, epoch = self.plan.config, self.journal, step // self.plan.epoch_steps
         reporting = config.reporting
         if is_due(epoch, reporting.eval_every_epochs, config.epochs) and not journal.is_test_recorded():
@@ -261,24 +261,24 @@ class _Parts:
         return state
 
     def evaluate(self, state: TrainState) -> TrainState:
-        """Scores the test set, and whatever hooks do, for each seed; the state may get other running statistics."""
+        """Evaluates the test set and the hooks for each seed; the returned state may have recomputed statistics."""
         start = time.perf_counter()
         if self.compiled.reestimate is not None:
             state = self.compiled.reestimate(state, self.stop.check)
         evaluations, more = [], []
         for index in range(len(self.plan.seeds.numbers)):
             evaluations.append(self._score(state.eval_variables, index))
-            more.append(self._more(state, index))
+            more.append(self._extra_metrics(state, index))
         self.journal.evaluated(state, evaluations, more, time.perf_counter() - start)
         return state
 
     def _score(self, variables: dict[str, Any], index: int) -> Evaluation:
         return self.compiled.evaluate(self.plan.seeds.select(variables, index), self.stop.check)
 
-    def _more(self, state: TrainState, index: int) -> dict[str, float]:
-        """Scores beside those of what is evaluated: of the trained weights where there is an average, and of hooks."""
+    def _extra_metrics(self, state: TrainState, index: int) -> dict[str, float]:
+        """Additional metrics: those of the unaveraged weights if there is an average, and those of hooks."""
         found: dict[str, float] = {}
-        if state.average is not None:  # weights that are trained may be of no use where their average is
+        if state.average is not None:  # the unaveraged weights may be much worse than their average
             plain = self._score(state.variables, index).summary
             found = {f'unaveraged_{name}': plain[name] for name in ('loss', self.plan.task.primary_metric)}
         if self.hooks:
@@ -289,12 +289,12 @@ class _Parts:
 
 
 def is_due(epoch: int, every: int, last: int) -> bool:
-    """Whether something that happens every so many epochs, and after the last, happens after this one (from 1)."""
+    """Whether something that happens every ``every`` epochs and after the last one is due after ``epoch``, from 1."""
     return epoch % every == 0 or epoch == last
 
 
 def at_one_step(runs: Sequence[tuple[int, pathlib.Path]]) -> list[list[tuple[int, pathlib.Path]]]:
-    """The runs that can go on together: all, or if they have no checkpoint in common, those that have the same."""
+    """Groups runs that can resume together: all of them, or, without a common checkpoint, by their newest step."""
     if not runs:
         return []
     steps = [checkpoint.checkpoint_steps(workdir / CHECKPOINTS) for _, workdir in runs]
@@ -306,24 +306,24 @@ def at_one_step(runs: Sequence[tuple[int, pathlib.Path]]) -> list[list[tuple[int
     return list(groups.values())
 
 
-def _finished(
+def _finished_results(
     spec: ResNetSpec, config: TrainConfig, runs: Sequence[tuple[int, pathlib.Path]]
 ) -> dict[int, dict[str, Any]]:
-    """The results of the runs that are finished, by their seeds."""
+    """The results of finished runs by seed."""
     results = {}
     for seed, workdir in runs:
         parts = {'spec': spec.to_json(), 'config': dataclasses.replace(config, seed=seed).to_json()}
         if result := finished_result(workdir, parts, (*MAY_DIFFER, 'spec.head.num_classes')):
             if is_main_process():
-                print(f'{workdir} is finished: nothing to do')
+                print(f'{workdir} is already finished')
             results[seed] = result
     return results
 
 
-def _loaded(config: TrainConfig, data_dir: str | None, given: Dataset | None) -> Dataset:
-    """The dataset that is given or that a configuration names, in the size that it asks for."""
+def _load_dataset(config: TrainConfig, data_dir: str | None, given: Dataset | None) -> Dataset:
+    """The given dataset, or the configuration's, at the configuration's image size."""
     data, task = config.data, config.objective.task
-    if given is not None:  # whether it is for this task is checked with everything else
+    if given is not None:  # whether it fits the task is checked later
         return load_dataset(given, image_size=data.image_size)
     return load_dataset(data.dataset, task=task, data_dir=data_dir, image_size=data.image_size)
 
@@ -336,7 +336,7 @@ def _claim(plan: Plan, workdirs: Sequence[pathlib.Path], arch: str) -> None:
 
 
 def _restored(plan: Plan, workdirs: Sequence[pathlib.Path]) -> tuple[int, TrainState] | None:
-    """The newest step that every folder has intact, which process 0 decides, and its state; None without one."""
+    """The newest step that is intact in every folder, chosen by process 0, and its state; None if there is none."""
     folders, like = [workdir / CHECKPOINTS for workdir in workdirs], saved_like(plan)
 
     def newest() -> tuple[int, list[Any]] | None:
@@ -353,12 +353,12 @@ def _restored(plan: Plan, workdirs: Sequence[pathlib.Path]) -> tuple[int, TrainS
 
 
 def _greeting(plan: Plan, workdirs: Sequence[pathlib.Path], step: int, record: dict[str, Any] | None) -> str:
-    """What the terminal shows before a run is compiled."""
+    """Lines to show before a run is compiled."""
     here = describe_devices(list(plan.mesh.devices.flat))
     lines = []
     if step:
-        # The numbers of other devices differ by rounding.
-        elsewhere = '' if record is None or record['device'] == here else f'; it was begun on {record["device"]}'
+        # On other devices the results differ by rounding.
+        elsewhere = '' if record is None or record['device'] == here else f'; it was started on {record["device"]}'
         lines.append(f'resuming {plan.seeds.common_folder(workdirs)} after step {step}{elsewhere}')
     train, test = len(plan.dataset.train), len(plan.dataset.test)
     lines.append(f'{plan.config.recipe}: {train:,} training and {test:,} test examples, {here}; compiling')

@@ -1,4 +1,4 @@
-"""Muon: momentum made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+"""Muon: orthogonalized momentum (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
 
 import math
 from typing import Any
@@ -14,12 +14,12 @@ _ITERATIONS, _EPSILON, _RMS = 5, 1e-7, 0.2
 
 
 def scale_by_muon(momentum: float, rules: Any, others: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Muon's direction for the matrices of hidden layers, another one for the rest.
+    """Muon's update direction for the matrices of hidden layers, another optimizer's for the rest.
 
     Args:
-      momentum: Nesterov's.
+      momentum: coefficient of Nesterov's momentum.
       rules: the tree of ``rules.Rule``.
-      others: gives the direction of what is no matrix.
+      others: transformation of the parameters that are not matrices of hidden layers.
     """
 
     def direction(rule: Rule, update: jax.Array, param: jax.Array) -> jax.Array:
@@ -34,10 +34,10 @@ def scale_by_muon(momentum: float, rules: Any, others: optax.GradientTransformat
 
 
 def orthogonalized(matrix: jax.Array) -> jax.Array:
-    """About ``U V^T`` of a matrix ``U S V^T``: singular values go to between 0.7 and 1.2, very small ones less far.
+    """Approximates ``U V^T`` of a matrix ``U S V^T``: singular values become 0.7 to 1.2, very small ones stay smaller.
 
-    Five times ``X ← a X + b (X X^T) X + c (X X^T)^2 X`` on the matrix divided by its Frobenius norm, the Newton-Schulz
-    iteration with the coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
+    Applies the Newton-Schulz iteration ``X ← a X + b (X X^T) X + c (X X^T)^2 X`` five times to the matrix divided by
+    its Frobenius norm, with the coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
 
     Args:
       matrix: float32 ``[M, N]``.
@@ -46,7 +46,7 @@ def orthogonalized(matrix: jax.Array) -> jax.Array:
       ``[M, N]``.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix  # the smaller of the two products
+    x = matrix.T if tall else matrix  # so that X X^T is the smaller product
     x = x / jnp.maximum(jnp.linalg.norm(x), _EPSILON)
     a, b, c = _POLYNOMIAL
     for _ in range(_ITERATIONS):

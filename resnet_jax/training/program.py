@@ -1,4 +1,4 @@
-"""The compiled programs of a plan: a step, an evaluation, and what they cost."""
+"""The compiled programs of a plan: the step, the evaluation, and their cost."""
 
 import dataclasses
 import functools
@@ -21,18 +21,18 @@ from resnet_jax.training.plan import AUGMENT, DROPOUT, MIXING, Plan
 from resnet_jax.training.states import with_statistics
 from resnet_jax.training.step import StepOptions, TrainState, train_step
 
-# Calls a function, perhaps beside something else: ``interruption.StopRequest.wait_for``.
+# Calls a function and returns its result, as ``interruption.StopRequest.wait_for`` does.
 Wait = Callable[[Callable[[], Any]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A part of a training whose steps are one program.
+    """A part of training whose steps use one program.
 
     Attributes:
-      first_step: with which it begins.
-      image_size: side in pixels to which augmented images are resized; None leaves them.
-      steps_per_call: steps that one call takes, in a loop on the devices, where so many are left in the epoch.
+      first_step: the step it starts with.
+      image_size: height and width in pixels that augmented images are resized to; None does not resize.
+      steps_per_call: steps per call, in a loop on the devices, as long as the epoch has that many steps left.
     """
 
     first_step: int = 0
@@ -42,15 +42,16 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Compiled:
-    """The programs of a plan, compiled.
+    """The compiled programs of a plan.
 
     Attributes:
-      step: ``(state, step) -> (state, sums)``: takes the step with that number from 0, or as many from there as its
-        phase takes in a call, and gives the sums of each; the input state is donated.
+      step: ``(state, step) -> (state, sums)``: takes the step with this index (from 0) and the further steps of its
+        phase's call, and returns the sums of each step; the input state is donated.
       evaluate: ``(variables, poll) -> Evaluation`` of one seed's variables on the test set; ``poll`` may raise.
-      reestimate: ``(state, poll) -> state`` before an evaluation; None where the statistics are averages, too.
-      cost: of the step.
-      close: ends what reads ahead.
+      reestimate: ``(state, poll) -> state``, called before an evaluation; None if running statistics are not
+        recomputed.
+      cost: cost of the step.
+      close: stops reading ahead.
     """
 
     step: Callable[[TrainState, int], tuple[TrainState, tuple[dict[str, Any], ...]]]
@@ -71,32 +72,32 @@ def compile_program(
     """Compiles a plan's step and evaluation.
 
     Args:
-      plan: what is trained.
-      state: of shapes and placement like the ones that the step will be given.
-      first_step: the number of the first step that will be taken.
-      wait: calls what takes long, the compilation itself.
-      compile_seconds: that were spent before.
-      phases: of the training, by their first steps, of which the earliest is 0.
+      plan: the plan to compile.
+      state: a state with the shapes and placement that the step will receive.
+      first_step: index of the first step to take.
+      wait: calls slow functions, such as the compilation.
+      compile_seconds: compilation time spent before.
+      phases: phases of the training; the earliest first step is 0.
 
     Raises:
-      Interrupted: ``wait`` raises it; and whatever a loss or a damaged photograph raises. Nothing is open then.
+      Interrupted: raised by ``wait``. Errors of a loss or of damaged photographs are raised too. Nothing is left open.
     """
     everywhere = replicated(plan.mesh)
     seeds, programs = to_devices(plan.seeds.array, everywhere), {}
     teacher = {} if plan.teacher is None else to_devices(plan.teacher.variables, everywhere)
-    first = min(first_step, plan.total_steps - 1)  # a run may be at its end
+    first = min(first_step, plan.total_steps - 1)  # the run may be at its end
     feed = make_feed(plan)
     try:
         shared = {'data': feed.shared, 'teacher': teacher}
         start = time.perf_counter()
         batch = wait(lambda: feed.peek(first))
         for (size, steps), jitted in _jitted_steps(plan, feed, phases, first).items():
-            # Tracing stays in this thread, so that an error in a loss has a short traceback, and no signal interrupts
-            # it; the waits before and after it obey one.
+            # Tracing stays in this thread, so that an error in a loss has a short traceback. Signals do not interrupt
+            # it; they are handled in the waits before and after it.
             lowered = jitted.lower(state, seeds, batch if steps == 1 else (batch,) * steps, shared)
             programs[size, steps] = wait(lowered.compile)
         compile_seconds += time.perf_counter() - start
-        evaluator, estimator = _evaluation_of(plan)
+        evaluator, estimator = _evaluators(plan)
         variables = plan.seeds.select(state.eval_variables, 0)
         wait(lambda: evaluator.compile(variables))
         if estimator is not None:
@@ -116,7 +117,7 @@ def compile_program(
     return Compiled(
         step=step,
         evaluate=evaluator,
-        reestimate=None if estimator is None else functools.partial(_reestimated, plan, estimator),
+        reestimate=None if estimator is None else functools.partial(_reestimate, plan, estimator),
         cost=_cost_of(plan, next(iter(programs.values())).memory_analysis(), compile_seconds),
         close=feed.close,
     )
@@ -125,7 +126,7 @@ def compile_program(
 def _jitted_steps(
     plan: Plan, feed: ArrayFeed | PhotographFeed, phases: Sequence[Phase], first_step: int
 ) -> dict[tuple[int | None, int], Any]:
-    """The functions that take all steps from one on, by image size and number of steps, not yet traced."""
+    """The jitted functions for all steps from ``first_step`` on, by image size and number of steps, not yet traced."""
     functions = {}
     for size, steps in _programs_of(plan, phases, first_step):
         function: Callable[..., Any] = functools.partial(take_step, plan, feed, size)
@@ -137,7 +138,7 @@ def _jitted_steps(
 
 
 def _program_of(plan: Plan, phases: Sequence[Phase], index: int) -> tuple[int | None, int]:
-    """Image size and number of steps of the call that takes a step."""
+    """Image size and number of steps of the call that starts at a step."""
     phase = max((phase for phase in phases if phase.first_step <= index), key=lambda phase: phase.first_step)
     epoch_ends = index - index % plan.epoch_steps + plan.epoch_steps
     ends = min([epoch_ends, *(other.first_step for other in phases if other.first_step > index)])
@@ -145,7 +146,7 @@ def _program_of(plan: Plan, phases: Sequence[Phase], index: int) -> tuple[int | 
 
 
 def _programs_of(plan: Plan, phases: Sequence[Phase], first_step: int) -> list[tuple[int | None, int]]:
-    """What ``_program_of`` gives for the steps from one on, each once, in their order."""
+    """The distinct values of ``_program_of`` from ``first_step`` on, in order."""
     if all(phase.steps_per_call == 1 for phase in phases) and len(phases) == 1:
         return [(phases[0].image_size, 1)]
     found: dict[tuple[int | None, int], None] = {}
@@ -160,7 +161,7 @@ def _programs_of(plan: Plan, phases: Sequence[Phase], first_step: int) -> list[t
 def take_steps(
     take: Callable[..., Any], state: TrainState, seed: jax.Array, given: tuple[Any, ...], shared: Any
 ) -> tuple[TrainState, tuple[dict[str, Any], ...]]:
-    """Several steps of one seed in a loop, each with a batch of its own; the sums of each."""
+    """Takes several steps of one seed in a loop, each with its own batch; returns the sums of each step."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *given)
     state, sums = jax.lax.scan(lambda state, batch: take(state, seed, batch, shared), state, stacked)
     return state, tuple(jax.tree.map(lambda leaf, index=index: leaf[index], sums) for index in range(len(given)))
@@ -175,13 +176,13 @@ def take_step(
     given: Any,
     shared: Any,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """One step of one seed: gathers its examples, augments, resizes, mixes, teaches, trains."""
+    """Takes one step of one seed: gathers examples, augments, resizes and mixes images, runs the teacher, trains."""
     config, key = plan.config, jax.random.key(seed)
     images, labels, indices = feed.examples(shared['data'], given)
     dropout, mixing = (
         jax.random.fold_in(jax.random.fold_in(key, purpose), state.step) for purpose in (DROPOUT, MIXING)
     )
-    # What is drawn for an image belongs to its example, epoch and copy, wherever in the batch it lies.
+    # The keys of an image depend on its example, epoch and copy, not on its place in the batch.
     epoch, copies = state.step // plan.epoch_steps, copy_numbers(len(indices), config.augmentation.augmentation_repeats)
     keys = example_keys(jax.random.fold_in(key, AUGMENT), epoch, indices, jnp.asarray(copies))
     views = augment_views(keys, images, plan.dataset.mean, plan.dataset.std, feed.augmentation)
@@ -192,7 +193,7 @@ def take_step(
     if labels is not None:
         batch['label'] = labels
     if config.augmentation.mixup or config.augmentation.cutmix:
-        outputs = jnp.zeros((len(indices), plan.model.spec.head.num_classes))  # for its shape alone
+        outputs = jnp.zeros((len(indices), plan.model.spec.head.num_classes))  # only its shape is used
         targets = plan.task.dense_targets(outputs, batch['label'])
         batch['image'], batch['target'] = mix(mixing, batch['image'], targets, config.augmentation)
     if plan.teacher is not None:
@@ -212,7 +213,7 @@ def take_step(
 
 
 def make_feed(plan: Plan) -> ArrayFeed | PhotographFeed:
-    """How the training examples come to the devices."""
+    """Makes the feed that brings training examples to the devices."""
     config, dataset, seeds = plan.config, plan.dataset, plan.seeds
     if dataset.image_size is None:
         return ArrayFeed(dataset, config.augmentation, config.batch_size, seeds, plan.mesh)
@@ -228,10 +229,10 @@ def make_feed(plan: Plan) -> ArrayFeed | PhotographFeed:
     )
 
 
-def _evaluation_of(plan: Plan) -> tuple[Evaluator, StatisticsEstimator | None]:
-    """What scores the test set, and what estimates running statistics again in front of it, where that is asked for."""
+def _evaluators(plan: Plan) -> tuple[Evaluator, StatisticsEstimator | None]:
+    """The evaluator of the test set, and the estimator of running statistics if they are recomputed."""
     config, dataset, averaging = plan.config, plan.dataset, plan.config.averaging
-    seen: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         'mean': dataset.mean,
         'std': dataset.std,
         'devices': list(plan.mesh.devices.flat),
@@ -239,14 +240,16 @@ def _evaluation_of(plan: Plan) -> tuple[Evaluator, StatisticsEstimator | None]:
         'reader': plan.reader,
     }
     data = config.data
-    evaluator = Evaluator(plan.model, dataset.test, task=plan.task, flip=data.test_flip, shift=data.test_shift, **seen)
+    evaluator = Evaluator(
+        plan.model, dataset.test, task=plan.task, flip=data.test_flip, shift=data.test_shift, **inputs
+    )
     if averaging is None or not averaging.reestimate_examples:
         return evaluator, None
     examples = averaging.reestimate_examples
-    return evaluator, StatisticsEstimator(plan.model, dataset.train, num_examples=examples, **seen)
+    return evaluator, StatisticsEstimator(plan.model, dataset.train, num_examples=examples, **inputs)
 
 
-def _reestimated(plan: Plan, estimator: StatisticsEstimator, state: TrainState, poll: Callable[[], None]) -> TrainState:
+def _reestimate(plan: Plan, estimator: StatisticsEstimator, state: TrainState, poll: Callable[[], None]) -> TrainState:
     return with_statistics(plan, state, estimator, poll)
 
 

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a bar that moves, or plain lines where nobody watches."""
+"""Terminal output of a run: a progress bar, or plain lines if stdout is not a terminal."""
 
 import sys
 import time
@@ -9,19 +9,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Display(Protocol):
-    """Where a run reports."""
+    """The interface of terminal outputs."""
 
     def message(self, line: str) -> None:
-        """Shows a line that stays."""
+        """Shows a permanent line."""
 
     def step(self) -> None:
-        """Notes that a step was started."""
+        """Counts a step."""
 
     def training(self, record: dict[str, Any]) -> None:
         """Shows a record of the training metrics."""
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Restores the terminal."""
 
 
 class Bar:
@@ -49,8 +49,8 @@ class Bar:
     def training(self, record: dict[str, Any]) -> None:
         speed = f'{record["examples_per_second"]:,.0f} images/s'
         names = dict.fromkeys(('loss', self._primary_metric))
-        learnt = '  '.join(f'{name} {record[name]:.3f}' for name in names if name in record)
-        status = f'{learnt or "-"}  {speed}'
+        metrics = '  '.join(f'{name} {record[name]:.3f}' for name in names if name in record)
+        status = f'{metrics or "-"}  {speed}'
         self._progress.update(self._task, status=status, description=f'epoch {record["epoch"]:.1f}')
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class Bar:
 
 
 class Lines:
-    """Plain lines for logs and pipes: messages, and a line of training metrics at most every half a minute."""
+    """Plain lines for logs and pipes: messages, and training metrics at most every 30 seconds."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -83,7 +83,7 @@ class Lines:
 
 
 class Silence:
-    """Shows nothing: for processes and runs beside the one that speaks."""
+    """Shows nothing: for all processes and seeds but the first."""
 
     def message(self, line: str) -> None:
         pass
@@ -99,5 +99,5 @@ class Silence:
 
 
 def open_display(total_steps: int, done_steps: int, primary_metric: str) -> Display:
-    """A bar on a terminal, lines elsewhere."""
+    """Opens a progress bar on a terminal, plain lines otherwise."""
     return Bar(total_steps, done_steps, primary_metric) if sys.stdout.isatty() else Lines()

@@ -1,4 +1,4 @@
-"""Published training settings, and how some of them follow others."""
+"""Published training settings, and how overrides change dependent settings."""
 
 import dataclasses
 from typing import Any
@@ -12,8 +12,8 @@ from resnet_jax.training.config import Averaging, Data, Objective, Reporting, Tr
 from resnet_jax.training.optimizers import SGD, Lamb, Muon, Optimizer
 from resnet_jax.training.schedules import SCHEDULES, Cosine, Linear, OneCycle, StepDecay, Warmup, warmup_epochs
 
-# What most trainings on ImageNet share: crops of 8 to 100 % of the area (Szegedy et al. 2015, arXiv:1409.4842, section
-# 6), mirrored; SGD at 0.1 for 256 images.
+# Common ImageNet settings: crops of 8 to 100 % of the area (Szegedy et al. 2015, arXiv:1409.4842, section
+# 6), mirroring; SGD at 0.1 for 256 images.
 _CROPS = Augmentation(resized_crop=ResizedCrop((0.08, 1.0)), crop_size=224, horizontal_flip=True)
 _IMAGENET = TrainConfig(
     data=Data('imagenet2012', image_size=224),
@@ -47,7 +47,7 @@ _FB_RESNET_TORCH = dataclasses.replace(
 )
 _TORCHVISION_V2 = TrainConfig(
     recipe='torchvision_v2',
-    data=Data('imagenet2012', image_size=224, crop_pct=0.9655),  # of 232 pixels
+    data=Data('imagenet2012', image_size=224, crop_pct=0.9655),  # 224 of 232 pixels
     objective=Objective(label_smoothing=0.1),
     epochs=600,
     batch_size=1024,
@@ -88,10 +88,10 @@ _RSB_A2 = TrainConfig(
 )
 
 
-# Flags in the comments that are no fields of TrainConfig are ResNetSpec's. Results on ImageNet are the published ones
-# and were not run again here; they are of central crops, where our evaluation sees the whole image at image_size.
+# Flags in the comments that are not fields of TrainConfig are fields of ResNetSpec. ImageNet results are the published
+# ones and were not rerun here; they use center crops, while our evaluation uses the whole image at image_size.
 RECIPES: dict[str, TrainConfig] = {
-    # Ours: 8x8 digits in less than a minute on a CPU. Digits keep their meaning under a shift by a pixel, not mirrored.
+    # Ours: 8x8 digits in less than a minute on a CPU. Shifting a digit by a pixel keeps its label, mirroring does not.
     'digits_quick': TrainConfig(
         objective=Objective(label_smoothing=0.1),
         epochs=45,
@@ -102,7 +102,7 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     # He et al. 2015, arXiv:1512.03385, section 4.2: batch 128, 0.1 divided by 10 after 32,000 and 48,000 of 64,000
     # steps (epochs 82 and 123 of 164 at 390 steps), weight decay 1e-4 on everything. ResNet-20: 8.75 % error with
-    # 45,000 training images. The 110-layer network warms up: add --warmup_epochs=1.
+    # 45,000 training images. The 110-layer network needs a warmup: add --warmup_epochs=1.
     'he2015_cifar': _HE2015_CIFAR,
     # Zagoruyko and Komodakis 2016, arXiv:1605.07146, section 3, with crops filled by reflection: WRN-28-10 4.00 % error
     # on CIFAR-10.
@@ -116,15 +116,15 @@ RECIPES: dict[str, TrainConfig] = {
         schedule=StepDecay(decay_epochs=(150, 225)),
         augmentation=_HE2015_CIFAR.augmentation,
     ),
-    # He et al. 2016, arXiv:1603.05027, appendix: as 2015, with 0.01 for the first 400 steps. preact_resnet164 5.46 %
-    # error on CIFAR-10, preact_resnet1001 4.92 %. Other than there the rate rises from 0.01 in those steps, where the
-    # paper's stays and jumps. Inferred: the padding's colour is that of 2015.
+    # He et al. 2016, arXiv:1603.05027, appendix: as in 2015, with a rate of 0.01 for the first 400 steps.
+    # preact_resnet164 5.46 % error on CIFAR-10, preact_resnet1001 4.92 %. Difference: the rate rises linearly from 0.01
+    # in those steps; in the paper it is constant and then jumps. Inferred: the padding color is that of 2015.
     'preact_cifar': dataclasses.replace(
         _HE2015_CIFAR,
         recipe='preact_cifar',
         schedule=StepDecay(decay_epochs=(82, 123), warmup=Warmup(400 / 390, warmup_start=0.1)),
     ),
-    # Ours, for a few epochs: Muon at a rate where the first updates are a tenth of the weights, and little else.
+    # Ours, for a few epochs: Muon at a rate where the first updates are a tenth of the weights; little augmentation.
     'cifar_fast': TrainConfig(
         recipe='cifar_fast',
         data=Data('cifar10'),
@@ -133,7 +133,7 @@ RECIPES: dict[str, TrainConfig] = {
         schedule=Linear(warmup=Warmup(1)),
         augmentation=Augmentation(crop_padding=4, horizontal_flip=True),
     ),
-    # Ours, the same with the optimizer of most papers: a high learning rate that goes to zero.
+    # Ours, the same with SGD, as in most papers: a high learning rate that decays to zero.
     'cifar_sgd': TrainConfig(
         recipe='cifar_sgd',
         data=Data('cifar10'),
@@ -143,18 +143,19 @@ RECIPES: dict[str, TrainConfig] = {
         augmentation=Augmentation(crop_padding=4, horizontal_flip=True),
     ),
     # He et al. 2015, arXiv:1512.03385, section 3.4: batch 256, 0.1 divided by 10 "when the error plateaus", up to 60e4
-    # steps (120 epochs), weight decay 1e-4, the colour noise of Krizhevsky et al. 2012. ResNet-50, --stride_in_1x1:
-    # 24.7 % error of one crop, of 101 layers 23.6 %, of 152 23.0 % (KaimingHe/deep-residual-networks). Inferred: where
-    # the error plateaus; square crops of 22 to 77 % of the area for the paper's 224 pixels of a shorter side of 256 to
-    # 480.
+    # steps (120 epochs), weight decay 1e-4, the color noise of Krizhevsky et al. 2012. ResNet-50, --stride_in_1x1:
+    # 24.7 % single-crop error, 101 layers 23.6 %, 152 layers 23.0 % (KaimingHe/deep-residual-networks). Inferred: the
+    # epochs of the plateaus; square crops of 22 to 77 % of the area, which stand for the paper's crops of 224 pixels
+    # from a shorter side of 256 to 480.
     'he2015_imagenet': dataclasses.replace(
         _IMAGENET,
         recipe='he2015_imagenet',
         epochs=120,
         augmentation=dataclasses.replace(_CROPS, resized_crop=ResizedCrop((0.22, 0.77), (1.0, 1.0)), lighting=0.1),
     ),
-    # facebookarchive/fb.resnet.torch, train.lua and datasets/imagenet.lua: Nesterov's momentum, a tenth every 30
-    # epochs, decay on everything. ResNet-18 30.43 % error, -34 26.73 %, -50 24.01 %, -101 22.44 %, -152 22.16 %.
+    # facebookarchive/fb.resnet.torch, train.lua and datasets/imagenet.lua: Nesterov's momentum, rate divided by 10
+    # every 30 epochs, weight decay on everything. ResNet-18 30.43 % error, -34 26.73 %, -50 24.01 %, -101 22.44 %, -152
+    # 22.16 %.
     'fb_resnet_torch': _FB_RESNET_TORCH,
     # Xie et al. 2017, arXiv:1611.05431, section 5: divided by 10 three times, with the schedule and the augmentation of
     # fb.resnet.torch; 100 epochs. resnext50_32x4d 22.2 % error, resnext101_32x4d 21.2 %, resnext101_64x4d 20.4 %
@@ -163,9 +164,9 @@ RECIPES: dict[str, TrainConfig] = {
         _FB_RESNET_TORCH, recipe='resnext_imagenet', epochs=100, schedule=StepDecay(decay_epochs=(30, 60, 90))
     ),
     # He et al. 2018, arXiv:1812.01187, sections 2.1, 3.1 and 5: batch 1024, 0.1 for 256 images, 5 epochs of warmup,
-    # cosine, no decay of biases and normalizations, label smoothing, mixup for 200 epochs. resnet50d with
-    # --zero_init_last 79.15 % without distillation. Colours as in the authors' code (dmlc/gluon-cv, train_imagenet.py):
-    # contrast where the paper says hue.
+    # cosine, no weight decay of biases and normalizations, label smoothing, mixup for 200 epochs. resnet50d with
+    # --zero_init_last 79.15 % without distillation. Color jitter as in the authors' code (dmlc/gluon-cv,
+    # train_imagenet.py): contrast instead of the paper's hue.
     'bag_of_tricks': dataclasses.replace(
         _FB_RESNET_TORCH,
         recipe='bag_of_tricks',
@@ -177,20 +178,20 @@ RECIPES: dict[str, TrainConfig] = {
         augmentation=dataclasses.replace(_FB_RESNET_TORCH.augmentation, mixup=0.2),
     ),
     # pytorch/vision, references/classification/train.py with its defaults on 8 devices of 32 images: resnet50 76.130 %;
-    # users who ran it again report 75.4 to 75.9 (vision issue 5593). ResNeXt: --epochs=100 --decay_epochs=30,60,90.
+    # users who reran it report 75.4 to 75.9 (vision issue 5593). ResNeXt: --epochs=100 --decay_epochs=30,60,90.
     'torchvision_v1': dataclasses.replace(
         _IMAGENET, recipe='torchvision_v1', schedule=StepDecay(decay_epochs=(30, 60), schedule_unit='epoch')
     ),
     # pytorch.org/blog/how-to-train-state-of-the-art-models-using-torchvision-latest-primitives: resnet50 80.858 %,
     # evaluated on the central 224 of 232 pixels. The average's decay is train.py's 0.99998 for a batch of 1024, every
-    # 32 steps of 600 epochs: 1 - (1 - 0.99998) 1024 32 / 600. There it copies the weights during the warmup, here not.
+    # 32 steps of 600 epochs: 1 - (1 - 0.99998) 1024 32 / 600. train.py copies the weights during the warmup; we do not.
     'torchvision_v2': _TORCHVISION_V2,
     # Wightman et al. 2021, arXiv:2110.00476, Table 2: A1, A2, A3 80.4, 79.8, 78.1 % with resnet50 at 224 pixels, the
-    # central 95 % of each image. A1 and A2: --drop_path_rate=0.05. Table 2 has no clipping, timm's LAMB clips to norm 1
-    # unasked. From timm and not the paper: rates by the epoch, from 1e-4 to 1e-6, under the warmup; three repeats.
-    # Inferred: bicubic filters, bilinear in the policy, where timm draws one of both; the threshold 0.2 of A2 and A3,
-    # above which a mixed class is present, as the paper's loss has it, and below which it is not; A1 smooths its
-    # targets, which a threshold would undo. timm's ten epochs of cooldown are left out.
+    # central 95 % of each image. A1 and A2: --drop_path_rate=0.05. Table 2 has no clipping, but timm's LAMB clips to
+    # norm 1 by default. From timm, not the paper: the rate changes per epoch, from 1e-4 to 1e-6, with the schedule
+    # running during the warmup; three repeats. Inferred: bicubic filters, bilinear in the policy, where timm picks one
+    # of the two at random; the threshold 0.2 of A2 and A3, above which a mixed class counts as present, as in the
+    # paper's loss. A1 smooths its targets, which a threshold would undo. timm's ten cooldown epochs are omitted.
     'rsb_a1': dataclasses.replace(
         _RSB_A2,
         recipe='rsb_a1',
@@ -214,8 +215,9 @@ RECIPES: dict[str, TrainConfig] = {
         ),
     ),
     # Bello et al. 2021, arXiv:2103.07579: resnetrs50 with --dropout_rate=0.25 at 160 pixels 78.8 %, resnetrs101 at 192
-    # 81.2 %, resnetrs152 at 256 83.0 %; from 200 layers on --drop_path_rate=0.1. Inferred: normalizations do not decay,
-    # as in TPU reference code; RandAugment is torchvision's, of magnitude 9 of 30, weaker than the paper's of 10.
+    # 81.2 %, resnetrs152 at 256 83.0 %; from 200 layers on --drop_path_rate=0.1. Inferred: no weight decay of
+    # normalizations, as in the TPU reference code; RandAugment is torchvision's with magnitude 9 of 30, weaker than the
+    # paper's 10.
     'resnet_rs': dataclasses.replace(
         _IMAGENET,
         recipe='resnet_rs',
@@ -234,24 +236,23 @@ RECIPES: dict[str, TrainConfig] = {
 
 
 def get_config(recipe: str, **overrides: Any) -> TrainConfig:
-    """A recipe with some fields replaced.
+    """Returns a recipe with some settings replaced.
 
-    What is not replaced itself follows what is:
+    Settings that depend on replaced ones, and are not replaced themselves, change too:
 
-    - with another number of ``epochs``, ``warmup_epochs`` and ``decay_epochs`` keep their share of the training, and so
-      does the span of an average, ``1 / (1 - ema_decay)`` steps;
-    - with another ``schedule`` than ``step`` there are no ``decay_epochs``;
-    - with another ``optimizer`` than the recipe's, the learning rate is the usual one of that optimizer, for the batch
-      there is; what else both have keeps its value where both have the same default, so that momentum and weight decay
-      change with Muon, and with optimizers whose decay is decoupled;
-    - with another ``loss`` than the recipe's there is no threshold of targets, and with one of the caller's no label
-      smoothing;
-    - a ``task`` whose targets are numbers has its usual loss, no label smoothing and no threshold of targets, a fifth
-      of the learning rate, as gradients of errors have no bound and those of probabilities have, and no augmentation:
-      numbers may depend on where things are and how they look.
+    - ``epochs``: ``warmup_epochs``, ``decay_epochs`` and the span of an average, ``1 / (1 - ema_decay)`` steps, keep
+      their share of the training;
+    - ``schedule``: a schedule other than ``step`` has no ``decay_epochs``;
+    - ``optimizer``: another optimizer uses its own default learning rate, for the current batch size. Settings that
+      both have are kept if their defaults are equal; therefore momentum and weight decay change with Muon, and weight
+      decay with optimizers that decouple it;
+    - ``loss``: another loss has no target threshold, and a custom loss no label smoothing;
+    - ``task``: regression uses its default loss without label smoothing and target threshold; a fifth of the learning
+      rate, because gradients of errors are unbounded, unlike those of probabilities; and no augmentation, because the
+      targets may depend on position and appearance.
 
     Raises:
-      InputError: an unknown recipe or setting, a value that is refused, or one that has no effect.
+      InputError: an unknown recipe or setting, an invalid value, or one without effect.
     """
     if recipe not in RECIPES:
         raise InputError(f'unknown recipe {recipe!r}; {nearest(recipe, RECIPES)}')
@@ -263,20 +264,20 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
         chosen['optimizer'] = _other_optimizer(base, overrides['optimizer'])
     if 'schedule' in overrides:
         chosen['schedule'] = _other_schedule(base, overrides['schedule'])
-    implied = _without_parts(base, overrides)
+    implied = _implied_resets(base, overrides)
     if overrides.get('loss', base.objective.loss) != base.objective.loss:
         implied['target_threshold'] = None
     if callable(overrides.get('loss')):
         implied['label_smoothing'] = 0.0
     if isinstance(epochs := overrides.get('epochs'), int) and epochs > 0:
-        base = _with_average_over(base, epochs / base.epochs)
-        if isinstance(chosen.get('optimizer', base.optimizer), Settings):  # else it has its own rate
-            implied |= _stretched(chosen.get('schedule', base.schedule), epochs / base.epochs)
+        base = _with_scaled_average(base, epochs / base.epochs)
+        if isinstance(chosen.get('optimizer', base.optimizer), Settings):  # otherwise it has its own rate
+            implied |= _scaled_epochs(chosen.get('schedule', base.schedule), epochs / base.epochs)
     return base.replace(**(implied | overrides | chosen))
 
 
-def _without_parts(base: TrainConfig, overrides: dict[str, Any]) -> dict[str, Any]:
-    """What must be off, too, where overrides switch a part of a recipe off."""
+def _implied_resets(base: TrainConfig, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Settings that must be reset because overrides turn off what they depend on."""
     implied: dict[str, Any] = {}
     if not any(overrides.get(name, getattr(base.augmentation, name)) for name in ('crop_padding', 'policy')):
         implied['crop_fill'] = 'black'
@@ -286,7 +287,7 @@ def _without_parts(base: TrainConfig, overrides: dict[str, Any]) -> dict[str, An
 
 
 def _for_task(config: TrainConfig, task: Any) -> TrainConfig:
-    """The configuration for a kind of target, with what the kind asks for."""
+    """The configuration for another task, with the settings that the task requires."""
     kind = get_task(task)
     objective = dataclasses.replace(config.objective, task=task) if kind.smoothable else Objective(task)
     config = dataclasses.replace(config, objective=objective)
@@ -297,12 +298,12 @@ def _for_task(config: TrainConfig, task: Any) -> TrainConfig:
 
 
 def _other_optimizer(config: TrainConfig, asked: Any) -> Any:
-    """The optimizer that is asked for, unless by its settings with those of the old one that have the same default."""
+    """The requested optimizer; if it is not given with its settings, those with equal defaults are kept."""
     old, new = config.optimizer, config.replace(optimizer=asked).optimizer
     if isinstance(asked, Settings) or not isinstance(new, Settings) or type(new) is type(old):
         return new
     kept = _common(old, new)
-    for name in ('learning_rate', 'learning_rate_batch_size'):  # which say nothing about another optimizer
+    for name in ('learning_rate', 'learning_rate_batch_size'):  # they do not carry over to another optimizer
         kept.pop(name, None)
     if isinstance(new, Optimizer) and not old.weight_decay:
         kept['weight_decay'] = 0.0
@@ -310,7 +311,7 @@ def _other_optimizer(config: TrainConfig, asked: Any) -> Any:
 
 
 def _other_schedule(config: TrainConfig, asked: Any) -> Any:
-    """The schedule that is asked for; by name, with the warmup of the old one and whatever else both have."""
+    """The requested schedule; if given by name, it keeps the warmup and the settings that both have."""
     if asked not in SCHEDULES:
         return config.replace(schedule=asked).schedule
     old, kind = config.schedule, SCHEDULES[asked]
@@ -323,14 +324,14 @@ def _other_schedule(config: TrainConfig, asked: Any) -> Any:
 
 
 def _common(old: Any, new: Any) -> dict[str, Any]:
-    """The settings of ``old`` that ``new`` has, too, and with the same default."""
+    """The settings of ``old`` that ``new`` also has, with the same default."""
     defaults = {field.name: field.default for field in dataclasses.fields(old)}
     common = [field.name for field in dataclasses.fields(new) if defaults.get(field.name, ...) == field.default]
     return {name: getattr(old, name) for name in common}
 
 
-def _stretched(schedule: Any, share: float) -> dict[str, Any]:
-    """Settings of a schedule, in epochs, for a training that is ``share`` times as long."""
+def _scaled_epochs(schedule: Any, share: float) -> dict[str, Any]:
+    """The settings in epochs of a schedule, scaled to ``share`` times as many epochs."""
     changes: dict[str, Any] = {}
     if warmup := warmup_epochs(schedule):
         changes['warmup_epochs'] = warmup * share
@@ -339,8 +340,8 @@ def _stretched(schedule: Any, share: float) -> dict[str, Any]:
     return changes
 
 
-def _with_average_over(config: TrainConfig, share: float) -> TrainConfig:
-    """The configuration with the average, if there is one, over ``share`` times as many steps."""
+def _with_scaled_average(config: TrainConfig, share: float) -> TrainConfig:
+    """The configuration with its average, if there is one, spanning ``share`` times as many steps."""
     if config.averaging is None:
         return config
     decay = max(1 - (1 - config.averaging.ema_decay) / share, 0.0)

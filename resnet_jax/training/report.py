@@ -1,4 +1,4 @@
-"""Pictures of a run: curves, learning rate, and what the network makes of the test set."""
+"""Pictures of a run: training curves, learning rate, and test results."""
 
 import contextlib
 import pathlib
@@ -24,15 +24,15 @@ def draw_report(
     primary_metric: str,
     draw_result: Callable[[Axes], None],
 ) -> None:
-    """Writes ``report.png``: loss, primary metric and learning rate over epochs, and a drawing of the test set.
+    """Writes ``report.png``: loss, primary metric and learning rate over epochs, and the test result.
 
     Args:
-      path: of the picture.
-      title: first line.
-      records: lines of ``metrics.jsonl``: ``split`` ``train`` or ``test``, ``epoch``, and what there is of ``loss``,
-        the primary metric, ``learning_rate``, and ``unaveraged_loss`` and the like where an average is tested.
+      path: output file.
+      title: title of the figure.
+      records: lines of ``metrics.jsonl``: ``split`` (``train`` or ``test``), ``epoch``, and optionally ``loss``, the
+        primary metric, ``learning_rate``, and ``unaveraged_loss`` and the like if averaged weights are evaluated.
       primary_metric: its name.
-      draw_result: draws into the fourth panel, as ``Task.draw`` does.
+      draw_result: draws into the fourth panel, like ``Task.draw``.
     """
     figure = Figure(figsize=(11, 7.5), layout='constrained')
     figure.suptitle(title)
@@ -44,7 +44,7 @@ def draw_report(
         plain = [record for record in test if f'unaveraged_{name}' in record]
         _curve(axes, test, name, TEST_COLOUR, 'test, averaged weights' if plain else 'test')
         if plain:
-            _curve(axes, plain, f'unaveraged_{name}', UNAVERAGED_COLOUR, 'test, trained weights')
+            _curve(axes, plain, f'unaveraged_{name}', UNAVERAGED_COLOUR, 'test, unaveraged weights')
         axes.set(xlabel='epoch', ylabel=name)
         if axes.lines:
             axes.legend()
@@ -56,7 +56,7 @@ def draw_report(
 
 
 def draw_result_alone(path: pathlib.Path, title: str, draw_result: Callable[[Axes], None], columns: int) -> None:
-    """Writes the drawing of a test set as a picture of its own, for so many classes, labels or values."""
+    """Writes a picture of the test result alone, sized for ``columns`` classes, labels or values."""
     side = float(np.clip(0.45 * columns + 2, 5, 14))
     figure = Figure(figsize=(side + 0.8, side), layout='constrained')
     draw_result(figure.subplots())
@@ -65,7 +65,7 @@ def draw_result_alone(path: pathlib.Path, title: str, draw_result: Callable[[Axe
 
 
 def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, colour: str, label: str | None) -> None:
-    """Draws a metric over the epochs, of the records that have it: a loss of the caller's comes without others."""
+    """Plots a metric over epochs, from the records that have it; with a custom loss there is only the loss."""
     points = [(record['epoch'], record[name]) for record in records if name in record]
     if points:
         epochs, values = zip(*points, strict=True)
@@ -73,7 +73,7 @@ def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, colour: str
 
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a figure as a picture, whole or not at all."""
+    """Writes a figure atomically."""
     partial = path.with_name(path.stem + '.partial' + path.suffix)
     FigureCanvasAgg(figure)
     figure.savefig(partial, dpi=110)
@@ -81,9 +81,9 @@ def save_figure(figure: Figure, path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def drawn_or_told(path: pathlib.Path) -> Iterator[None]:
-    """Within it a picture is drawn; why it cannot be is told in one line, so that the result beside it is kept."""
+def print_drawing_errors(path: pathlib.Path) -> Iterator[None]:
+    """Prints errors of its body in one line, so that a failed picture does not affect the result."""
     try:
         yield
-    except Exception as error:  # names and numbers of any kind reach Matplotlib
-        print(f'{path} cannot be drawn: {" ".join(str(error).split())[:300]}', file=sys.stderr)
+    except Exception as error:  # Matplotlib may receive arbitrary names and numbers
+        print(f'{path}: drawing failed: {" ".join(str(error).split())[:300]}', file=sys.stderr)

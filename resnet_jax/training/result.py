@@ -1,4 +1,4 @@
-"""The result of runs that are finished."""
+"""The results of finished runs."""
 
 import pathlib
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ def write_results(
     journal: Journal,
     evaluations: Sequence[Evaluation],
 ) -> dict[int, dict[str, Any]]:
-    """Writes ``result.json`` and then ``report.png`` of each seed; gives the results by seed.
+    """Writes ``result.json`` and ``report.png`` of each seed; returns the results by seed.
 
-    If the picture cannot be drawn, one line says so; the result is unaffected.
+    If drawing fails, one line is printed and the result is unaffected.
 
     Raises:
-      StorageError: the disk does not take a result.
+      StorageError: a result cannot be written.
     """
     journal.finish()
     results = {}
@@ -63,23 +63,23 @@ def _result(plan: Plan, seed: int, arch: str, cost: Cost, log: Log, evaluation: 
         'device': describe_devices(list(plan.mesh.devices.flat)),
     }
     if config.data.dataset == 'synthetic':
-        result['note'] = 'random images and labels, for timing only: the accuracy means nothing'
+        result['note'] = 'random images and labels, for timing only; the accuracy is meaningless'
     return result
 
 
 def _draw(plan: Plan, workdir: pathlib.Path, result: dict[str, Any], log: Log, evaluation: Evaluation) -> None:
-    from resnet_jax.training.report import draw_report, drawn_or_told  # Matplotlib is slow to import
+    from resnet_jax.training.report import draw_report, print_drawing_errors  # Matplotlib is slow to import
 
     metric, names = plan.task.primary_metric, plan.dataset.class_names
     score = f'{metric} {evaluation.summary[metric]:.4f}'
     title = f'{result["arch"]} on {result["dataset"]}, seed {result["seed"]}: test {score}'
     path = workdir / 'report.png'
-    with drawn_or_told(path):
+    with print_drawing_errors(path):
         draw_report(path, title, log.records, metric, lambda axes: plan.task.draw(axes, evaluation, names))
 
 
 def summarize_seeds(config: TrainConfig, workdir: pathlib.Path, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Writes ``result.json`` of several seeds: mean and sample standard deviation of the primary metric, and each."""
+    """Writes ``result.json`` of several seeds: mean and sample standard deviation, and all single results."""
     metric, seeds = f'test_{get_task(config.objective.task).primary_metric}', sorted(results)
     scores = [results[seed][metric] for seed in seeds]
     result = {

@@ -1,4 +1,4 @@
-"""The one rule of every parameter: whether it is trained, whether it decays, how fast it learns."""
+"""The rule of each parameter: whether it is trained, whether it decays, and its learning-rate factor."""
 
 import dataclasses
 import math
@@ -13,21 +13,21 @@ from resnet_jax.errors import InputError
 from resnet_jax.models.scanned import block_paths, block_shape, map_blocks
 from resnet_jax.training.optimizers import DECAYED, Optimizer, check_pattern
 
-# Names of parameters that say what they are; others are told by their shape.
+# Parameter names that identify their role; other parameters are identified by shape.
 _KERNELS, _SCALES, _BIASES = ('kernel',), ('scale', 'v', 'tau'), ('bias',)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What happens to one parameter.
+    """The rule of one parameter.
 
     Attributes:
-      path: of it, such as ``stage1_block1/conv1/kernel``.
-      trained: False leaves it as it is.
-      decays: whether weight decay draws it to zero; LAMB and LARS adapt the rate of what decays.
-      factor: of the learning rate.
+      path: its path, such as ``stage1_block1/conv1/kernel``.
+      trained: False if it is frozen.
+      decays: whether it has weight decay; LAMB and LARS adapt the rate of parameters that decay.
+      factor: learning-rate factor.
       head: whether it belongs to the last linear layer.
-      matrix: whether it is, flattened to ``[inputs, outputs]``, a matrix of a hidden layer, which Muon is for.
+      matrix: whether it is a hidden layer's matrix when flattened to ``[inputs, outputs]``; Muon applies to these.
     """
 
     path: str
@@ -39,30 +39,30 @@ class Rule:
 
 
 def parameter_rules(params: Any, optimizer: Optimizer, freeze: str | None = None) -> Any:
-    """The one rule of every parameter: a tree of ``Rule`` like ``params``.
+    """Returns the rule of each parameter: a tree of ``Rule`` like ``params``.
 
-    Decay: ``all`` as in the original papers; ``not_norms`` is torchvision's ``norm_weight_decay=0``, where the biases
-    of convolutions and of the head decay and no parameter of a normalization does; ``kernels`` is the "no bias decay"
-    of He et al. 2018 (arXiv:1812.01187, section 3.1). A parameter of a user's own block counts by its shape: with two
-    axes or more as a kernel, else as the scale of a normalization. Patterns match the beginning of a path such as
+    Weight decay: ``all`` as in the original papers; ``not_norms`` is torchvision's ``norm_weight_decay=0``, where
+    biases of convolutions and of the head decay but no parameters of normalizations; ``kernels`` is the "no bias decay"
+    of He et al. 2018 (arXiv:1812.01187, section 3.1). Parameters of custom blocks are classified by shape: as a kernel
+    with two or more axes, otherwise as the scale of a normalization. Patterns match the start of a path such as
     ``stage1_block1/conv1/kernel``.
 
     Args:
-      params: the network's parameters; only their paths and shapes are read.
-      optimizer: its ``decayed``, ``head_learning_rate`` and ``learning_rate_factors`` count.
+      params: the network's parameters; only their paths and shapes are used.
+      optimizer: its ``decayed``, ``head_learning_rate`` and ``learning_rate_factors`` are used.
       freeze: pattern of the parameters that are not trained; None for none.
 
     Raises:
-      InputError: a pattern that matches nothing; a ``freeze`` that matches everything; two patterns that match the same
-        parameter, or one of them and ``head_learning_rate``; a pattern that matches only some of the blocks that are
-        computed in a loop.
+      InputError: a pattern matches nothing, or ``freeze`` matches everything; two patterns, or a pattern and
+        ``head_learning_rate``, match the same parameter; a pattern matches only some of the blocks that are computed in
+        one loop.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
     names = _Names(paths, [block_paths(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)])
     frozen = [False] * len(paths) if freeze is None else names.matched('freeze', freeze)
     if all(frozen):
-        raise InputError(f'freeze={freeze!r} matches all parameters; their paths begin with: {names.beginnings}')
+        raise InputError(f'freeze={freeze!r} matches all parameters; paths start with: {names.beginnings}')
     shapes = [block_shape(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)]
     decays = _decays(names, shapes, optimizer.decayed)
     factors = _factors(names, optimizer, freeze, frozen)
@@ -79,7 +79,7 @@ def parameter_rules(params: Any, optimizer: Optimizer, freeze: str | None = None
 
 @dataclasses.dataclass(frozen=True)
 class _Names:
-    """The paths of all parameters, and for each the paths of the blocks that it holds."""
+    """The paths of all parameters, and for each one the paths of its single blocks."""
 
     paths: list[str]
     blocks: list[list[str]]
@@ -92,9 +92,9 @@ class _Names:
         """Which parameters a pattern matches."""
         found = [_matches(field, pattern, names) for names in self.blocks]
         if not any(found):
-            known = f'it may also be {", ".join(DECAYED)}; ' if field == 'decayed' else ''
+            known = f'other values: {", ".join(DECAYED)}; ' if field == 'decayed' else ''
             raise InputError(
-                f'{field}={pattern!r} matches none of the parameters; {known}their paths begin with: {self.beginnings}'
+                f'{field}={pattern!r} matches none of the parameters; {known}paths start with: {self.beginnings}'
             )
         return found
 
@@ -118,14 +118,14 @@ def _decays(names: _Names, shapes: list[tuple[int, ...]], decayed: str) -> list[
     roles = [_role(path, shape) for path, shape in zip(names.paths, shapes, strict=True)]
     if decayed == 'kernels':
         return [role == 'kernel' for role in roles]
-    # A layer with a scale is a normalization; its bias is told from a convolution's by that.
+    # A layer with a scale is a normalization; this distinguishes its bias from that of a convolution.
     layers = [path.rpartition('/')[0] for path in names.paths]
     norms = {layer for layer, path in zip(layers, names.paths, strict=True) if path.endswith('/scale')}
     return [role != 'scale' and layer not in norms for role, layer in zip(roles, layers, strict=True)]
 
 
 def _factors(names: _Names, optimizer: Optimizer, freeze: str | None, frozen: list[bool]) -> list[float]:
-    """The factor of the learning rate of every parameter."""
+    """The learning-rate factor of each parameter."""
     paths = names.paths
     taken = {path: f'freeze={freeze!r}' for path, is_frozen in zip(paths, frozen, strict=True) if is_frozen}
     factors = dict.fromkeys(paths, 1.0)
@@ -149,7 +149,7 @@ def _matches(field: str, pattern: str, names: list[str]) -> bool:
     if any(found) and not all(found):
         raise InputError(
             f'{field}={pattern!r} matches {names[found.index(True)]} and not {names[found.index(False)]}, which are'
-            ' computed in one loop: set scan_blocks=False'
+            ' computed in one loop; set scan_blocks=False'
         )
     return found[0]
 
@@ -160,20 +160,20 @@ def mask(rules: Any, which: Callable[[Rule], bool]) -> Any:
 
 
 def for_each_array(rules: Any, function: Callable[..., jax.Array]) -> optax.GradientTransformation:
-    """A stateless transformation that treats every array, and every block of a stacked one, by itself.
+    """A stateless transformation that is applied to every array, and every block of a stacked array, separately.
 
     Args:
       rules: the tree of ``Rule``.
-      function: ``function(rule, update, param)`` gives the new update.
+      function: ``function(rule, update, param)`` returns the new update.
     """
 
     def update(updates: Any, params: Any) -> Any:
-        def apply(rule: Rule, some: Any, their: Any) -> Any:
-            # What is masked is an empty tree here, so that there is one more to map over.
+        def apply(rule: Rule, updates: Any, params: Any) -> Any:
+            # Masked parameters are empty trees here, hence the inner map.
             def one(update: jax.Array, param: jax.Array) -> jax.Array:
                 return map_blocks(lambda u, p: function(rule, u, p), rule.path, update, param)
 
-            return jax.tree.map(one, some, their)
+            return jax.tree.map(one, updates, params)
 
         return jax.tree.map(apply, rules, updates, params)
 

@@ -1,4 +1,4 @@
-"""Schedules as types, and learning rates as functions of the step."""
+"""Schedules as dataclasses, and learning rates as functions of the step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,55 +12,59 @@ import optax
 from resnet_jax.errors import InputError
 from resnet_jax.settings import Settings, group, setting
 
-# Of torch.optim.lr_scheduler.OneCycleLR: where it ends, and the share of training that it rises for.
+# Defaults of torch.optim.lr_scheduler.OneCycleLR: final rate over initial rate, and fraction of training spent rising.
 _ONE_CYCLE_END = 1e-4
 _ONE_CYCLE_RISE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
 class Warmup(Settings):
-    """A linear rise of the learning rate in front of its schedule."""
+    """A linear warmup before the schedule."""
 
     warmup_epochs: float = setting(
-        help='Duration of the linear warmup; fractions are allowed.', unit='epochs', above=0, off='0'
+        help='Duration of the linear warmup; may be fractional.', unit='epochs', above=0, off='0'
     )
     warmup_start: float | None = setting(
-        None, 'Share of the peak where the warmup starts.', none='one step above 0', at_least=0, at_most=1
+        None,
+        'Initial learning rate of the warmup, as a fraction of the peak.',
+        none='one step above 0',
+        at_least=0,
+        at_most=1,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(Settings):
-    """What all schedules have."""
+    """Settings of all schedules."""
 
-    schedule_unit: str = setting(
-        'step', 'Whether the learning rate changes with every step or every epoch.', choices=('step', 'epoch')
-    )
+    schedule_unit: str = setting('step', 'How often the learning rate changes.', choices=('step', 'epoch'))
     warmup: Warmup | None = group(Warmup, None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant(Schedule):
-    """The peak, after the warmup."""
+    """The peak learning rate, after the warmup."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepDecay(Schedule):
-    """The peak, times a factor at each of some epochs."""
+    """The peak learning rate, multiplied by a factor at some epochs."""
 
-    decay_epochs: tuple[float, ...] = setting((), 'Epochs at which the step schedule decays: 30,60.', unit='epochs')
-    decay_factor: float = setting(0.1, 'Factor by which the rate is multiplied at each decay.', at_least=0)
+    decay_epochs: tuple[float, ...] = setting(
+        (), 'Epochs at which the step schedule decays the rate: 30,60.', unit='epochs'
+    )
+    decay_factor: float = setting(0.1, 'Factor of the step schedule at each decay.', at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Falling(Schedule):
-    """A schedule that falls all the way to the end of training."""
+    """A schedule that decays until the end of training."""
 
     final_learning_rate: float = setting(
         0.0, 'Learning rate at the end of a cosine, linear or polynomial schedule.', at_least=0
     )
     warmup_prefix: bool = setting(
-        True, 'Whether a cosine, linear or polynomial schedule starts after the warmup, or at the start of training.'
+        True, 'Start a cosine, linear or polynomial schedule after the warmup instead of at the start of training.'
     )
 
     def check_together(self) -> None:
@@ -71,32 +75,30 @@ class Falling(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(Falling):
-    """Half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, Eq. 5, without restarts)."""
+    """Cosine decay (Loshchilov and Hutter 2017, arXiv:1608.03983, Eq. 5, without restarts)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Falling):
-    """A straight line."""
+    """Linear decay."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Polynomial(Falling):
-    """A power of the share of training that is left."""
+    """Polynomial decay: a power of the remaining fraction of training."""
 
     schedule_power: float = setting(1.0, 'Exponent of the polynomial schedule.', at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class OneCycle(Settings):
-    """A rise and a fall (Smith and Topin 2018, arXiv:1708.07120), as PyTorch's OneCycleLR."""
+    """One-cycle schedule (Smith and Topin 2018, arXiv:1708.07120), as PyTorch's OneCycleLR."""
 
-    schedule_unit: str = setting(
-        'step', 'Whether the learning rate changes with every step or every epoch.', choices=('step', 'epoch')
-    )
+    schedule_unit: str = setting('step', 'How often the learning rate changes.', choices=('step', 'epoch'))
     warmup_epochs: float | None = setting(
-        None, 'Duration of the rise.', none='0.3 of training', unit='epochs', at_least=0
+        None, 'Duration of the increase.', none='0.3 of training', unit='epochs', at_least=0
     )
-    warmup_start: float = setting(1 / 25, 'Share of the peak where it starts.', at_least=0, at_most=1)
+    warmup_start: float = setting(1 / 25, 'Initial learning rate, as a fraction of the peak.', at_least=0, at_most=1)
 
 
 SCHEDULES: dict[str, type] = {
@@ -110,7 +112,7 @@ SCHEDULES: dict[str, type] = {
 
 
 def warmup_epochs(schedule: Any) -> float:
-    """How long a schedule rises; 0 where it does not, or does not say."""
+    """The warmup epochs of a schedule; 0 if it has none or does not specify them."""
     if isinstance(schedule, OneCycle):
         return schedule.warmup_epochs or 0.0
     warmup = getattr(schedule, 'warmup', None)
@@ -118,29 +120,28 @@ def warmup_epochs(schedule: Any) -> float:
 
 
 def learning_rate_schedule(schedule: Any, peak: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """Learning rate as a function of the step, counted from 0; traceable, float32.
+    """The learning rate as a function of the step, counted from 0; traceable, float32.
 
-    Time ``t`` is counted in steps, or, with ``schedule_unit='epoch'``, in whole epochs; ``T`` is the end of training,
-    ``W`` of the warmup (in steps it is rounded to a whole one). While
-    ``t < W`` the rate rises linearly: with ``warmup_start=None`` it is ``(t + 1) / W`` of the peak, with a number f
-    ``f + (1 - f) t / W``. Then, with ``p = (t - W) / (T - W)``, or ``p = t / T`` where ``warmup_prefix`` is off, as
-    in timm:
+    Time ``t`` is counted in steps or, with ``schedule_unit='epoch'``, in whole epochs. ``T`` is the end of training and
+    ``W`` the end of the warmup (rounded to whole steps). While ``t < W`` the rate rises linearly: it is ``(t + 1) / W``
+    of the peak with ``warmup_start=None``, otherwise ``f + (1 - f) t / W`` with ``f = warmup_start``. After that, with
+    ``p = (t - W) / (T - W)``, or ``p = t / T`` if ``warmup_prefix`` is off, as in timm:
 
     - ``cosine``: ``final + (peak - final) (1 + cos(pi p)) / 2`` (Loshchilov and Hutter 2017, arXiv:1608.03983, Eq. 5,
       without restarts);
     - ``polynomial``: ``final + (peak - final) (1 - p)^schedule_power``; ``linear``: the same with power 1;
-    - ``step``: times ``decay_factor`` at each of ``decay_epochs``, counted from the start of training;
+    - ``step``: multiplied by ``decay_factor`` at each of ``decay_epochs``, counted from the start of training;
     - ``constant``: the peak.
 
-    ``one_cycle`` has no warmup in front of it, it begins with one (Smith and Topin 2018, arXiv:1708.07120), of the
-    shape of PyTorch's OneCycleLR with its defaults: half a cosine from ``warmup_start`` of the peak to
-    the peak at ``t = R T - 1`` with ``R`` the warmup's share of training, 0.3 where there is none; then half a cosine
-    to 1e-4 of where it started, at ``t = T - 1``.
+    ``one_cycle`` (Smith and Topin 2018, arXiv:1708.07120) includes its warmup. It has the shape of PyTorch's OneCycleLR
+    with its defaults: half a cosine from ``warmup_start`` of the peak up to the peak at ``t = R T - 1``, where ``R`` is
+    the warmup's fraction of training, 0.3 by default; then half a cosine down to 1e-4 of its initial value at
+    ``t = T - 1``.
 
-    A function of the caller's is the learning rate itself, as a schedule of optax's is.
+    A custom function is used as the learning rate itself, like a schedule of optax.
 
-    Torchvision's reference is ``schedule_unit='epoch'`` with ``warmup_start=0.01``: its LinearLR, then its
-    CosineAnnealingLR over the epochs that are left.
+    Torchvision's reference corresponds to ``schedule_unit='epoch'`` with ``warmup_start=0.01``: its LinearLR, then its
+    CosineAnnealingLR over the remaining epochs.
     """
     if not isinstance(schedule, Schedule | OneCycle):
         return schedule
@@ -163,7 +164,7 @@ def learning_rate_schedule(schedule: Any, peak: float, epochs: int, steps_per_ep
 
 @dataclasses.dataclass(frozen=True)
 class _Time:
-    """The peak, the ends of warmup and training, and an epoch, all three in the unit that time is counted in."""
+    """The peak rate, and the ends of warmup and training and the length of an epoch in the unit of time."""
 
     peak: float
     warmup: float
@@ -172,7 +173,7 @@ class _Time:
 
 
 def _falling(schedule: Schedule, time: _Time) -> Callable[[jax.Array], jax.Array]:
-    """The rate after the warmup as a function of the time."""
+    """The rate after the warmup as a function of time."""
     peak, start = time.peak, time.warmup
     if isinstance(schedule, StepDecay):
         boundaries = np.array(schedule.decay_epochs, np.float64) * time.epoch
@@ -197,11 +198,11 @@ def _falling(schedule: Schedule, time: _Time) -> Callable[[jax.Array], jax.Array
 def _warmed_up(
     after: Callable[[jax.Array], jax.Array], schedule: Schedule, time: _Time
 ) -> Callable[[jax.Array], jax.Array]:
-    """A rate with a linear rise before it."""
+    """A rate preceded by a linear warmup."""
     peak, warmup, low = time.peak, time.warmup, None if schedule.warmup is None else schedule.warmup.warmup_start
 
     def rate(now: jax.Array) -> jax.Array:
-        # Epochs may end beyond a fractional warmup: no share above 1.
+        # A whole epoch may exceed a fractional warmup: limit the fraction to 1.
         share = jnp.minimum((now + 1) / warmup, 1.0) if low is None else low + (1 - low) * now / warmup
         return jnp.where(now < warmup, peak * share, after(now))
 

@@ -1,4 +1,4 @@
-"""One step of training and of evaluation: pure functions, without sharding, input or output."""
+"""Training and evaluation steps: pure functions without sharding or input and output."""
 
 import dataclasses
 import functools
@@ -19,20 +19,20 @@ from resnet_jax.tasks.kinds import get_task
 from resnet_jax.training.config import Averaging, Distillation, TrainConfig
 
 MULTICLASS = get_task()
-# ``loss(outputs, batch)`` or, with an average, ``loss(outputs, batch, averaged)``: see ``loss_fn``.
-OwnLoss = Callable[..., jax.Array]
+# ``loss(outputs, batch)`` or, with an average, ``loss(outputs, batch, averaged)``; see ``loss_fn``.
+CustomLoss = Callable[..., jax.Array]
 
 
 @struct.dataclass
 class TrainState:
-    """What training changes: plain data, no functions inside, so equal shapes never compile twice.
+    """The training state: plain data without functions, so that equal shapes are compiled only once.
 
     Attributes:
-      step: int32 scalar, the steps taken.
+      step: int32 scalar, number of steps taken.
       params: the network's parameters, float32.
       batch_stats: its running statistics, float32.
-      opt_state: the optimizer's slots.
-      average: exponential moving average, ``{'params': …, 'batch_stats': …}``, or None where none is kept.
+      opt_state: state of the optimizer.
+      average: exponential moving average, ``{'params': …, 'batch_stats': …}``, or None if none is kept.
     """
 
     step: jax.Array
@@ -43,26 +43,26 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes in training."""
+        """The variables for ``model.apply`` in training."""
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes in evaluation: the average, where there is one."""
+        """The variables for ``model.apply`` in evaluation: the average if there is one."""
         return self.variables if self.average is None else self.average
 
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """How a step is taken, beyond network, optimizer and task; the settings are those of ``TrainConfig``.
+    """Options of a training step; they are settings of ``TrainConfig``.
 
     Attributes:
-      accumulation_steps: parts of the batch, one after the other.
-      sam_rho: radius of sharpness-aware minimization, 0 for none.
-      averaging: of parameters and statistics; None for none.
-      distillation: its weight and temperature count where a batch has a teacher's outputs.
-      log_norms: give norms of every layer.
-      freeze: regular expression on the beginning of the paths of parameters that have no gradient; None for none.
+      accumulation_steps: number of parts of the batch that are processed in sequence.
+      sam_rho: radius of sharpness-aware minimization; 0 for none.
+      averaging: exponential moving average; None for none.
+      distillation: weight and temperature, used if the batch has a teacher's outputs.
+      log_norms: return norms of every layer.
+      freeze: regular expression for the start of paths of parameters without a gradient; None for none.
     """
 
     accumulation_steps: int = 1
@@ -74,7 +74,7 @@ class StepOptions:
 
     @classmethod
     def of(cls, config: TrainConfig) -> 'StepOptions':
-        """Those of a configuration."""
+        """The options of a configuration."""
         return cls(
             config.execution.accumulation_steps,
             getattr(config.optimizer, 'sam_rho', 0.0),
@@ -91,9 +91,9 @@ PLAIN = StepOptions()
 def create_train_state(
     variables: dict[str, Any], optimizer: optax.GradientTransformation, average: bool = False
 ) -> TrainState:
-    """The state before the first step, from ``init_variables`` or loaded weights; ``average`` keeps one of them."""
+    """The state before the first step, from ``init_variables`` or loaded weights; ``average`` adds an average."""
     params, batch_stats = variables['params'], variables['batch_stats']
-    # Copies: a step may be given the state's memory to write the next one to, each buffer once.
+    # Copies, because a donated state must not contain a buffer twice.
     start = {'params': jax.tree.map(jnp.copy, params), 'batch_stats': jax.tree.map(jnp.copy, batch_stats)}
     step = jnp.zeros((), jnp.int32)
     return TrainState(step, params, batch_stats, optimizer.init(params), start if average else None)
@@ -106,37 +106,37 @@ def loss_fn(
     *,
     model: nn.Module,
     task: Task = MULTICLASS,
-    loss: OwnLoss | None = None,
+    loss: CustomLoss | None = None,
     key: jax.Array | None = None,
     options: StepOptions = PLAIN,
     average: Any = None,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-    """Mean loss of a batch, as ``jax.value_and_grad(..., has_aux=True)`` takes it.
+    """Mean loss of a batch, in the form that ``jax.value_and_grad(..., has_aux=True)`` expects.
 
     Args:
-      params: parameters, with respect to which the gradient is taken.
+      params: parameters to differentiate with respect to.
       batch_stats: running statistics before the step.
-      batch: ``image`` float ``[N, H, W, C]``, normalized, or ``[N, V, H, W, C]``, V views of each, and ``label``, for
-        classes int32 ``[N]``, else as the task says, which may need none; ``target`` from ``task.dense_targets``,
-        mixed, is what the loss takes if it is there; ``teacher``, a teacher's outputs ``[N, K]``, has
-        ``options.distillation.distill_weight`` of the loss if it is there.
-      model: the network; all of its outputs may be a tree where ``loss`` knows it.
-      task: what it is trained for.
-      loss: a loss in place of the task's, ``loss(outputs, batch)``, where an average is kept ``loss(outputs, batch,
-        averaged)``: outputs of the network and of the average (its running statistics normalize it, and no gradient
-        goes through it), ``[N, …]``, of V views ``[N, V, …]``. It gives the loss of each example, ``[N]``, or one. Of
-        the batch it may look at whatever is there; ``label`` need not be.
-      key: of what the network drops at random; a network that drops nothing needs none.
-      options: of which those of the distillation and ``freeze`` count.
-      average: ``TrainState.average``, for such a loss.
+      batch: ``image``, normalized floats ``[N, H, W, C]``, or ``[N, V, H, W, C]`` for V views of each image; ``label``,
+        int32 ``[N]`` for classes, otherwise as the task requires, and optional if the task needs no targets. Optional:
+        ``target``, mixed targets from ``task.dense_targets`` that replace those of ``label`` in the loss; ``teacher``,
+        a teacher's outputs ``[N, K]``, whose loss has the weight ``options.distillation.distill_weight``.
+      model: the network; with a custom ``loss`` its outputs may be a tree.
+      task: the task it is trained for.
+      loss: custom loss that replaces the task's: ``loss(outputs, batch)``, or ``loss(outputs, batch, averaged)`` if an
+        average is kept. ``averaged`` are the average's outputs, computed with its running statistics and without
+        gradient. Outputs are ``[N, …]``, or ``[N, V, …]`` for V views. It returns the loss of each example, ``[N]``, or
+        a scalar. ``batch`` need not contain ``label``.
+      key: random key for dropout; not needed without it.
+      options: only ``distillation`` and ``freeze`` are used.
+      average: ``TrainState.average``, for a custom loss.
 
     Returns:
-      The loss, float32, and ``(sums for metrics, running statistics after the step)``. Weight decay is the
-      optimizer's and not in the loss.
+      The loss, float32, and ``(sums for metrics, running statistics after the step)``. The loss does not include weight
+      decay, which the optimizer applies.
     """
     images = batch['image']
     if images.ndim == 5 and loss is None:
-        raise InputError(f'{images.shape[1]} views of each image need a loss that knows of them')
+        raise InputError(f'{images.shape[1]} views per image need a custom loss')
     flat = images.reshape(-1, *images.shape[-3:])
     variables = {'params': _without_gradient(params, options.freeze), 'batch_stats': batch_stats}
     rngs = {} if key is None else {'dropout': key}
@@ -153,20 +153,20 @@ def loss_fn(
     targets = batch['target'] if 'target' in batch else task.dense_targets(outputs, labels)
     losses = task.training_loss()(outputs, targets)
     if 'teacher' in batch:
-        how = options.distillation or Distillation('')
-        taught = task.distillation_loss(how.distill_temperature)(outputs, batch['teacher'])
-        losses = (1 - how.distill_weight) * losses + how.distill_weight * taught
+        distillation = options.distillation or Distillation('')
+        taught = task.distillation_loss(distillation.distill_temperature)(outputs, batch['teacher'])
+        losses = (1 - distillation.distill_weight) * losses + distillation.distill_weight * taught
     sums = task.sums(losses, outputs, labels, jnp.ones(losses.shape, bool))
     return losses.mean(), (sums, new_stats)
 
 
 def _labels(batch: dict[str, jax.Array], task: Task) -> Any:
-    """Targets as they are stored; None where there are none and the task needs none."""
+    """Targets as stored; None if the task needs none and there are none."""
     return batch['label'] if task.needs_targets else batch.get('label')
 
 
 def _by_view(outputs: Any, images: jax.Array) -> Any:
-    """Outputs of all views, ``[N V, …]``, as ``[N, V, …]``; of one as they are."""
+    """Reshapes outputs of several views from ``[N V, …]`` to ``[N, V, …]``; those of one view are unchanged."""
     if images.ndim == 4:
         return outputs
     return jax.tree.map(lambda leaf: leaf.reshape(*images.shape[:2], *leaf.shape[1:]), outputs)
@@ -179,33 +179,33 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     task: Task = MULTICLASS,
-    loss: OwnLoss | None = None,
+    loss: CustomLoss | None = None,
     key: jax.Array | None = None,
     options: StepOptions = PLAIN,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """One update of parameters, statistics, optimizer and average.
+    """Updates parameters, running statistics, optimizer state and average.
 
-    Where the loss or a gradient is not finite, all of them stay as they were, and only the step is counted: by
-    ``state.step`` and by the learning-rate schedule.
+    If the loss or a gradient is not finite, all of them keep their values, and only ``state.step`` and the
+    learning-rate schedule advance.
 
     Args:
-      state: before the step.
+      state: the state before the step.
       batch: as in ``loss_fn``; N must be a multiple of ``options.accumulation_steps``.
       model: the network.
-      optimizer: the one that made ``state.opt_state``.
+      optimizer: the optimizer that created ``state.opt_state``.
       task: as in ``loss_fn``.
-      loss: likewise.
-      key: likewise.
-      options: how the step is taken.
+      loss: as in ``loss_fn``.
+      key: as in ``loss_fn``.
+      options: options of the step.
 
     Returns:
-      The state after the step, and: the task's sums over the batch, of a loss of one's own ``loss`` and ``count``, zero
-      if the step was skipped; ``skipped``, int32 0 or 1; ``gradient_norm``, float32, of all gradients together, before
-      any clipping; and on request ``norms``, for each layer by its path float32 ``[3]``: of its parameters, their
-      gradients, and their updates.
+      The state after the step, and a dict with: the task's sums over the batch (``loss`` and ``count`` for a custom
+      loss), zero if the step was skipped; ``skipped``, int32 0 or 1; ``gradient_norm``, float32, the global norm before
+      clipping; and with ``log_norms``, ``norms``: float32 ``[3]`` by layer path, the norms of parameters, gradients and
+      updates.
 
     Raises:
-      InputError: targets that do not belong to the network's outputs.
+      InputError: the targets do not fit the network's outputs.
     """
     loss_of = functools.partial(loss_fn, model=model, task=task, loss=loss, options=options, average=state.average)
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
@@ -231,10 +231,10 @@ def train_step(
 
 
 def _accumulated(gradient_of: Callable[..., Any], parts: int) -> Callable[..., Any]:
-    """The same function over a batch in so many parts, one after the other."""
+    """Wraps ``gradient_of`` to process the batch in ``parts`` sequential parts."""
 
     def accumulated(params: Any, batch_stats: Any, batch: dict[str, jax.Array], *, key: jax.Array | None) -> Any:
-        # Every parts-th example is in a part, so that each device has its share of every part.
+        # A part takes every parts-th example, so that each part is spread over all devices.
         split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
         def accumulate(carry: tuple[Any, Any], numbered: tuple[jax.Array, Any]) -> tuple[tuple[Any, Any], Any]:
@@ -253,7 +253,7 @@ def _accumulated(gradient_of: Callable[..., Any], parts: int) -> Callable[..., A
 
 
 def _without_gradient(params: Any, pattern: str | None) -> Any:
-    """The parameters, those that a pattern matches as constants: what leads to them alone is not computed."""
+    """The parameters with gradients stopped where the pattern matches, so that they are not computed."""
     if pattern is None:
         return params
 
@@ -265,9 +265,9 @@ def _without_gradient(params: Any, pattern: str | None) -> Any:
 
 
 def _averaged(old: TrainState, new: TrainState, averaging: Averaging) -> dict[str, Any]:
-    """The average after a step: ``decay average + (1 - decay) new`` at every ``ema_every_steps``-th.
+    """The average after a step: ``decay average + (1 - decay) new`` every ``ema_every_steps`` steps.
 
-    Statistics that are estimated again before each evaluation stay what they are.
+    Running statistics that are recomputed before each evaluation are not updated.
     """
     every, decay = averaging.ema_every_steps, jnp.float32(averaging.ema_decay)
     if averaging.ema_warmup:
@@ -281,7 +281,7 @@ def _averaged(old: TrainState, new: TrainState, averaging: Averaging) -> dict[st
 
 
 def _select(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    """The new state, or the old one but for what counts steps."""
+    """The new state if finite, otherwise the old one with its step counters advanced."""
 
     def counts(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
@@ -293,9 +293,9 @@ def _select(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
 
 
 def _layer_norms(params: Any, gradients: Any, updates: Any) -> dict[str, jax.Array]:
-    """``{'stage1_block1/conv1': [parameters, gradients, updates]}``, the norms over what a layer holds.
+    """Norms per layer: ``{'stage1_block1/conv1': [parameters, gradients, updates]}``.
 
-    Layers of blocks that are stacked for a loop are told apart.
+    Layers of blocks that are stacked for a loop are listed separately.
     """
     squares: dict[str, list[jax.Array]] = {}
     trees = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (params, gradients, updates))
@@ -317,28 +317,27 @@ def eval_step(
     flip: bool = False,
     shift: int = 0,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Sums over a batch with the running statistics, and the network's outputs.
+    """Evaluates a batch with the running statistics: sums for metrics, and outputs.
 
-    With ``flip`` or ``shift`` these are means over several views of each image.
+    With ``flip`` or ``shift`` the outputs are averaged over several views of each image.
 
     Args:
       variables: ``params`` and ``batch_stats``.
-      batch: as in ``loss_fn``, with ``mask`` bool ``[N]``, False for filling.
+      batch: as in ``loss_fn``, with ``mask`` bool ``[N]``, False for padding.
       model: the network.
       task: as in ``loss_fn``.
-      flip: each view also mirrored left to right.
-      shift: views moved so many pixels to the upper left and to the lower right, beside the image as it is; borders are
-        filled by reflection.
+      flip: also use the mirror image of each view.
+      shift: also use views shifted by this many pixels up-left and down-right; borders are filled by reflection.
 
     Returns:
-      The task's sums, those for evaluations included, and outputs float32 ``[N, K]``.
+      The task's sums, including those only for evaluation, and outputs float32 ``[N, K]``.
     """
 
     def outputs(images: jax.Array) -> Any:
         return model.apply(variables, images, train=False)
 
     views = _views(batch['image'], flip, shift)
-    # A loop, in which the network is compiled once.
+    # In a loop, so that the network is compiled once.
     logits = outputs(views[0]) if len(views) == 1 else jnp.mean(jax.lax.map(outputs, jnp.stack(views)), axis=0)
     targets, mask = _labels(batch, task), batch['mask']
     sums = task.sums(task.losses(logits, targets), logits, targets, mask)
@@ -346,7 +345,7 @@ def eval_step(
 
 
 def _views(images: jax.Array, flip: bool, shift: int) -> list[jax.Array]:
-    """Images ``[N, H, W, C]`` as they are, moved to the lower right and to the upper left, and each mirrored."""
+    """The views of images ``[N, H, W, C]``: original, shifted down-right and up-left, and their mirror images."""
     views = [images]
     if shift:
         _, height, width, _ = images.shape

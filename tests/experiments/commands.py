@@ -1,4 +1,4 @@
-"""Starts commands: within this process, which is quick, or as a user does."""
+"""Runs commands in this process, which is fast, or in their own, as users do."""
 
 import contextlib
 import importlib
@@ -14,26 +14,26 @@ from absl import app, flags, logging
 from absl.testing import flagsaver
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-# What Python ignores unless it is asked not to; the tests make errors of all of them.
+# Warnings that Python ignores by default; the tests turn all warnings into errors.
 _IGNORED = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
 def start(name, *args, cwd=ROOT):
-    """Status, output and errors of a command in a process of its own."""
+    """Status, stdout and stderr of a command in its own process."""
     command = [sys.executable, '-m', f'experiments.{name}', *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def call(name, *args):
-    """The same within this process, whose flags, JAX settings and filters of warnings are afterwards as before."""
+    """Like ``start``, in this process; restores its flags, JAX settings and warning filters."""
     module = importlib.import_module(f'experiments.{name}')
     out, err = io.StringIO(), io.StringIO()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_kept_settings())
+        stack.enter_context(_restored_settings())
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(sys, 'argv', [module.__file__, *map(str, args)])
-        patch.setitem(sys.modules, '__main__', module)  # whose docstring --help shows
-        # Without what absl does once in a process: names, handlers, traces of faults.
+        patch.setitem(sys.modules, '__main__', module)  # --help shows its docstring
+        # Without absl's process-wide setup: names, handlers, fault traces.
         patch.setattr(app, 'run', lambda main, flags_parser: main(flags_parser(sys.argv)))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
@@ -46,14 +46,14 @@ def call(name, *args):
 
 
 def run(name, *args, status=0):
-    """Output and errors of a command that ends with a status, within this process."""
+    """Stdout and stderr of a command in this process; checks its exit status."""
     done = call(name, *args)
     assert done.returncode == status, done.stderr
     return done.stdout, done.stderr
 
 
 @contextlib.contextmanager
-def _kept_settings():
+def _restored_settings():
     app.define_help_flags()
     settings, verbosity, values = dict(jax.config.values), logging.get_verbosity(), flagsaver.save_flag_values()
     with warnings.catch_warnings():
@@ -64,8 +64,8 @@ def _kept_settings():
             yield
         finally:
             logging.set_verbosity(verbosity)
-            # Libraries that are imported meanwhile keep theirs: they define them once.
-            theirs = {name for name in flags.FLAGS if not _is_of_a_command(name)}
+            # Flags of libraries imported meanwhile stay: they are defined only once.
+            theirs = {name for name in flags.FLAGS if not _belongs_to_command(name)}
             now = flagsaver.save_flag_values()
             flagsaver.restore_flag_values({name: now[name] for name in theirs} | values)
             flags.FLAGS.unparse_flags()
@@ -74,5 +74,5 @@ def _kept_settings():
                     jax.config.update(name, value)
 
 
-def _is_of_a_command(flag):
+def _belongs_to_command(flag):
     return flags.FLAGS.find_module_defining_flag(flag).startswith('experiments.')

@@ -1,4 +1,4 @@
-"""The scripts that show what residual networks are: NumPy, blocks, degradation, cardinality, the list of names."""
+"""The studies and list_models: NumPy, blocks, degradation, cardinality, tasks, transfer, speedrun."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ def test_the_vector_form_shows_every_stage():
         'gap',
         'output',
         'probability',
-        'by the biases',
+        'biases',
     ):
         assert name in out
     accuracy, majority = (float(part.split()[-1]) for part in out.splitlines()[-1].split(';'))
@@ -48,7 +48,7 @@ def test_the_image_form_agrees_with_flax():
 
 
 @pytest.mark.slow
-def test_the_residual_block_in_experiments(tmp_path):
+def test_residual_block_prints_and_draws(tmp_path):
     out, _ = run('residual_block', '--depth=20', f'--workdir={tmp_path}')
     assert '(56, 56, 64) to (28, 28, 128)   8,448 parameters' in out
     assert 'an identity shortcut cannot take 64 channels to 128 at stride 2' in out
@@ -82,13 +82,13 @@ def test_degradation_reads_the_end_of_every_epoch(tmp_path):
     assert degradation.rows_of(runs) == [('plain20', '45.00 ± 7.07', '0.45 ± 0.07', '72.50 ± 3.54')]
 
 
-def test_degradation_on_a_part_of_the_examples():
+def test_degradation_on_the_first_examples():
     digits = load_dataset('digits')
-    part = degradation.shortened(digits, 100)
+    part = degradation.first_examples(digits, 100)
     assert len(part.train) == 100
     assert part.test is digits.test
     with pytest.raises(InputError, match='train_examples=1438 must be at most 1437'):
-        degradation.shortened(digits, 1438)
+        degradation.first_examples(digits, 1438)
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_degradation_and_cardinality_run(tmp_path):
     assert out.count('| plain20 |') == out.count('| resnet20 |') == 1
     assert (tmp_path / 'd' / 'degradation.png').stat().st_size > 10_000
     again, _ = run('degradation', '--depths=20', '--warmup_epochs=0', *flags, f'--workdir={tmp_path}/d')
-    assert again.count('is finished: nothing to do') == 2
+    assert again.count('is already finished') == 2
     out, _ = run('cardinality', '--epochs=5', '--num_seeds=1', f'--workdir={tmp_path}/c')
     assert '| 32x4d |' in out
 
@@ -109,16 +109,16 @@ def test_every_task_and_transfer_learning_run(tmp_path):
     assert out.count('| `') == 8
     table = (tmp_path / 't' / 'table.md').read_text()
     assert table in out
-    assert '| `regression` | r2 | -' in table  # of the mean value on other images: a little below zero
+    assert '| `regression` | r2 | -' in table  # predicting the training mean on other images gives a little below zero
     flags = ('--epochs=2', '--pretraining_epochs=2', '--num_seeds=1', f'--workdir={tmp_path}/r')
     out, _ = run('transfer', *flags)
-    for way in ('from scratch', 'frozen features', 'frozen stem', 'fine-tuned'):
-        assert f'| {way} |' in out
+    for method in ('from scratch', 'frozen features', 'frozen stem', 'fine-tuned'):
+        assert f'| {method} |' in out
     assert (tmp_path / 'r' / 'transfer.png').stat().st_size > 10_000
 
 
 def test_transfer_configures_every_method_for_every_seed(tmp_path, monkeypatch):
-    """All but the training: what each run is given, and what becomes of its curves."""
+    """Checks the configuration of each run and the use of its curves, without training."""
     given = {}
 
     def pretend(spec, config, folder, *, arch, dataset):
@@ -128,8 +128,8 @@ def test_transfer_configures_every_method_for_every_seed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(transfer, 'train_and_evaluate', pretend)
     out, _ = run('transfer', '--num_seeds=2', '--epochs=7', '--pretraining_epochs=3', f'--workdir={tmp_path}')
-    ways = ('from_scratch', 'frozen_features', 'frozen_stem', 'fine-tuned')
-    assert given.keys() == {f'{way}/seed{seed}' for way in ('pretrained', *ways) for seed in (0, 1)}
+    methods = ('from_scratch', 'frozen_features', 'frozen_stem', 'fine-tuned')
+    assert given.keys() == {f'{method}/seed{seed}' for method in ('pretrained', *methods) for seed in (0, 1)}
     for name, config in given.items():
         assert config.seed == int(name[-1])
         assert config.epochs == (3 if name.startswith('pretrained') else 7)
@@ -141,32 +141,32 @@ def test_transfer_configures_every_method_for_every_seed(tmp_path, monkeypatch):
     assert given['from_scratch/seed0'].optimizer.learning_rate == 0.1
     tuned = given['fine-tuned/seed0'].optimizer
     assert (tuned.learning_rate, tuned.head_learning_rate) == (0.05, 0.1)
-    assert out.count('0.2500 ± 0.0000') == len(ways)
+    assert out.count('0.2500 ± 0.0000') == len(methods)
 
 
-# What a script says of a wrong value, whole or its beginning.
+# Part of the error message for a wrong value.
 WRONG = [
     ('tasks', '--tasks=binary,ranking', "tasks=binary,ranking: unknown task 'ranking'; known: multiclass, binary"),
-    ('tasks', '--tasks=', 'tasks= must name some of multiclass'),
-    ('transfer', '--source_classes=9', 'source_classes=9 must be from 2 to 8: digits has 10'),
+    ('tasks', '--tasks=', '--tasks needs at least one of multiclass'),
+    ('transfer', '--source_classes=9', 'source_classes=9 must be from 2 to 8; digits has 10 classes'),
     ('transfer', '--mean=0.5', "flag 'mean'"),
     ('transfer', '--examples_per_class=1000', 'examples_per_class=1000 must be at most'),
-    ('degradation', '--depths=20,21', 'no network plain21'),
+    ('degradation', '--depths=20,21', "unknown network 'plain21'"),
     ('cardinality', '--stage_sizes=1,x', 'stage_sizes=1,x must be numbers separated by commas'),
     ('list_models', '--pattern=vgg*', 'pattern=vgg* matches none'),
     ('numpy_resnet18', '--seed=-1', '--seed=-1'),
     ('residual_block', '--depth=57', '--depth=57'),
-    ('show_augment', '--policies=auto', 'policies=auto must be some of'),
+    ('show_augment', '--policies=auto', 'policies=auto must be one of'),
     ('speedrun', '--epochs=0', '--epochs=0'),
 ]
 
 
-@pytest.mark.parametrize(('script', 'flag', 'said'), WRONG)
-def test_a_wrong_value_is_one_line(script, flag, said, tmp_path):
+@pytest.mark.parametrize(('script', 'flag', 'message'), WRONG)
+def test_a_wrong_value_is_one_line(script, flag, message, tmp_path):
     place = [] if script in ('list_models', 'numpy_resnet18') else [f'--workdir={tmp_path}/run']
     _, err = run(script, flag, *place, status=2)
     assert err.startswith('error: ')
-    assert said in err
+    assert message in err
     assert err.count('\n') == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -185,7 +185,7 @@ def test_models_are_listed_with_their_published_accuracy():
 
 
 @pytest.mark.parametrize('cardinality', [1, 4])
-def test_three_forms_of_the_resnext_block_are_one(cardinality, rng):
+def test_three_forms_of_the_resnext_block_agree(cardinality, rng):
     """Xie et al. 2017, Figure 3: summed paths, concatenated paths, and a grouped convolution; values and gradients."""
     width, features = 4, 8
     block = BottleneckBlock(features, cardinality=cardinality, base_width=width * 8)
@@ -195,7 +195,7 @@ def test_three_forms_of_the_resnext_block_are_one(cardinality, rng):
     assert variables['params']['conv2']['kernel'].shape == (3, 3, width, paths)
 
     def scaled(x, part, index):
-        """A normalization in evaluation, on the channels of one path or on all."""
+        """Normalization in evaluation, on the channels of one path or on all."""
         params, stats = variables['params'][part], variables['batch_stats'][part]
         y = (x - stats['mean'][index]) / jnp.sqrt(stats['var'][index] + 1e-5)
         return y * params['scale'][index] + params['bias'][index]
@@ -214,7 +214,7 @@ def test_three_forms_of_the_resnext_block_are_one(cardinality, rng):
         total = sum(conv(path(params, x, index), params['conv3']['kernel'][:, :, index]) for index in indices())
         return nn.relu(scaled(total, 'norm3', slice(None)) + x)
 
-    def concatenated(params, x):  # Figure 3b: one 1x1 convolution behind all paths
+    def concatenated(params, x):  # Figure 3b: one 1x1 convolution after all paths
         h = jnp.concatenate([path(params, x, index) for index in indices()], -1)
         return nn.relu(scaled(conv(h, params['conv3']['kernel']), 'norm3', slice(None)) + x)
 
@@ -234,16 +234,16 @@ def test_three_forms_of_the_resnext_block_are_one(cardinality, rng):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), results[0], other)
 
 
-def test_show_augment_draws_what_is_asked_for(tmp_path):
+def test_show_augment_draws_the_requested_rows(tmp_path):
     out, _ = run('show_augment', '--num_images=2', '--cutout=3', '--color_jitter=0.4,0.4,0', f'--workdir={tmp_path}')
-    assert out == f'see {tmp_path / "augment.png"}\n'
+    assert out == f'wrote {tmp_path / "augment.png"}\n'
     assert (tmp_path / 'augment.png').stat().st_size > 1000
     _, error = run('show_augment', '--num_images=2', '--crop_size=9', f'--workdir={tmp_path}', status=2)
     assert error.startswith('error: crop_size=9 must be at most 8')
 
 
 @pytest.mark.slow
-def test_the_speed_run_reports_every_seed_and_their_mean(tmp_path):
+def test_speedrun_reports_every_seed_and_the_mean(tmp_path):
     rng = np.random.default_rng(0)
     for split, size in (('train', 16), ('test', 5)):
         np.savez(
@@ -259,7 +259,7 @@ def test_the_speed_run_reports_every_seed_and_their_mean(tmp_path):
     assert f'| mean | {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} | 2 |' in out
     assert (tmp_path / 's' / 'speedrun.png').stat().st_size > 10_000
     again, _ = run('speedrun', *flags)
-    assert again.count('is finished: nothing to do') == 2
+    assert again.count('is already finished') == 2
     assert (tmp_path / 's' / 'table.md').read_text() in again
     _, error = run('speedrun', *flags[:1], '--epochs=0', f'--workdir={tmp_path}/t', status=2)
     assert error.startswith('error: flag --epochs=0: ')

@@ -36,7 +36,7 @@ def test_the_code_is_fetched_once(notebook, tmp_path, monkeypatch):
         (pathlib.Path.cwd() / 'resnet_jax_code' / 'resnet_jax').mkdir(parents=True)
 
     monkeypatch.setattr(subprocess, 'run', clone)
-    for _ in range(2):  # a new session begins in the folder that the first one began in
+    for _ in range(2):  # a new session starts in the same folder as the first one
         monkeypatch.chdir(tmp_path)
         for _ in range(2):
             exec(fetch, {'REPOSITORY': 'there'})

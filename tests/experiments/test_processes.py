@@ -1,4 +1,4 @@
-"""Commands as a user starts them, each in a process of its own: what nothing within one process can show."""
+"""Commands in their own processes, as users start them: tests that a single process cannot do."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from experiments.shared.environment import MEMORY
 from tests.experiments.commands import ROOT, start
 
-linux = pytest.mark.skipif(sys.platform != 'linux', reason='the settings are of Linux')
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='these variables exist only on Linux')
 
 
 def test_help():
@@ -23,7 +23,7 @@ def test_help():
     assert '--learning_rate:' in done.stdout
 
 
-def test_two_steps_and_their_compiled_programs_which_are_kept_for_the_user_alone(monkeypatch, tmp_path, cache_home):
+def test_compiled_programs_are_cached_for_the_user_only(monkeypatch, tmp_path, cache_home):
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
     rng = np.random.default_rng(0)
     for split, size in (('train', 8), ('test', 5)):
@@ -45,12 +45,14 @@ def test_a_bad_flag_is_one_line_and_status_2():
 
 
 @linux
-def test_a_command_restarts_itself_once_under_its_settings(monkeypatch, tmp_path):
-    """In a process that had none of them; what the user set stays."""
+def test_a_command_restarts_once_with_its_environment(monkeypatch, tmp_path):
+    """Starting without the variables; values that the user set stay."""
     for name in MEMORY:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('MALLOC_ARENA_MAX', '3')
-    (tmp_path / 'sitecustomize.py').write_text('import os, sys; print(os.getpid(), file=sys.stderr)')  # at every start
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import os, sys; print(os.getpid(), file=sys.stderr)'
+    )  # runs at every start
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     package = tmp_path / 'experiments'
     package.mkdir()
@@ -62,10 +64,10 @@ def test_a_command_restarts_itself_once_under_its_settings(monkeypatch, tmp_path
     assert done.stdout == f'{dict(sorted((MEMORY | {"MALLOC_ARENA_MAX": "3"}).items()))}\n'
     starts = done.stderr.split()
     assert len(starts) == 2
-    assert len(set(starts)) == 1  # of the same process
+    assert len(set(starts)) == 1  # the process restarts itself
 
 
-def test_an_interrupted_command_says_how_it_goes_on(tmp_path):
+def test_an_interrupted_command_says_how_to_resume(tmp_path):
     command = [sys.executable, '-m', 'experiments.resnet', '--dataset=synthetic', f'--workdir={tmp_path / "run"}']
     pipes = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
@@ -83,7 +85,7 @@ def test_an_interrupted_command_says_how_it_goes_on(tmp_path):
     assert 'Traceback' not in err
 
 
-def test_a_reader_that_leaves_early_is_no_error(monkeypatch):
+def test_a_broken_pipe_is_not_reported(monkeypatch):
     monkeypatch.delenv('PYTHONUNBUFFERED', raising=False)
     command = [sys.executable, '-m', 'experiments.list_models', '--pattern=resnet18']
     read, write = os.pipe()

@@ -1,4 +1,4 @@
-"""Every script, within this process: help, a short run, mistakes."""
+"""Every script, in this process: help, a short run, user errors."""
 
 import ast
 import collections
@@ -31,12 +31,12 @@ TRAINING = {
     'sknet': 'skresnet18',
     'res2net': 'res2net50_48w_2s',
 }
-# The stem that suits images of 8x8, where a script's own networks have it for large ones.
+# The stem for 8x8 images, for scripts whose networks have a stem for large images.
 SMALL_IMAGES = {name: ['--stem=cifar'] for name in list(TRAINING)[5:] if name != 'antialiased_resnet'}
-# Every field of a configuration, but for the recipe's name the same word, and what is no setting.
+# The flags of all training scripts: every setting of a configuration, and flags that are not settings.
 SHARED = [
     'recipe',
-    *(name for name in all_settings(TrainConfig) if name not in ('function', 'views')),  # which Python gives
+    *(name for name in all_settings(TrainConfig) if name not in ('function', 'views')),  # set from Python only
     *('arch', 'data_dir', 'workdir', 'num_seeds', 'compilation_cache', 'profile_steps'),
     *('coordinator_address', 'num_processes', 'process_index'),
     *('drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last', 'num_workers', 'strict_data'),
@@ -53,7 +53,7 @@ EVALUATION = [
 ]
 CONVERSION = ['init_from', 'arch', 'out', 'layout', 'compilation_cache']
 PHOTOGRAPHS = ['init_from', 'arch', 'checkpoint', 'images', 'image_size', 'crop_pct', 'interpolation', 'batch_size']
-# What they do is in test_learning.py.
+# Tested in test_learning.py.
 LEARNING = {
     'numpy_resnet18': ['form', 'seed', 'digit', 'image_size'],
     'residual_block': ['depth', 'seed', 'workdir'],
@@ -65,7 +65,7 @@ LEARNING = {
     'show_augment': ['dataset', 'crop_area', 'cutout', 'show', 'policies', 'num_images', 'seed', 'workdir'],
     'speedrun': ['dataset', 'epochs', 'batch_size', 'num_seeds', 'workdir'],
 }
-# In test_tools.py.
+# Tested in test_tools.py.
 TOOLS = {
     'predict': [*PHOTOGRAPHS, 'format', 'top', 'out', 'explain'],
     'features': [*PHOTOGRAPHS, 'out', 'neighbours', 'rows'],
@@ -98,7 +98,7 @@ def trained(arrays, tmp_path_factory):
     return workdir, done
 
 
-def test_there_is_no_script_without_a_test(root):
+def test_every_script_has_tests(root):
     scripts = {path.stem for path in (root / 'experiments').glob('*.py')} - {'__init__', '__main__'}
     assert scripts == {*TRAINING, *LEARNING, *TOOLS, 'evaluate', 'benchmark', 'convert'}
 
@@ -131,31 +131,34 @@ def test_help_explains_every_flag(name):
 def test_a_run_ends_with_its_accuracy_and_folder(trained):
     workdir, done = trained
     result = json.loads((workdir / 'result.json').read_text())
-    assert done.stdout.splitlines()[-1] == f'test accuracy {result["test_accuracy"]:.4f} on 5 examples; see {workdir}'
+    assert (
+        done.stdout.splitlines()[-1]
+        == f'test accuracy {result["test_accuracy"]:.4f} on 5 examples; results in {workdir}'
+    )
     assert result['steps'] == 2
     assert done.stderr == ''
 
 
-@pytest.mark.parametrize(('flag', 'said'), [('', 'compiled programs are not kept:'), ('--nocompilation_cache', '')])
-def test_scripts_run_without_a_folder_for_compiled_programs(trained, tmp_path, monkeypatch, flag, said):
+@pytest.mark.parametrize(('flag', 'message'), [('', 'compilation cache disabled:'), ('--nocompilation_cache', '')])
+def test_scripts_run_without_a_compilation_cache(trained, tmp_path, monkeypatch, flag, message):
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
     monkeypatch.setenv('XDG_CACHE_HOME', '/proc')
     monkeypatch.setenv('MPLCONFIGDIR', str(tmp_path))
     done = call('evaluate', f'--init_from={trained[0]}', f'--workdir={tmp_path / "out"}', *filter(None, [flag]))
     assert done.returncode == 0
-    assert done.stderr[: len(said)] == said
-    assert bool(done.stderr) == bool(said)
+    assert done.stderr[: len(message)] == message
+    assert bool(done.stderr) == bool(message)
 
 
-def test_the_same_command_again_shows_the_result(trained, arrays):
+def test_repeating_a_command_shows_the_result(trained, arrays):
     workdir, first = trained
     again = call('resnet', f'--dataset=arrays:{arrays}', f'--workdir={workdir}', '--epochs=2', '--batch_size=8')
     assert again.returncode == 0
-    assert 'is finished' in again.stdout
+    assert 'is already finished' in again.stdout
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
 
 
-def test_evaluate_finds_what_training_found(trained, tmp_path, arrays):
+def test_evaluate_agrees_with_training(trained, tmp_path, arrays):
     workdir, _ = trained
     result = json.loads((workdir / 'result.json').read_text())
     out = tmp_path / 'out'
@@ -190,12 +193,12 @@ def test_every_family_trains(name, arrays, tmp_path):
     assert json.loads((tmp_path / 'run' / 'result.json').read_text())['arch'] == TRAINING[name]
 
 
-def test_conversion_there_and_back(trained, tmp_path):
-    """A run's weights, under PyTorch's names, under ours, and back: the same arrays, of the run's channels."""
+def test_conversion_round_trip(trained, tmp_path):
+    """Run to PyTorch layout to Flax layout and back: identical files."""
     torch, flax, again = (tmp_path / f'{name}.safetensors' for name in ('torch', 'flax', 'again'))
     done = call('convert', f'--init_from={trained[0]}', f'--out={torch}')
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f'resnet20, 3 classes, in the torch layout: {torch}\n'
+    assert done.stdout == f'wrote {torch}: resnet20, 3 classes, torch layout\n'
     assert call('convert', f'--init_from={torch}', '--arch=resnet20', f'--out={flax}', '--layout=flax').returncode == 0
     assert call('convert', f'--init_from={flax}', '--arch=resnet20', f'--out={again}').returncode == 0
     assert again.read_bytes() == torch.read_bytes()
@@ -204,8 +207,8 @@ def test_conversion_there_and_back(trained, tmp_path):
     np.testing.assert_array_equal(read_tensors(torch)['fc.weight'], expected['head']['kernel'].T)
 
 
-def test_evaluate_scores_a_file(trained, arrays, tmp_path):
-    """Its accuracy is the run's where its images are normalized as the run's were."""
+def test_evaluate_accepts_a_weights_file(trained, arrays, tmp_path):
+    """With the run's normalization it gives the run's loss."""
     workdir = trained[0]
     result, record = (json.loads((workdir / name).read_text()) for name in ('result.json', 'config.json'))
     save_weights(tmp_path / 'weights', create_model('resnet20', 3), load_variables(workdir))
@@ -228,8 +231,8 @@ def test_benchmark_measures_both(tmp_path):
     assert {'arch', 'mode', 'batch_size', 'image_size', 'implementation', 'compute_dtype'} <= set(result)
     assert result['ms'] > 0
     assert result['examples_per_second'] == pytest.approx(4000 / result['ms'], rel=0.01)
-    # Two operations for each of the 41 million multiplications on 32x32 pixels, of which an image here has a 16th,
-    # less those with the padding, which are many on maps of two pixels.
+    # Two operations per multiply-add, of which there are 41 million at 32x32 pixels and a 16th of that here, less those
+    # on the padding, which are many on 2x2 maps.
     expected = 2 * 4 * 40.8e6 / 16
     assert 0.5 * expected < result['flops'] < expected
     assert result['peak_memory_bytes'] > 4 * 269_722
@@ -238,15 +241,15 @@ def test_benchmark_measures_both(tmp_path):
 
 
 FILE = ['--init_from=WEIGHTS', '--arch=test_resnet']
-MISTAKES = [
+USER_ERRORS = [
     ('benchmark', ['--arch=resnet21'], "unknown architecture 'resnet21'; nearest known: resnet"),
-    ('benchmark', ['--against=flax,caffe'], 'against=caffe: known are flax, torch'),
-    ('benchmark', ['--against=torch', '--topology=v5e:2x2'], 'PyTorch has no estimate for a TPU'),
+    ('benchmark', ['--against=flax,caffe'], 'against=caffe must be one of flax, torch'),
+    ('benchmark', ['--against=torch', '--topology=v5e:2x2'], 'against=torch is not supported with --topology'),
     ('benchmark', ['--rounds=0'], '--rounds=0'),
-    ('benchmark', ['--arch='], 'arch= names no architecture'),
+    ('benchmark', ['--arch='], '--arch is required'),
     ('benchmark', ['--arch=resnet20,resnet50', '--cardinality=2'], "block 'basic' has no such option"),
     ('resnet', ['--arch=resnet21'], "unknown architecture 'resnet21'; nearest known: resnet"),
-    ('resnet', ['--arch=plain20'], 'arch=plain20 belongs to another script; this one takes: resnet'),
+    ('resnet', ['--arch=plain20'], 'arch=plain20 belongs to another script; this one accepts: resnet'),
     ('resnet', ['--dataset=arrays:/no/such/folder'], '/no/such/folder'),
     ('resnet', ['--recipe=he'], "unknown recipe 'he'; known:"),
     ('resnet', ['--epochs=zero'], '--epochs'),
@@ -258,24 +261,24 @@ MISTAKES = [
     ('resnet', ['--stride_in_1x1'], "block 'basic' has no such option"),
     ('resnet', ['--batch_size=2000'], 'batch_size=2000 must be between 1 and 1024 (training examples)'),
     ('plain', ['--zero_init_last'], "block 'plain' has no such option"),
-    ('wide_resnet', ['--arch=wide_resnet50_2', '--widen_factor=2'], 'widen_factor=2: only for wrn'),
+    ('wide_resnet', ['--arch=wide_resnet50_2', '--widen_factor=2'], 'widen_factor=2 applies only to wrn'),
     ('resnext', ['--cardinality=0'], '--cardinality=0'),
-    ('resnet', ['--std='], 'std=() must be 3 numbers'),
+    ('resnet', ['--std='], 'std=() must have one number per image channel (3)'),
     ('resnet', ['--statistics=local'], "statistics='local' must be global, frozen, or a number of examples"),
-    ('resnet', ['--learning_rate_factors=stem'], 'learning_rate_factors=stem must be pattern=number'),
+    ('resnet', ['--learning_rate_factors=stem'], 'learning_rate_factors=stem must have the form pattern=number'),
     ('resnet', ['--num_processes=2'], 'num_processes=2 and process_index=None are given together'),
     ('resnet', ['--distill_from=/no/run'], '/no/run does not exist'),
-    ('resnet_rs', ['--arch=resnet50'], 'arch=resnet50 belongs to another script; this one takes: resnetrs'),
+    ('resnet_rs', ['--arch=resnet50'], 'arch=resnet50 belongs to another script; this one accepts: resnetrs'),
     ('benchmark', ['--arch=resnet18,seresnet18', '--against=flax'], "arch=seresnet18 has attention='se', which the"),
-    ('evaluate', [], '--init_from or --workdir must name the weights'),
+    ('evaluate', [], '--init_from or --workdir is required'),
     ('evaluate', ['--workdir=/no/run'], '/no/run does not exist'),
     ('evaluate', ['--init_from=WEIGHTS'], 'does not name its architecture: pass arch'),
     ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--std=0,1,1'], 'std=(0.0, 1.0, 1.0) must be above 0'),
     ('convert', ['--init_from=README.md', '--out=OUT.safetensors', '--arch=resnet20'], 'README.md'),
     ('resnet', ['--init_from=/no/file.pth'], '/no/file.pth does not exist'),
     ('resnet', ['--freeze=layer1'], "freeze='layer1' matches none of the parameters"),
-    ('resnet', ['--freeze=stage['], 'is no regular expression'),
-    ('resnet', ['--mean=0.5,0.5'], 'must be 3 numbers, one a channel'),
+    ('resnet', ['--freeze=stage['], 'is not a valid regular expression'),
+    ('resnet', ['--mean=0.5,0.5'], 'must have one number per image channel (3)'),
     ('resnet', ['--mean=grey'], 'mean=grey must be numbers separated by commas'),
     ('resnet', ['--drop_path_rate=1'], 'drop_path_rate=1.0 must be at least 0 and less than 1'),
     ('resnet_d', ['--stem=patch'], '--stem=patch'),
@@ -283,25 +286,29 @@ MISTAKES = [
     ('antialiased_resnet', ['--antialias=fuzzy'], '--antialias=fuzzy'),
     ('bit', ['--standardize=0'], 'standardize=0.0 must be above 0'),
     ('resnest', ['--radix=0'], '--radix=0'),
-    ('evaluate', FILE, 'does not say what it was trained on: --dataset must'),
-    ('evaluate', [*FILE, '--dataset=synthetic'], '--workdir must name a folder for the result'),
+    ('evaluate', FILE, 'does not record its dataset; set --dataset'),
+    ('evaluate', [*FILE, '--dataset=synthetic'], '--workdir is required'),
     ('evaluate', [*FILE, '--dataset=digits', '--workdir=OUT'], 'images must have 3 channels, found 1 in'),
-    ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'], 'mean=(0.5,) must be 3 numbers'),
-    ('convert', ['--out=OUT.safetensors'], '--init_from must be given'),
-    ('convert', FILE, '--out must be given'),
+    (
+        'evaluate',
+        [*FILE, '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'],
+        'mean=(0.5,) must have one number per image channel',
+    ),
+    ('convert', ['--out=OUT.safetensors'], '--init_from is required'),
+    ('convert', FILE, '--out is required'),
     ('convert', [*FILE, '--out=OUT.pth'], 'must end in .safetensors'),
     ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'pass arch'),
     ('convert', [*FILE, '--out=OUT/x.safetensors'], 'cannot write'),
 ]
 
 
-def described(value):
+def join_arguments(value):
     return ' '.join(value) if isinstance(value, list) else None
 
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
-    """A file of the smallest network's weights, all of them zero."""
+    """A weights file of the smallest network, all zeros."""
     model, path = create_model('test_resnet'), tmp_path_factory.mktemp('weights') / 'weights.safetensors'
     shapes = jax.eval_shape(lambda key: init_variables(model, key, (64, 64, 3)), jax.random.key(0))
     save_weights(path, model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
@@ -310,10 +317,10 @@ def weights(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ('name', 'args', 'message'),
-    MISTAKES,
-    ids=described,
+    USER_ERRORS,
+    ids=join_arguments,
 )
-def test_a_mistake_is_one_line_and_status_2(name, args, message, weights, tmp_path):
+def test_a_user_error_is_one_line_and_status_2(name, args, message, weights, tmp_path):
     args = [arg.replace('WEIGHTS', str(weights)).replace('OUT', str(tmp_path / 'out')) for arg in args]
     if name in TRAINING and not any(arg.startswith('--dataset') for arg in args):
         args = ['--dataset=synthetic', *args]

@@ -20,13 +20,13 @@ SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """18 photographs for training and 6 for testing, whose colour tells their class."""
+    """18 training and 6 test photographs, whose class is their color."""
     return coloured.write(tmp_path_factory.mktemp('photographs'), train=18, test=6, kinds=('jpg',))
 
 
 @pytest.fixture(scope='module')
 def trained(folder, tmp_path_factory):
-    """Folders of two runs that differ in their seeds."""
+    """Folders of two runs that differ only in the seed."""
     runs = tmp_path_factory.mktemp('runs')
     dataset = load_dataset(f'folder:{folder}', image_size=16)
     for seed in (0, 1):
@@ -37,11 +37,11 @@ def trained(folder, tmp_path_factory):
     return runs
 
 
-def test_predict_in_every_form(folder, trained, tmp_path):
+def test_predict_as_json(folder, trained, tmp_path):
     (tmp_path / 'broken.jpg').write_bytes(b'nothing')
     given = (f'--init_from={trained / "seed0"}', f'--images={folder / "test"},{tmp_path / "broken.jpg"}')
     out, err = run('predict', *given, '--format=json', '--top=2')
-    assert err.endswith('it is left out\n')
+    assert err.startswith('skipping ')
     assert 'broken.jpg: cannot be decoded' in err
     lines = [json.loads(line) for line in out.splitlines()]
     assert len(lines) == 6
@@ -58,13 +58,13 @@ def test_predict_draws_a_sheet_and_a_table(folder, trained, tmp_path):
     assert out.count('\n') == 8
     out, _ = run('predict', *given, '--format=sheet', '--explain', f'--out={tmp_path / "sheet.png"}')
     assert (tmp_path / 'sheet.png').stat().st_size > 10_000
-    for flags, said in (
-        (('--explain',), '--explain draws into a sheet'),
+    for flags, message in (
+        (('--explain',), '--explain needs --format=sheet'),
         (('--images=/nowhere',), '/nowhere does not exist'),
         (('--init_from=/nowhere',), '/nowhere'),
     ):
         _, err = run('predict', *given, *flags, status=2)
-        assert said in err
+        assert message in err
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_features_and_neighbours(folder, trained, tmp_path):
     file = tmp_path / 'features.npz'
     given = (f'--init_from={trained / "seed0"}', f'--images={folder}', f'--out={file}', '--neighbours=3')
     out, _ = run('features', *given)
-    assert '24 embeddings of 16 numbers' in out
+    assert '24 embeddings of size 16' in out
     with np.load(file) as archive:
         names, features = archive['names'], archive['features']
     assert features.shape == (24, 16)
@@ -80,14 +80,14 @@ def test_features_and_neighbours(folder, trained, tmp_path):
     np.testing.assert_allclose(features[:1], predictor.embed(predictor.prepare(names[0])[None]), atol=1e-5)
     assert file.with_suffix('.png').stat().st_size > 10_000
     _, err = run('features', *given[:2], '--out=x.txt', status=2)
-    assert err == 'error: out=x.txt must end with .npz or .parquet\n'
+    assert err == 'error: out=x.txt must end in .npz or .parquet\n'
 
 
 @pytest.mark.slow
 def test_an_exported_network_predicts_without_the_package(folder, trained, tmp_path):
     file = tmp_path / 'network.stablehlo'
     out, _ = run('export', f'--init_from={trained / "seed0"}', f'--out={file}')
-    assert 'read back: largest difference' in out
+    assert 'verified: largest difference' in out
     record = json.loads((tmp_path / 'network.stablehlo.json').read_text())
     assert record['class_names'] == ['blue', 'green', 'red']
     code = (
@@ -109,24 +109,24 @@ def test_results_are_gathered_by_seeds(trained, tmp_path):
     assert f'| tiny | {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} | 2 |' in out
     assert run('results', f'--runs={trained},{trained}/seed0')[0] == out  # each run once
     _, err = run('results', f'--runs={trained}', '--columns=colour', status=2)
-    assert "column 'colour' is in no result" in err
+    assert "unknown column 'colour'" in err
     _, err = run('results', f'--runs={tmp_path}', status=2)
     assert 'no finished run' in err
 
 
 @pytest.mark.slow
-def test_results_tell_networks_apart(tmp_path):
+def test_results_show_settings_that_differ(tmp_path):
     for rate in (0.0, 0.3):
         spec, folder = with_changes(SPEC, dropout_rate=rate).to_json(), tmp_path / str(rate)
         folder.mkdir()
-        record = {'arch': 'tiny', 'spec': spec, 'config': {'seed': 0, 'epochs': 2, 'dataset': 'some'}}
+        record = {'arch': 'tiny', 'spec': spec, 'config': {'seed': 0, 'epochs': 2, 'reporting': {}}}
         (folder / 'config.json').write_text(json.dumps(record))
         (folder / 'result.json').write_text(json.dumps({'test_accuracy': rate, 'train_seconds': 1.0, 'arch': 'tiny'}))
     out, _ = run('results', f'--runs={tmp_path}')
     assert out.splitlines()[0] == '| dropout_rate | test_accuracy | seeds | minutes |'
 
 
-def test_results_count_a_seed_once_however_often_it_reports(tmp_path):
+def test_results_ignore_reporting_settings_and_duplicates(tmp_path):
     for name, seed, every, accuracy in (('a', 0, 10, 0.5), ('b', 1, 20, 0.7), ('c', 1, 20, 0.7)):
         (tmp_path / name).mkdir()
         config = TrainConfig().replace(seed=seed, epochs=2, dataset='some', checkpoint_every_steps=every)
@@ -136,11 +136,11 @@ def test_results_count_a_seed_once_however_often_it_reports(tmp_path):
         (tmp_path / name / 'result.json').write_text(json.dumps(result))
     out, err = run('results', f'--runs={tmp_path}')
     assert out.splitlines()[2:] == ['| tiny | 0.6000 ± 0.1414 | 2 | 1.0 |']
-    assert err == f'{tmp_path}/c repeats {tmp_path}/b, its seed and all: left out\n'
+    assert err == f'skipping {tmp_path}/c: same settings and seed as {tmp_path}/b\n'
 
 
-def test_evaluation_goes_by_the_names_of_classes(folder, trained, tmp_path):
-    """Of folders for red and green, which are classes 0 and 1 there, and 2 and 1 of the network."""
+def test_evaluation_matches_classes_by_name(folder, trained, tmp_path):
+    """Green and red are classes 0 and 1 of the dataset, but 1 and 2 of the network."""
     for label in ('red', 'green'):
         for split in ('train', 'test'):
             shutil.copytree(folder / split / label, tmp_path / 'data' / split / label)
@@ -152,17 +152,17 @@ def test_evaluation_goes_by_the_names_of_classes(folder, trained, tmp_path):
     out, _ = run('evaluate', *given)
     predictor = load_predictor(trained / 'seed0')
     files = sorted((tmp_path / 'data' / 'test').rglob('*.jpg'))
-    said = predictor.names(predictor(np.stack([predictor.prepare(file) for file in files])))
-    right = sum(name == file.parent.name for name, file in zip(said, files, strict=True))
+    predicted = predictor.names(predictor(np.stack([predictor.prepare(file) for file in files])))
+    right = sum(name == file.parent.name for name, file in zip(predicted, files, strict=True))
     assert f'{right} of 4 correct' in out
-    assert 'no examples of 1 other classes' in out
+    assert 'classes without examples: 1' in out
     (tmp_path / 'data' / 'train' / 'red').rename(tmp_path / 'data' / 'train' / 'pink')
     (tmp_path / 'data' / 'test' / 'red').rename(tmp_path / 'data' / 'test' / 'pink')
     _, err = run('evaluate', *given, status=2)
     assert "the network has no class 'pink'; its classes are blue, green, red" in err
 
 
-def test_a_run_on_images_in_memory_scores_photographs_as_predict_sees_them(folder, tmp_path):
+def test_evaluate_and_predict_agree_on_photographs(folder, tmp_path):
     random, labels = np.random.default_rng(0), np.arange(24) % 3
     images = random.integers(0, 60, (24, 16, 16, 3), np.uint8)
     images[np.arange(24), :, :, labels] += 150
@@ -176,13 +176,13 @@ def test_a_run_on_images_in_memory_scores_photographs_as_predict_sees_them(folde
     assert json.loads((tmp_path / 'out' / 'result.json').read_text())['preprocessing']['size'] == 16
     predictor = load_predictor(tmp_path / 'run')
     files = sorted((folder / 'test').rglob('*.jpg'))
-    said = predictor.names(predictor(np.stack([predictor.prepare(file) for file in files])))
-    right = sum(name == file.parent.name for name, file in zip(said, files, strict=True))
+    predicted = predictor.names(predictor(np.stack([predictor.prepare(file) for file in files])))
+    right = sum(name == file.parent.name for name, file in zip(predicted, files, strict=True))
     assert f'{right} of 6 correct' in out
 
 
-def test_grids():
-    assert sweep.parsed('a=1,2; b=0.1,1|0.5,1') == {'a': ['1', '2'], 'b': ['0.1,1', '0.5,1']}
+def test_grid_parsing_and_folder_names():
+    assert sweep.parse_grid('a=1,2; b=0.1,1|0.5,1') == {'a': ['1', '2'], 'b': ['0.1,1', '0.5,1']}
     assert sweep.folder_name({'a': '1', 'b': '0.1'}) == 'a=1_b=0.1'
     assert sweep.folder_name({'a': '0.1,1'}).startswith('a=0.1_1_')
     long = [sweep.folder_name({'a': 300 * 'x' + end}) for end in 'yz']
@@ -190,13 +190,13 @@ def test_grids():
     assert max(map(len, long)) < 130
 
 
-def test_input_benchmark_refuses_what_it_cannot_time():
-    for given, said in (
-        (['--dataset=digits'], 'dataset=digits: expected folder:DIR'),
+def test_input_benchmark_rejects_bad_flags():
+    for given, message in (
+        (['--dataset=digits'], 'dataset=digits must be folder:DIR'),
         (['--dataset=folder:/nowhere'], 'folder not found'),
-        (['--dataset=folder:.', '--against=dali'], "against='dali' must be of torchvision, tf_antialias, tf"),
+        (['--dataset=folder:.', '--against=dali'], "against='dali' must be one of torchvision, tf_antialias, tf"),
     ):
-        assert said in run('benchmark_input', *given, status=2)[1]
+        assert message in run('benchmark_input', *given, status=2)[1]
 
 
 @pytest.mark.slow
@@ -204,13 +204,13 @@ def test_input_benchmark_refuses_what_it_cannot_time():
 def test_input_benchmark(folder, workers):
     given = [f'--dataset=folder:{folder}', '--batch_size=6', '--batches=4', '--warmup=1', '--rounds=1']
     out, _ = run('benchmark_input', *given, '--image_size=32', f'--num_workers={workers}')
-    name, speed, of_a_core, ratio = out.splitlines()[-1].strip('| ').split(' | ')
+    name, speed, per_core, ratio = out.splitlines()[-1].strip('| ').split(' | ')
     assert (name, ratio) == ('ours', '1.00')
-    assert float(speed.replace(',', '')) >= float(of_a_core.replace(',', '')) > 0
+    assert float(speed.replace(',', '')) >= float(per_core.replace(',', '')) > 0
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_struck_saves_its_run(tmp_path):
+def test_an_interrupted_sweep_saves_its_run(tmp_path):
     workdir = tmp_path / 's'
     command = [sys.executable, '-m', 'experiments.sweep', '--grid=epochs=10000', f'--workdir={workdir}']
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -220,16 +220,16 @@ def test_a_sweep_that_is_struck_saves_its_run(tmp_path):
             assert time.monotonic() < end
             time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=100)
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM
-    assert said.endswith(f'stopped in {run_folder}; the same command goes on from there\n')
+    assert err.endswith(f'stopped in {run_folder}; the same command resumes there\n')
     assert list((run_folder / 'checkpoints').iterdir())
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_where_some_failed(tmp_path):
+def test_a_sweep_continues_after_a_failed_run(tmp_path):
     given = ('--grid=learning_rate=0.05,-1;epochs=1', '--keep_going', f'--workdir={tmp_path}')
     out, err = run('sweep', *given)
     assert 'failed' in out
@@ -238,7 +238,7 @@ def test_a_sweep_goes_on_where_some_failed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_where_it_was(tmp_path):
+def test_a_sweep_resumes(tmp_path):
     given = ('--grid=learning_rate=0.01,0.1;epochs=1', '--flags=--batch_size=360', f'--workdir={tmp_path}/s')
     out, _ = run('sweep', *given)
     assert '[2/2] learning_rate=0.1 epochs=1 seed 0: test accuracy' in out
@@ -250,21 +250,24 @@ def test_a_sweep_goes_on_where_it_was(tmp_path):
     assert result.stat().st_mtime_ns == before
     assert (tmp_path / 's' / 'sweep.png').stat().st_size > 10_000
     _, err = run('sweep', *given, '--flags=--batch_size=180', status=2)
-    assert f'workdir={tmp_path}/s holds a sweep of other runs (resnet --batch_size=360)' in err
+    assert f'workdir={tmp_path}/s contains another sweep (resnet --batch_size=360)' in err
 
 
 @pytest.mark.parametrize(
-    ('flags', 'said'),
+    ('flags', 'message'),
     [
-        (['--grid=x'], "'x' must be FLAG=VALUE"),
+        (['--grid=x'], "'x' must have the form FLAG=VALUE"),
         (['--grid=seed=1'], 'seed is set by the sweep'),
-        (['--grid='], '--grid must name'),
+        (['--grid='], '--grid is required'),
         (['--grid=epochs=1', '--flags=--num_seeds=3'], "flags='--num_seeds=3': num_seeds is set by the sweep"),
-        (['--grid=epochs=1', '--script=degradation'], 'script=degradation must be one that trains a network: plain, '),
-        (['--grid=epochs=1', '--script=shared/scripts'], 'script=shared/scripts must be one that trains'),
+        (
+            ['--grid=epochs=1', '--script=degradation'],
+            'script=degradation must be one of the training scripts: plain, ',
+        ),
+        (['--grid=epochs=1', '--script=shared/scripts'], 'script=shared/scripts must be one of the training scripts'),
     ],
 )
-def test_a_sweep_refuses_what_it_cannot_run(flags, said, tmp_path):
+def test_a_sweep_rejects_bad_flags(flags, message, tmp_path):
     _, err = run('sweep', *flags, f'--workdir={tmp_path}/s', status=2)
-    assert said in err
+    assert message in err
     assert not (tmp_path / 's').exists()

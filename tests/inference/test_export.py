@@ -1,4 +1,4 @@
-"""Tests of exported networks: read back, they say what the network says."""
+"""Exported networks predict the same as the original."""
 
 import dataclasses
 import importlib.util
@@ -19,7 +19,7 @@ NAMES = {'multiclass': ('a', 'b', 'c'), 'binary': ('no', 'yes'), 'multilabel': (
 
 
 def predictor_of(task, loss=None):
-    """An untrained network, whose head is large enough that not everything is equally likely."""
+    """An untrained network with a large random head, so that predictions differ."""
     config = TrainConfig().replace(task=task, loss=loss)
     outputs = 1 if task == 'binary' else len(NAMES[task])
     model = ResNet(make_spec('basic', (1,), (8,), (1,), 'cifar', 8, 'A', num_classes=outputs))
@@ -40,7 +40,7 @@ def predictor_of(task, loss=None):
 
 
 @pytest.mark.parametrize(('task', 'loss'), [*((task, None) for task in NAMES), ('multiclass', 'sigmoid_cross_entropy')])
-def test_what_is_read_back_predicts_the_same_for_any_number_of_images(task, loss, tmp_path):
+def test_an_exported_network_predicts_the_same_for_any_batch_size(task, loss, tmp_path):
     predictor, path = predictor_of(task, loss), tmp_path / 'network'
     record = export(predictor, path)
     assert largest_difference(predictor, path, (1, 5)) < 1e-5
@@ -56,7 +56,7 @@ def test_what_is_read_back_predicts_the_same_for_any_number_of_images(task, loss
 
 @pytest.mark.parametrize('task', ['multiclass', 'regression'])
 @pytest.mark.filterwarnings('ignore')
-def test_as_an_onnx_model(task, tmp_path):
+def test_onnx_export(task, tmp_path):
     for name in ('jax2onnx', 'onnxruntime'):
         pytest.importorskip(name, reason=f'{name} is not installed')
     predictor, path = predictor_of(task), tmp_path / 'network.onnx'
@@ -65,13 +65,13 @@ def test_as_an_onnx_model(task, tmp_path):
     assert 'platforms' not in record
 
 
-@pytest.mark.skipif(importlib.util.find_spec('jax2onnx') is not None, reason='jax2onnx is here')
-def test_without_a_converter_the_error_says_what_to_install(tmp_path):
+@pytest.mark.skipif(importlib.util.find_spec('jax2onnx') is not None, reason='jax2onnx is installed')
+def test_without_jax2onnx_the_error_says_what_to_install(tmp_path):
     with pytest.raises(InputError, match='pip install jax2onnx'):
         export(predictor_of('multiclass'), tmp_path / 'network.onnx')
 
 
-def test_in_float32_whatever_it_was_trained_in(tmp_path):
+def test_export_is_always_in_float32(tmp_path):
     predictor = predictor_of('multiclass')
     half = dataclasses.replace(predictor, model=dataclasses.replace(predictor.model, dtype=jnp.bfloat16))
     export(half, tmp_path / 'network')
@@ -79,14 +79,14 @@ def test_in_float32_whatever_it_was_trained_in(tmp_path):
     assert largest_difference(predictor, tmp_path / 'network') < 1e-6
 
 
-def test_for_other_platforms(tmp_path):
+def test_export_for_other_platforms(tmp_path):
     export(predictor_of('multiclass'), tmp_path / 'network', ('cuda', 'tpu'))
     assert jax.export.deserialize(bytearray((tmp_path / 'network').read_bytes())).platforms == ('cuda', 'tpu')
-    with pytest.raises(InputError, match="'abacus' is none of cpu, cuda, rocm, tpu"):
+    with pytest.raises(InputError, match="'abacus' must be one of cpu, cuda, rocm, tpu"):
         export(predictor_of('multiclass'), tmp_path / 'other', ('cpu', 'abacus'))
     assert not (tmp_path / 'other').exists()
 
 
-def test_a_place_that_cannot_be_written_to(tmp_path):
+def test_an_unwritable_path_raises(tmp_path):
     with pytest.raises(StorageError, match='No such file or directory'):
         export(predictor_of('multiclass'), tmp_path / 'no' / 'network')

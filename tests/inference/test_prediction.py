@@ -1,4 +1,4 @@
-"""Every task on a few examples, from the data to what the network says of new images."""
+"""Every task end to end on a few examples, from the data to predictions."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ CONFIG = TrainConfig().replace(
 
 
 def make_dataset(task):
-    """Images whose brightness tells everything there is to know."""
+    """Images whose brightness determines the targets."""
     rng = np.random.default_rng(0)
 
     def split(size):
@@ -54,23 +54,23 @@ def run(request, tmp_path_factory):
     return workdir, train_and_evaluate(SPEC, config, workdir, dataset=dataset), dataset, config
 
 
-def test_every_task_is_learnt(run):
+def test_every_task_is_learned(run):
     workdir, result, dataset, config = run
     name = config.objective.task
-    best, headline = {'regression': 0.9}.get(name, 0.95), TASKS[name].primary_metric
-    assert result[f'test_{headline}'] >= best
+    best, primary_metric = {'regression': 0.9}.get(name, 0.95), TASKS[name].primary_metric
+    assert result[f'test_{primary_metric}'] >= best
     assert json.loads((workdir / 'result.json').read_text()) == result
     assert (workdir / 'report.png').read_bytes()[:4] == b'\x89PNG'
     record = json.loads((workdir / 'config.json').read_text())
     assert record['spec']['head']['num_classes'] == {'multiclass': 3, 'multilabel': 2}.get(name, 1)
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    assert all(headline in line for line in lines)
+    assert all(primary_metric in line for line in lines)
     if name == 'regression':
         assert result['test_mae'] < 15  # of 1,000 to 1,100
         assert record['dataset']['target_statistics']['mean'] == pytest.approx([dataset.train.labels.mean()])
 
 
-def test_a_predictor_says_what_the_evaluation_found(run):
+def test_predictor_and_evaluation_agree(run):
     workdir, result, dataset, config = run
     predictor = load_predictor(workdir)
     predictions = predictor(dataset.test.images)
@@ -92,17 +92,17 @@ def test_a_predictor_says_what_the_evaluation_found(run):
         assert abs(names[2][0] - 1100) < 60
 
 
-def test_the_script_scores_it_and_writes_every_prediction(run, tmp_path):
+def test_evaluate_writes_metrics_and_predictions(run, tmp_path):
     workdir, result, dataset, config = run
     if config.objective.task == 'multiclass':
-        pytest.skip('with the other scripts')
+        pytest.skip('tested in test_scripts.py')
     for name, split in (('train', dataset.train), ('test', dataset.test)):
         np.savez(tmp_path / f'{name}.npz', images=split.images, labels=split.labels)
     (tmp_path / 'classes.txt').write_text('\n'.join(dataset.class_names))
     flags = [f'--init_from={workdir}', f'--dataset=arrays:{tmp_path}', f'--workdir={tmp_path / "out"}']
     out, _ = commands.run('evaluate', *flags)
-    headline = TASKS[config.objective.task].primary_metric
-    assert out.splitlines()[-1].startswith(f'test {headline} {result[f"test_{headline}"]:.4f}')
+    primary_metric = TASKS[config.objective.task].primary_metric
+    assert out.splitlines()[-1].startswith(f'test {primary_metric} {result[f"test_{primary_metric}"]:.4f}')
     found = json.loads((tmp_path / 'out' / 'result.json').read_text())
     for name, value in found.items():
         if name.startswith('test_'):
@@ -133,18 +133,18 @@ def test_predictions_do_not_depend_on_the_batch(run):
     ('images', 'message'),
     [
         (np.zeros((2, 6, 6, 1)), "images must be uint8 ['N', 6, 6, 1], found float64 [2, 6, 6, 1]"),
-        (np.zeros((6, 6, 1), np.uint8), 'images[None] makes a batch of one'),
-        (np.zeros((2, 6, 6), np.uint8), 'images[..., None] has a channel'),
+        (np.zeros((6, 6, 1), np.uint8), 'use images[None] for a single image'),
+        (np.zeros((2, 6, 6), np.uint8), 'use images[..., None] to add the channel axis'),
         (np.zeros((2, 8, 8, 1), np.uint8), 'found uint8 [2, 8, 8, 1]'),
     ],
 )
-def test_other_images_are_refused(run, images, message):
+def test_images_of_another_shape_or_dtype_raise(run, images, message):
     with pytest.raises(InputError) as error:
         load_predictor(run[0])(images)
     assert message in str(error.value)
 
 
-def test_data_of_another_task_are_refused(tmp_path):
+def test_a_dataset_of_another_task_raises(tmp_path):
     with pytest.raises(InputError, match='dataset shades was loaded for task=regression; got task=binary'):
         train_and_evaluate(SPEC, CONFIG.replace(task='binary'), tmp_path / 'run', dataset=make_dataset('regression'))
     assert not (tmp_path / 'run').exists()

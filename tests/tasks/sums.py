@@ -1,4 +1,4 @@
-"""What the tests of tasks share."""
+"""Helpers of the task tests."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from resnet_jax.tasks import metrics
 
 
 def totals(task, outputs, targets, batch=16):
-    """Sums over batches of one size, the last one filled up with nonsense behind a mask."""
+    """Sums over batches of equal size; the last one is padded with masked garbage."""
     parts = []
     for start in range(0, len(outputs), batch):
         out, tar = outputs[start : start + batch], targets[start : start + batch]

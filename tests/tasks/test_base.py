@@ -1,4 +1,4 @@
-"""A task of one's own: what it may leave out, and that it is taken wherever a name is."""
+"""Custom tasks: their defaults, and that they are accepted wherever a name is."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from resnet_jax.tasks.metrics import add_up
 
 @dataclasses.dataclass(frozen=True)
 class Counts(Task):
-    """Numbers of things, from a Poisson distribution whose logarithmic rate is the output."""
+    """Poisson regression; the output is the log rate."""
 
     name = 'counts'
     has_statistics = True
@@ -24,7 +24,7 @@ class Counts(Task):
 
     def check_targets(self, place, targets, names):
         if targets.min() < 0:
-            raise InputError(f'{place}: task=counts takes numbers from 0 on, found {targets.min()}')
+            raise InputError(f'{place}: task=counts needs non-negative numbers, found {targets.min()}')
         return names or ('count',)
 
     def stored_targets(self, targets):
@@ -38,7 +38,7 @@ class Counts(Task):
 
 
 class Alone(Task):
-    """Looks at nothing but the images."""
+    """A task without targets."""
 
     name = 'alone'
     needs_targets = False
@@ -56,7 +56,7 @@ def images(rng):
 
 
 @pytest.mark.parametrize('task', [Counts, Counts()])
-def test_a_class_or_an_instance_is_taken_for_a_name(task, images):
+def test_a_class_or_an_instance_is_accepted(task, images):
     targets = np.array([0, 1, 2, 3, 2, 1])
     dataset = dataset_from_arrays('birds', (images, targets), (images, targets), task=task)
     assert dataset.task == Counts()
@@ -69,11 +69,11 @@ def test_a_class_or_an_instance_is_taken_for_a_name(task, images):
     made = make_task(task, statistics=dataset.target_statistics())
     assert made == Counts(scale=1.5)
     assert task_name(task) == f'{__name__}:Counts'
-    with pytest.raises(InputError, match="'birds', test: task=counts takes numbers from 0 on, found -1"):
+    with pytest.raises(InputError, match="'birds', test: task=counts needs non-negative numbers, found -1"):
         dataset_from_arrays('birds', (images, targets), (images, targets - 1), task=task)
 
 
-def test_what_is_left_out_is_the_loss_alone():
+def test_defaults_of_a_custom_task():
     task, outputs, targets = Counts(), jnp.zeros((4, 1)), jnp.array([[0.0], [1.0], [2.0], [9.0]])
     losses = task.losses(outputs, targets)
     np.testing.assert_allclose(losses, 1)
@@ -100,11 +100,11 @@ def test_targets_may_be_absent(images):
     assert Split(images).labels is None
 
 
-def test_a_task_that_needs_arguments_is_given_as_an_instance():
+def test_a_task_with_arguments_must_be_an_instance():
     @dataclasses.dataclass(frozen=True)
     class Bins(Task):
         bins: int = dataclasses.field(kw_only=True)
 
     assert get_task(Bins(bins=3)).bins == 3
-    with pytest.raises(InputError, match=r'task=Bins needs arguments .* an instance can be given'):
+    with pytest.raises(InputError, match=r'task=Bins needs arguments .* pass an instance'):
         get_task(Bins)

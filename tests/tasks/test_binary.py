@@ -1,11 +1,11 @@
-"""Yes or no: what it does in its own way; its metrics are those of one label, tested there."""
+"""Methods that differ from MultiLabel; test_multilabel.py tests the metrics."""
 
 import numpy as np
 
 from resnet_jax.tasks.binary import Binary
 
 
-def test_one_output_stands_for_both_classes():
+def test_one_output_predicts_both_classes():
     task, names, shares = Binary(), ('no', 'yes'), np.array([[0.75], [0.25]])
     assert task.num_outputs(2) == 1
     assert task.in_words(shares, names) == ['yes', 'no']

@@ -1,4 +1,4 @@
-"""Pictures of test results: what is in them."""
+"""Contents of the pictures of test results."""
 
 import types
 
@@ -20,7 +20,7 @@ def drawn(task, names, **result):
     return axes
 
 
-def test_counts_of_a_confusion_matrix_are_written_into_it():
+def test_a_confusion_matrix_shows_counts():
     axes = drawn(TASKS['multiclass'](), ('ant', 'bee'), total={'confusion': np.array([[3, 1], [0, 7]])})
     assert [text.get_text() for text in axes.texts] == ['3', '1', '7']
     assert [label.get_text() for label in axes.get_xticklabels()] == ['ant', 'bee']
@@ -28,7 +28,7 @@ def test_counts_of_a_confusion_matrix_are_written_into_it():
     assert not many.texts
 
 
-def test_a_curve_bars_and_points(rng):
+def test_roc_curve_label_bars_and_scatter_plot(rng):
     targets = np.array([0, 1, 1, 0])
     outputs = np.array([[-1.0], [2.0], [1.0], [0.5]], np.float32)
     axes = drawn(TASKS['binary'](), ('no', 'yes'), outputs=outputs, targets=targets)
@@ -47,7 +47,7 @@ def test_a_task_may_have_no_picture():
 
 
 @pytest.mark.parametrize('name', TASKS)
-def test_pictures_have_names(name):
+def test_picture_names(name):
     assert (TASKS[name].picture or name) in ('confusion', 'binary', 'multilabel', 'regression')
 
 

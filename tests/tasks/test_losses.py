@@ -25,7 +25,7 @@ def test_cross_entropy_equals_the_reference(smoothing, rng):
     np.testing.assert_allclose(losses.mean(), expected, rtol=1e-5)
 
 
-def test_a_label_out_of_range_spoils_the_loss_rather_than_vanish():
+def test_a_label_out_of_range_makes_the_loss_nan():
     losses = softmax_cross_entropy(np.zeros((3, 4), np.float32), np.array([0, 4, -1]))
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True])
 
@@ -40,13 +40,13 @@ def test_sigmoid_cross_entropy_by_its_definition(smoothing, rng):
     np.testing.assert_array_equal(extreme, [0])
 
 
-def test_errors_by_hand():
+def test_squared_and_absolute_error_by_hand():
     outputs, targets = np.array([[1.0, 2.0], [0.0, -1.0]], np.float32), np.array([[0.0, 4.0], [0.0, 0.0]], np.float32)
     np.testing.assert_allclose(squared_error(outputs, targets), [2.5, 0.5])
     np.testing.assert_allclose(absolute_error(outputs, targets), [1.5, 0.5])
 
 
-def test_a_target_out_of_range_spoils_the_sigmoids_too():
+def test_a_target_out_of_range_makes_sigmoid_losses_nan():
     losses = sigmoid_cross_entropy(np.zeros((3, 1), np.float32), np.array([[1], [5], [-1]]))
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True])
     classes = MultiClass('sigmoid_cross_entropy').losses(np.zeros((3, 4), np.float32), np.array([0, 4, -1]))
@@ -54,7 +54,7 @@ def test_a_target_out_of_range_spoils_the_sigmoids_too():
 
 
 @pytest.mark.parametrize('sigmoids', [False, True])
-def test_distillation_is_a_divergence_of_softened_probabilities(sigmoids, rng):
+def test_distillation_is_the_kl_divergence_at_a_temperature(sigmoids, rng):
     student, teacher = rng.normal(size=(2, 5, 4)).astype(np.float32)
     temperature, distillation = 3.0, sigmoid_distillation if sigmoids else softmax_distillation
 

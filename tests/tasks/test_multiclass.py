@@ -1,4 +1,4 @@
-"""Classes against scikit-learn and by hand."""
+"""Multiclass metrics and losses against scikit-learn and by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_sigmoids_for_classes():
 
 
 def test_mixed_classes_by_hand():
-    """Half of class 0 and half of class 1, smoothed by 0.3 over three classes: 0.45, 0.45, 0.1."""
+    """Half class 0, half class 1, smoothed by 0.3 over three classes: 0.45, 0.45, 0.1."""
     outputs, dense = jnp.array([[2.0, -1.0, 0.5]]), jnp.array([[0.5, 0.5, 0.0]])
     smooth = np.array([0.45, 0.45, 0.1])
     log_shares = np.asarray(jax.nn.log_softmax(outputs))[0]
@@ -50,7 +50,7 @@ def test_mixed_classes_by_hand():
     np.testing.assert_allclose(cut.training_loss()(outputs, dense), [expected], rtol=1e-5)
 
 
-def test_what_is_said_of_each():
+def test_predictions_in_words():
     shares, names = np.array([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4]], np.float32), ('a', 'b', 'c')
     assert MultiClass().in_words(shares, names) == ['b', 'a']
     ranked = MultiClass().ranked(shares, names, 2)

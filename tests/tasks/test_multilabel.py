@@ -1,4 +1,4 @@
-"""Labels against scikit-learn."""
+"""Multilabel and binary metrics against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -32,12 +32,12 @@ def test_against_scikit_learn(labels, rng):
     assert found['loss'] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_a_label_that_all_have_cannot_be_ranked_and_is_left_out():
+def test_labels_that_all_examples_have_are_not_ranked():
     targets, outputs = np.array([[1, 0], [1, 1], [1, 0]]), np.array([[0.1, -1], [0.2, 2], [0.3, 1]], np.float32)
     assert MultiLabel().scores(outputs, targets) == {'roc_auc': 1.0, 'average_precision': 1.0}
     assert Binary().scores(outputs[:, :1], targets[:, 0]) == {}
 
 
-def test_what_is_said_of_each():
+def test_predictions_in_words():
     assert MultiLabel().in_words(np.array([[0.9, 0.6], [0.1, 0.2]]), ('a', 'b')) == [('a', 'b'), ()]
     assert MultiLabel().ranked(np.array([[0.25, 0.75]]), ('a', 'b'), 5) == [[('b', 0.75), ('a', 0.25)]]

@@ -1,4 +1,4 @@
-"""Values against scikit-learn."""
+"""Regression metrics against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -26,20 +26,20 @@ def test_against_scikit_learn(values, rng):
     assert absolute.summarize(totals(absolute, outputs, targets))['loss'] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_value_that_never_changes_has_the_r2_of_scikit_learn():
+def test_r2_of_a_constant_target_is_that_of_scikit_learn():
     constant = np.full((4, 1), 2.0, np.float32)
     for outputs in (constant, constant + 1):
         expected = sklearn.r2_score(constant, outputs)
         assert Regression().summarize(totals(Regression(), outputs, constant))['r2'] == expected
 
 
-def test_statistics_are_fields(rng):
+def test_statistics(rng):
     values = rng.normal(3, 2, (9, 1)).astype(np.float32)
     found = Regression().statistics(np.concatenate([values, np.full((9, 1), 3)], axis=1))
     np.testing.assert_allclose(found['mean'], [values.mean(), 3], rtol=1e-6)
-    np.testing.assert_allclose(found['std'], [values.std(), 1], rtol=1e-6)  # a value that never changes keeps its unit
+    np.testing.assert_allclose(found['std'], [values.std(), 1], rtol=1e-6)  # std is 1 for a constant target
 
 
-def test_what_is_said_of_each():
+def test_predictions_in_words():
     assert Regression().in_words(np.array([[1.5, -2.0]]), ('a', 'b')) == [(1.5, -2.0)]
     assert Regression().ranked(np.array([[1.5, -2.0]]), ('a', 'b'), 1) == [[('a', 1.5), ('b', -2.0)]]

@@ -1,4 +1,4 @@
-"""Trees of parameters with the project's names, for the tests of optimizers."""
+"""Parameter trees with the project's names, for the optimizer tests."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 PARAMS = {'conv1': {'kernel': jnp.array([2.0])}, 'norm1': {'scale': jnp.array([1.0]), 'bias': jnp.array([0.5])}}
 
 
-# A tree with the project's names: a stem, two blocks that could be stacked, an attention of one unit, and a head.
+# A stem, a block with attention of one unit, and a head.
 SHAPES = {
     'stem/conv/kernel': (3, 3, 1, 4),
     'stem/norm/scale': (4,),
@@ -26,7 +26,7 @@ STACK = {f'stage1_block{index}/conv1/kernel': (3, 3, 2, 3) for index in (1, 2, 3
 
 
 def tree_of(flat):
-    """Nested dicts of a dict by path."""
+    """Converts a dict by path to nested dicts."""
     tree = {}
     for path, value in flat.items():
         *parents, name = path.split('/')
@@ -48,7 +48,7 @@ def random_arrays(seed, shapes=SHAPES, scale=1.0):
 
 
 def newton_schulz(x):
-    """By singular values: each s becomes a s + b s^3 + c s^5, five times."""
+    """Newton-Schulz iteration on the singular values: s becomes a s + b s^3 + c s^5, five times."""
     left, s, right = np.linalg.svd(x, full_matrices=False)
     s = s / np.linalg.norm(s)
     for _ in range(5):

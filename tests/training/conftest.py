@@ -1,4 +1,4 @@
-"""Fixtures of the tests of training."""
+"""Fixtures of the training tests."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tests.training.runs import CONFIG, SPEC
 
 @pytest.fixture(scope='session', autouse=True)
 def no_reports() -> Iterator[None]:
-    """Runs here leave the place of ``report.png``: drawing it takes longer than they do. Others draw theirs."""
+    """Replaces the drawing of ``report.png``, which takes longer than these runs; tests elsewhere draw it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, 'draw_report', lambda path, *_: path.write_bytes(b'\x89PNG'))
         yield
@@ -24,6 +24,6 @@ def shades(make_shades):
 
 @pytest.fixture(scope='session')
 def alone(shades, tmp_path_factory):
-    """A run of seed 4 alone: its folder, which stays as it is, and its result."""
+    """A single run with seed 4: its folder, which tests must not change, and its result."""
     workdir = tmp_path_factory.mktemp('runs') / 'alone'
     return workdir, train_and_evaluate(SPEC, CONFIG.replace(seed=4), workdir, dataset=shades)

@@ -1,11 +1,11 @@
-"""Strikes runs of a real training at random moments, and compares what they come to with a run left alone.
+"""Kills and interrupts real training runs at random moments and compares them with an undisturbed run.
 
 python -m tests.training.kill_harness --kills=25 --terminations=10 --of_two_processes=5
 
-Each fault starts a training in a new folder, strikes it once or twice with SIGKILL, SIGTERM or SIGINT anywhere between
-the start of the process and the end of the undisturbed run, gives the same command again until it has ended, and
-compares every array of the last checkpoint, the result and the evaluations bit for bit. Of two processes one alone is
-struck, or both; of one that was killed, or has failed, the other is killed a second later, as a scheduler does.
+Each fault starts a training in a new folder and sends it SIGKILL, SIGTERM or SIGINT once or twice, at any time between
+the start of the process and the end of an undisturbed run. Then the same command is repeated until it finishes, and
+every array of the last checkpoint, the result and the evaluations are compared bit for bit. In jobs of two processes,
+one or both are hit; if one was killed or failed, the other is killed a second later, as a scheduler would do.
 """
 
 import argparse
@@ -42,27 +42,27 @@ COMMAND = (
     *('--ema_decay=0.99', '--ema_warmup', '--eval_every_epochs=1', '--log_every_steps=3'),
     *('--checkpoint_every_epochs=1', '--checkpoint_every_steps=5'),
 )
-# Of result.json and metrics.jsonl, what two runs of the same training need not have in common.
+# Entries of result.json and metrics.jsonl that may differ between two runs of the same training.
 TIMES = {'train_seconds', 'evaluation_seconds', 'compile_seconds', 'examples_per_second', 'peak_share'}
-# Longer than anything that does not hang takes on a busy machine.
-PATIENCE_SECONDS = 600
+# Longer than anything takes on a busy machine unless it hangs.
+TIMEOUT_SECONDS = 600
 SCHEDULER_SECONDS = 1.0
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 
 
 @dataclasses.dataclass
 class Strike:
-    """A signal to a job, and what came of it.
+    """A signal to a job and its effect.
 
     Attributes:
-      signal: its name.
-      targets: indices of the processes that it goes to.
+      signal: name of the signal.
+      targets: indices of the processes that receive it.
       moment: seconds from the start of the job.
-      saved_step: of the newest checkpoint when it came; None where there was none.
-      statuses: how the processes ended.
-      leave_seconds: from the signal to the end of the last process.
-      said: what the first process said on leaving.
-      problem: what was wrong, or the empty string.
+      saved_step: step of the newest checkpoint when it was sent; None if there was none.
+      statuses: exit statuses of the processes.
+      leave_seconds: seconds from the signal to the end of the last process.
+      said: last message of the first process.
+      problem: description of a problem, or the empty string.
     """
 
     signal: str
@@ -77,7 +77,7 @@ class Strike:
 
 @dataclasses.dataclass
 class Fault:
-    """One run that was struck."""
+    """One run that receives signals."""
 
     number: int
     processes: int
@@ -94,7 +94,7 @@ class Fault:
             to = f' to {"+".join(map(str, strike.targets))}' if self.processes > 1 else ''
             parts.append(
                 f'{strike.signal}{to} at {strike.moment:5.2f} s (saved: {strike.saved_step}),'
-                f' left in {strike.leave_seconds:.2f} s with {strike.statuses}: {strike.said or "no word"}'
+                f' left in {strike.leave_seconds:.2f} s with {strike.statuses}: {strike.said or "no message"}'
             )
             parts += [f'WRONG: {strike.problem}'] if strike.problem else []
         differing = f'DIFFERENT: {", ".join(self.differences[:5])} ({len(self.differences)})'
@@ -105,10 +105,10 @@ class Job:
     """One or two processes of the same training in a folder.
 
     Args:
-      workdir: of the training.
-      count: of processes.
-      epochs: that it takes.
-      cache: where compiled programs are kept.
+      workdir: folder of the training.
+      count: number of processes.
+      epochs: number of epochs.
+      cache: folder of the compilation cache.
     """
 
     def __init__(self, workdir: pathlib.Path, count: int, epochs: int, cache: pathlib.Path):
@@ -126,16 +126,16 @@ class Job:
                 command += [f'--{name}={value}' for name, value in job.items()]
             with log.open('wb') as out:
                 options: dict[str, Any] = {'cwd': ROOT, 'env': environment, 'stdout': out, 'stderr': out}
-                # A group of its own: Ctrl-C is the harness's to obey, and what it starts must not outlive it.
+                # In its own session: the harness handles Ctrl-C, and its children must not outlive it.
                 self.processes.append(subprocess.Popen(command, **options, start_new_session=True))
 
     def wait(self) -> list[int]:
-        """The statuses when all have left; where one fails, or hangs, the others are killed.
+        """Waits for all processes and returns their statuses; if one fails or hangs, the others are killed.
 
         Raises:
-          TimeoutError: the job hung, and was killed.
+          TimeoutError: the job hung and was killed.
         """
-        end, failed = time.monotonic() + PATIENCE_SECONDS, None
+        end, failed = time.monotonic() + TIMEOUT_SECONDS, None
         while self.is_running():
             if failed is None and any(process.returncode for process in self.processes):
                 failed = time.monotonic()
@@ -145,7 +145,7 @@ class Job:
                 self.first_record = time.monotonic() - self.start
             if time.monotonic() > end:
                 self.kill()
-                raise TimeoutError(f'hung for {PATIENCE_SECONDS} s: {self.said()}')
+                raise TimeoutError(f'hung for {TIMEOUT_SECONDS} s: {self.said()}')
             time.sleep(0.01)
         return [process.returncode for process in self.processes]
 
@@ -154,10 +154,10 @@ class Job:
         return metrics.exists() and metrics.stat().st_size > 0
 
     def is_running(self) -> bool:
-        return None in [process.poll() for process in self.processes]  # asks every one, so that all statuses are known
+        return None in [process.poll() for process in self.processes]  # polls all, so that all statuses are known
 
     def _grace(self) -> float:
-        """Seconds that the others have to leave when one has: those stopped in order write the state meanwhile."""
+        """Seconds that the others have to exit after the first; after a clean stop they are still saving the state."""
         stopped = any((process.returncode or 0) > 128 for process in self.processes)
         return 10 * SCHEDULER_SECONDS if stopped else SCHEDULER_SECONDS
 
@@ -167,20 +167,20 @@ class Job:
             process.wait()
 
     def log(self) -> str:
-        """What the first process wrote."""
+        """The log of the first process."""
         return self._logs[0].read_text(errors='replace')
 
     def said(self, index: int = 0) -> str:
-        """The last line that a process wrote."""
+        """The last line of a process's log."""
         lines = self._logs[index].read_text(errors='replace').replace('\r', '\n').split('\n')
         return next((line.strip() for line in reversed(lines) if line.strip()), '')
 
 
 def run_whole(workdir: pathlib.Path, count: int, epochs: int, cache: pathlib.Path) -> tuple[float, float]:
-    """Runs a job to its end; gives the seconds until its first record, and all of them.
+    """Runs a job to completion; returns the seconds until its first record and until its end.
 
     Raises:
-      RuntimeError: it ended otherwise.
+      RuntimeError: the job failed.
     """
     job = Job(workdir, count, epochs, cache)
     try:
@@ -193,7 +193,7 @@ def run_whole(workdir: pathlib.Path, count: int, epochs: int, cache: pathlib.Pat
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, str]:
-    """What must not depend on interruptions: name and value, or its hash."""
+    """Everything that must not depend on interruptions: values or their hashes by name."""
     last = checkpoint_steps(workdir / 'checkpoints')[-1]
     path = (workdir / 'checkpoints' / str(last)).absolute()
     manifest = read_manifest(path)
@@ -221,7 +221,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, str]:
 
 
 def strike(job: Job, planned: Strike) -> None:
-    """Waits for the moment, strikes, and notes what comes of it."""
+    """Waits for the moment, sends the signal, and records its effect."""
     while time.monotonic() < job.start + planned.moment and job.is_running():
         time.sleep(0.005)
     number = signal.Signals[planned.signal]
@@ -246,16 +246,16 @@ def strike(job: Job, planned: Strike) -> None:
 
 
 def judge(job: Job, number: signal.Signals, statuses: list[int]) -> tuple[str, str]:
-    """What became of a run that was asked to leave, and what is wrong with that."""
+    """Describes how an interrupted run ended, and the problem if there is one."""
     said = job.said()
     if not any(statuses):
-        return 'it was past its last step, and finished', ''
-    noted = TERM if len(statuses) > 1 else number  # several processes make a SIGTERM of SIGINT
+        return 'it was past its last step and finished', ''
+    noted = TERM if len(statuses) > 1 else number  # multi-process jobs turn SIGINT into SIGTERM
     stopped = re.search(rf'stopped by {noted.name} (after step (\d+), which is saved|before the first step)', said)
     if stopped is None:
         if (job.workdir / 'result.json').exists():
-            return 'it was finished, and ended its process', ''
-        if 'compiling' not in job.log():  # which is said when signals are handled
+            return 'it was finished and exiting', ''
+        if 'compiling' not in job.log():  # printed once signals are handled
             return 'before it handled signals', ''
         return said, 'the message does not name the step'
     saved, wanted = _newest(job.workdir), int(stopped[2]) if stopped[2] else None
@@ -272,13 +272,13 @@ def _newest(workdir: pathlib.Path) -> int | None:
 def plan(
     kills: int, terminations: int, of_two: int, times: dict[int, tuple[float, float]], rng: random.Random
 ) -> list[Fault]:
-    """The faults, in the order in which they are done; each kind has its share of those of two processes.
+    """The faults in order of execution; the jobs of two processes are spread evenly over the kinds of signals.
 
-    Half of the moments are anywhere in the time of the undisturbed run, half in that from its first record on: most of
-    a short run is start and compilation.
+    Half of the moments are drawn from the whole duration of the undisturbed run, half from after its first record,
+    because most of a short run is startup and compilation.
     """
     kinds = [KILL] * kills + [TERM if index % 3 < 2 else INT for index in range(terminations)]
-    # Evenly spaced, so that of few there is one of each kind where that is possible.
+    # Evenly spaced, so that even a few of them include each kind if possible.
     two = {int((index + 0.5) * len(kinds) / of_two) for index in range(of_two)}
     faults = []
     for index, kind in enumerate(kinds):
@@ -292,8 +292,8 @@ def plan(
     return faults
 
 
-def suffer(fault: Fault, folder: pathlib.Path, epochs: int, reference: dict[str, str]) -> None:
-    """Does a fault in a folder, and notes what differs in the end."""
+def execute(fault: Fault, folder: pathlib.Path, epochs: int, reference: dict[str, str]) -> None:
+    """Executes a fault and records the differences of its outcome."""
     workdir, cache = folder / f'fault{fault.number}', folder / 'compiled'
     for planned in fault.strikes:
         job = Job(workdir, fault.processes, epochs, cache)
@@ -305,29 +305,29 @@ def suffer(fault: Fault, folder: pathlib.Path, epochs: int, reference: dict[str,
         run_whole(workdir, fault.processes, epochs, cache)
         found = outcome(workdir)
     except (RuntimeError, TimeoutError, InputError, OSError) as error:
-        fault.differences = [f'it cannot be resumed: {error}']
+        fault.differences = [f'cannot be resumed: {error}']
     else:
         fault.differences = differences(found, reference)
 
 
 def differences(found: dict[str, str], reference: dict[str, str]) -> list[str]:
-    """Names of what two outcomes do not have in common."""
+    """Names of the entries that differ between two outcomes."""
     return sorted(name for name in found.keys() | reference.keys() if found.get(name) != reference.get(name))
 
 
 def run_references(
     folder: pathlib.Path, epochs: int, counts: list[int]
 ) -> dict[int, tuple[tuple[float, float], dict[str, str]]]:
-    """Times and outcome of the run that nobody strikes, by number of processes.
+    """Times and outcome of undisturbed runs, by number of processes.
 
     Raises:
-      RuntimeError: two of them differ, so that they are no reference.
+      RuntimeError: two undisturbed runs differ, so that they cannot serve as a reference.
     """
     references, cache = {}, folder / 'compiled'
     for count in counts:
         first, again = folder / f'whole{count}', folder / f'again{count}'
         run_whole(first, count, epochs, cache)
-        times = run_whole(again, count, epochs, cache)  # with what is compiled, as those that are struck
+        times = run_whole(again, count, epochs, cache)  # with a warm compilation cache, as for the faults
         references[count] = times, outcome(again)
         if differing := differences(outcome(first), references[count][1]):
             raise RuntimeError(f'two undisturbed runs of {count} processes differ: {differing}')
@@ -338,21 +338,23 @@ def run_references(
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--kills', type=int, default=25, help='faults by SIGKILL')
-    parser.add_argument('--terminations', type=int, default=10, help='faults by SIGTERM, every third by SIGINT')
-    parser.add_argument('--of_two_processes', type=int, default=5, help='so many of the faults strike such a job')
-    parser.add_argument('--epochs', type=int, default=8, help='length of the training')
-    parser.add_argument('--seed', type=int, default=secrets.randbelow(2**32), help='of the moments')
-    parser.add_argument('--folder', type=pathlib.Path, help='new, for the runs, which are kept there')
-    parser.add_argument('--json', type=pathlib.Path, help='file for everything that is printed')
+    parser.add_argument('--kills', type=int, default=25, help='number of faults by SIGKILL')
+    parser.add_argument(
+        '--terminations', type=int, default=10, help='number of faults by SIGTERM, every third by SIGINT'
+    )
+    parser.add_argument('--of_two_processes', type=int, default=5, help='number of faults in jobs of two processes')
+    parser.add_argument('--epochs', type=int, default=8, help='epochs per training')
+    parser.add_argument('--seed', type=int, default=secrets.randbelow(2**32), help='random seed of the moments')
+    parser.add_argument('--folder', type=pathlib.Path, help='new folder to keep the runs in')
+    parser.add_argument('--json', type=pathlib.Path, help='file for the results as JSON')
     arguments = parser.parse_args()
     if arguments.of_two_processes > arguments.kills + arguments.terminations:
-        parser.error(f'--of_two_processes={arguments.of_two_processes}: there are not so many faults')
+        parser.error(f'--of_two_processes={arguments.of_two_processes} must be at most the number of faults')
     return arguments
 
 
 def run_all(arguments: argparse.Namespace, folder: pathlib.Path) -> bool:
-    """Runs everything; whether all ended as they should."""
+    """Executes all faults; returns whether all outcomes are equal."""
     print(f'seed {arguments.seed}', flush=True)
     faults, two = arguments.kills + arguments.terminations, arguments.of_two_processes
     references = run_references(folder, arguments.epochs, [1] * (faults > two) + [2] * (two > 0))
@@ -361,13 +363,13 @@ def run_all(arguments: argparse.Namespace, folder: pathlib.Path) -> bool:
     planned = plan(*numbers, times, random.Random(arguments.seed))
     start = time.monotonic()
     for fault in planned:
-        suffer(fault, folder, arguments.epochs, references[fault.processes][1])
+        execute(fault, folder, arguments.epochs, references[fault.processes][1])
         print(fault.line(), flush=True)
     equal = sum(fault.is_equal for fault in planned)
     strikes = collections.Counter(one.signal for fault in planned for one in fault.strikes)
-    summary = f'{equal} of {len(planned)} faults ended as if nothing had happened'
-    told = ', '.join(f'{count} {name}' for name, count in sorted(strikes.items()))
-    print(f'{summary}; {two} of two processes; {told}; {time.monotonic() - start:.0f} s', flush=True)
+    summary = f'{equal} of {len(planned)} faults ended like the undisturbed run'
+    signals = ', '.join(f'{count} {name}' for name, count in sorted(strikes.items()))
+    print(f'{summary}; {two} of two processes; {signals}; {time.monotonic() - start:.0f} s', flush=True)
     if arguments.json:
         content = {'seed': arguments.seed, 'epochs': arguments.epochs, 'first_record_and_end_seconds': times}
         content |= {'faults': [dataclasses.asdict(fault) | {'is_equal': fault.is_equal} for fault in planned]}

@@ -1,10 +1,10 @@
-"""Where the processes of a job find each other."""
+"""Addresses for multi-process jobs."""
 
 import socket
 
 
 def free_address() -> str:
-    """``localhost`` with a port that nobody listens on at the moment."""
+    """``localhost`` with a port that is currently free."""
     with socket.socket() as probe:
         probe.bind(('localhost', 0))
         return f'localhost:{probe.getsockname()[1]}'

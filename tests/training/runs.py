@@ -1,4 +1,4 @@
-"""A small network and its training, which several files look at."""
+"""A small network and training configuration, shared by several test files."""
 
 from resnet_jax import TrainConfig, make_spec
 

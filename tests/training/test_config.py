@@ -1,4 +1,4 @@
-"""The checks of a configuration."""
+"""Validation of configurations."""
 
 import functools
 
@@ -22,34 +22,37 @@ from resnet_jax import Binary, InputError, TrainConfig
         ({'compute_dtype': 'float16'}, "compute_dtype='float16' must be one of float32, bfloat16"),
         ({'seed': -1}, 'seed=-1'),
         ({'seed': 2**32}, r'seed=4294967296 must be in \[0, 4294967296\)'),
-        ({'epochs': 3, 'warmup_epochs': 3}, 'must lie before the end of epochs=3'),
+        ({'epochs': 3, 'warmup_epochs': 3}, 'must be less than epochs=3'),
         ({'crop_fill': 'white'}, "crop_fill='white' must be one of black, mean, reflect"),
         ({'task': 'segmentation'}, "task='segmentation' must be one of multiclass, binary, multilabel, regression"),
         ({'task': 'binary', 'loss': 'squared_error'}, "loss='squared_error' must be one of sigmoid_cross_entropy"),
         ({'loss': 'hinge'}, "loss='hinge' must be one of softmax"),
         ({'optimizer': 'lbfgs'}, "optimizer='lbfgs' must be one of sgd, adam, adamw"),
-        ({'task': 'regression', 'label_smoothing': 0.1}, 'label_smoothing=0.1 is for classes'),
+        ({'task': 'regression', 'label_smoothing': 0.1}, 'label_smoothing=0.1 is not supported for task=regression'),
         ({'learning_rate': 0.0, 'head_learning_rate': 0.1}, 'head_learning_rate=0.1 needs a learning_rate above 0'),
         ({'std': (0.2, 0.0, 0.2)}, r'std=\(0.2, 0.0, 0.2\) must be above 0'),
         ({'std': (-0.2,)}, r'std=\(-0.2,\) must be above 0'),
         ({'mean': (float('nan'),)}, r'mean=\(nan,\) must be finite'),
         ({'ema_decay': 1.0}, r'ema_decay=1.0 must be in \[0, 1\)'),
-        ({'sam_rho': 0.1, 'freeze': 'stem'}, 'sam_rho=0.1 moves all parameters uphill; it does not go with freeze'),
+        ({'sam_rho': 0.1, 'freeze': 'stem'}, 'sam_rho=0.1 cannot be combined with freeze'),
         ({'clip_norm': 0.0}, 'clip_norm=0.0 must be above 0'),
         ({'random_erasing': 1.5}, r'random_erasing=1.5 must be in \[0, 1\]'),
-        ({'accumulation_steps': 3}, 'accumulation_steps=3 must divide the batch_size=128'),
+        ({'accumulation_steps': 3}, 'accumulation_steps=3 must divide batch_size=128'),
         ({'crop_area': (0.5, 0.1)}, r'crop_area=\(0.5, 0.1\) must be two fractions'),
         ({'crop_area': (0.5, 1.0), 'crop_padding': 4}, 'crop_padding=4 cannot be combined with crop_area'),
         ({'color_jitter': (0.4,)}, r'color_jitter=\(0.4,\) must be three or four numbers'),
         ({'color_jitter': (0.4, 0.4, 0.4, 0.6)}, 'the hue range must be at most 0.5'),
         ({'learning_rate_factors': (('stem', -1.0),)}, "the factor -1.0 of 'stem' must be at least 0"),
         ({'learning_rate_factors': ('stem', 1.0)}, "'stem' must be a pattern and a factor"),
-        ({'learning_rate_factors': (('stem[', 1.0),)}, r"learning_rate_factors='stem\[' is no regular expression"),
+        (
+            {'learning_rate_factors': (('stem[', 1.0),)},
+            r"learning_rate_factors='stem\[' is not a valid regular expression",
+        ),
         ({'reestimate_examples': 100}, 'reestimate_examples=100 has no effect without ema_decay'),
-        ({'freeze': 'stage['}, r"freeze='stage\[' is no regular expression: unterminated character set"),
+        ({'freeze': 'stage['}, r"freeze='stage\[' is not a valid regular expression: unterminated character set"),
     ],
 )
-def test_a_value_out_of_range_is_named(fields, message):
+def test_an_invalid_value_raises(fields, message):
     with pytest.raises(InputError, match=message):
         TrainConfig().replace(**fields)
 
@@ -63,17 +66,17 @@ def test_a_value_out_of_range_is_named(fields, message):
         ),
         ({'schedule': optax.constant_schedule(0.1), 'head_learning_rate': 0.2}, 'head_learning_rate=0.2 has no effect'),
         ({'optimizer': optax.sgd(0.1), 'schedule': 'linear'}, "schedule='linear' has no effect: optimizer="),
-        ({'optimizer': lambda rate, scale: optax.sgd(rate)}, "a learning rate alone .*'scale'"),
-        ({'optimizer': functools.partial(optax.sgd, learning_rate=0.1)}, 'callable with a learning rate alone'),
-        ({'views': 2}, 'views=2 needs a loss of your own'),
+        ({'optimizer': lambda rate, scale: optax.sgd(rate)}, "only a learning rate .*'scale'"),
+        ({'optimizer': functools.partial(optax.sgd, learning_rate=0.1)}, 'callable with only a learning rate'),
+        ({'views': 2}, 'views=2 needs a custom loss'),
     ],
 )
-def test_what_does_not_go_with_a_value_is_named(fields, message):
+def test_settings_without_effect_raise(fields, message):
     with pytest.raises(InputError, match=message):
         TrainConfig().replace(**fields)
 
 
-def test_an_instance_is_a_value():
+def test_a_task_instance_is_accepted():
     assert TrainConfig().replace(task=Binary(label_smoothing=0.1)).to_json()['objective']['task'] == (
         'resnet_jax.tasks.binary:Binary'
     )
@@ -84,7 +87,7 @@ def test_an_instance_is_a_value():
     )
 
 
-def test_the_learning_rate_is_scaled_to_the_batch_on_request():
+def test_learning_rate_scaling():
     assert TrainConfig().replace(learning_rate=0.1, batch_size=512).peak_learning_rate == 0.1
     assert (
         TrainConfig().replace(learning_rate=0.1, batch_size=512, learning_rate_batch_size=256).peak_learning_rate == 0.2

@@ -1,4 +1,4 @@
-"""One device, eight devices, two processes: the same training."""
+"""Training on one device, eight devices and two processes gives the same result."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def one(root, tmp_path_factory):
 
 
 def assert_same(found, expected):
-    """Losses of twenty steps and of the evaluations, and the weights at the end."""
+    """Compares the losses of twenty steps and of the evaluations, and the final weights."""
     records = [[json.loads(line) for line in (w / 'metrics.jsonl').read_text().splitlines()] for w in (found, expected)]
     assert [(r['split'], r['step']) for r in records[0]] == [(r['split'], r['step']) for r in records[1]]
     assert sum(r['split'] == 'train' for r in records[0]) == 20
@@ -53,29 +53,29 @@ def assert_same(found, expected):
 
 
 @pytest.mark.slow
-def test_eight_devices_train_as_one(root, one, tmp_path):
+def test_eight_devices_agree_with_one(root, one, tmp_path):
     finish(start(root, tmp_path / 'run', 8))
     assert_same(tmp_path / 'run', one)
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(root, one, tmp_path):
+def test_two_processes_agree_with_one(root, one, tmp_path):
     address = free_address()
     finish(*(start(root, tmp_path / 'run', 1, address, 2, index) for index in range(2)))
     assert_same(tmp_path / 'run', one)
     assert not list((tmp_path / 'run').rglob('*.partial*'))
 
 
-def test_arguments_of_a_job_go_together():
+def test_job_arguments_are_checked():
     with pytest.raises(InputError, match=r'coordinator_address=here:1, num_processes=None and process_index=None are'):
         join_processes('here:1')
     with pytest.raises(InputError, match='process_index=2 must be from 0 to 1'):
         join_processes('here:1', 2, 2)
-    join_processes()  # alone: nothing happens
+    join_processes()  # no job: does nothing
     assert jax.process_count() == 1
 
 
-def test_who_is_in_a_job_is_told_by_the_environment(monkeypatch):
+def test_jobs_are_detected_from_the_environment(monkeypatch):
     assert not sharding._in_a_job()
     for name, value in (
         ('SLURM_STEP_NUM_TASKS', '4'),
@@ -90,7 +90,7 @@ def test_who_is_in_a_job_is_told_by_the_environment(monkeypatch):
     assert sharding._in_a_job()
 
 
-def test_what_fails_in_process_0_fails():
+def test_errors_of_process_0_are_raised():
     def fail():
         raise InputError('no')
 
@@ -99,7 +99,7 @@ def test_what_fails_in_process_0_fails():
         in_main_process(fail)
 
 
-def test_the_largest_axis_that_divides_is_split():
+def test_the_largest_divisible_axis_is_split():
     mesh = data_mesh()
     assert mesh.size == 2
     for shape, parts in (((3, 3, 8, 16), (3, 3, 8, 8)), ((4, 3), (2, 3)), ((3, 5), (3, 5)), ((), ())):

@@ -1,4 +1,4 @@
-"""Scores of a split: every example once, whatever the batch and the number of devices."""
+"""Evaluation counts every example once, for any batch size and number of devices."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def split():
     return Split(rng.integers(0, 256, (7, 6, 6, 1), np.uint8), rng.normal(size=(7, 2)).astype(np.float32))
 
 
-def test_outputs_are_those_of_the_network(split):
+def test_outputs_agree_with_the_network(split):
     model = ResNet(SPEC)
     variables = init_variables(model, jax.random.key(0), (6, 6, 1))
     task = objective_task(
@@ -33,7 +33,7 @@ def test_outputs_are_those_of_the_network(split):
     assert found.summary['mae'] == pytest.approx(errors.mean(), rel=1e-4)
 
 
-def test_outputs_of_classes_come_when_asked_for(split):
+def test_outputs_are_kept_on_request(split):
     model = ResNet(SPEC)
     variables = init_variables(model, jax.random.key(0), (6, 6, 1))
     labelled = Split(split.images, np.array([0, 1, 0, 1, 0, 1, 0], np.int32))
@@ -42,7 +42,7 @@ def test_outputs_of_classes_come_when_asked_for(split):
     assert kept.summary['accuracy'] == np.mean(kept.outputs.argmax(1) == labelled.labels)
 
 
-def test_a_network_that_diverged_has_sums_but_no_ranking(split):
+def test_a_diverged_network_has_no_ranking_scores(split):
     model = ResNet(make_spec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=1))
     variables = jax.tree.map(lambda leaf: leaf * np.nan, init_variables(model, jax.random.key(0), (6, 6, 1)))
     labelled = Split(split.images, np.array([0, 1, 0, 1, 0, 1, 0], np.int32))
@@ -51,7 +51,7 @@ def test_a_network_that_diverged_has_sums_but_no_ranking(split):
     assert 'roc_auc' not in found.summary
 
 
-def test_statistics_of_the_targets(split):
+def test_target_statistics(split):
     constant = np.stack([split.labels[:, 0], np.full(7, 3.0)], axis=1).astype(np.float32)
     train = Split(split.images, constant)
     dataset = Dataset('x', train, split, ('a', 'b'), (0.5,), (0.25,), 'regression')
@@ -59,7 +59,7 @@ def test_statistics_of_the_targets(split):
     np.testing.assert_allclose(statistics['mean'], [constant[:, 0].mean(), 3], rtol=1e-6)
     np.testing.assert_allclose(
         statistics['std'], [constant[:, 0].std(), 1], rtol=1e-6
-    )  # a value that never changes keeps its unit
+    )  # std is 1 for a constant target
     task = objective_task(
         TrainConfig().replace(task='regression', label_smoothing=0.0, loss='absolute_error'), statistics
     )

@@ -1,4 +1,4 @@
-"""Signals: noted at any moment, obeyed at a safe place."""
+"""Signals are recorded at any time and handled at a safe point."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from resnet_jax.training.interruption import StopRequest
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_noted_and_nothing_else(number):
+def test_a_signal_is_only_recorded(number):
     before = signal.getsignal(number)
     with StopRequest() as stop:
         stop.check()
@@ -32,8 +32,8 @@ def interrupt_and_wait():
     time.sleep(1)
 
 
-def test_who_signals_twice_is_in_a_hurry():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+def test_a_second_signal_interrupts_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore SIGINT
     try:
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGINT)
@@ -46,7 +46,7 @@ def test_who_signals_twice_is_in_a_hurry():
     assert not isinstance(raised.value, Interrupted)
 
 
-def test_in_a_job_of_processes_the_first_is_passed_on_and_the_second_leaves(monkeypatch):
+def test_in_a_job_sigint_becomes_sigterm_and_a_second_one_interrupts(monkeypatch):
     monkeypatch.setattr('jax.process_count', lambda: 2)
     noted = []
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: lambda number, frame: noted.append(number)}
@@ -63,7 +63,7 @@ def test_in_a_job_of_processes_the_first_is_passed_on_and_the_second_leaves(monk
             signal.signal(number, handler)
 
 
-def test_waiting_ends_with_the_result_the_error_or_a_signal():
+def test_wait_for_returns_or_raises():
     release = threading.Event()
     with StopRequest() as stop:
         assert stop.wait_for(lambda: 7) == 7
@@ -74,12 +74,12 @@ def test_waiting_ends_with_the_result_the_error_or_a_signal():
         with pytest.raises(Interrupted):
             stop.wait_for(lambda: release.wait(30))
         assert time.monotonic() - start < 5
-        with pytest.raises(Interrupted):  # it was noted before
+        with pytest.raises(Interrupted):  # recorded before the call
             stop.wait_for(lambda: pytest.fail('was called'))
     release.set()
 
 
-def test_in_another_thread_signals_are_left_alone():
+def test_other_threads_install_no_handlers():
     before, failures = signal.getsignal(signal.SIGTERM), []
 
     def work():
@@ -87,7 +87,7 @@ def test_in_another_thread_signals_are_left_alone():
             with StopRequest() as stop:
                 assert signal.getsignal(signal.SIGTERM) is before
                 stop.check()
-        except BaseException as error:  # looked at below
+        except BaseException as error:  # checked below
             failures.append(error)
 
     thread = threading.Thread(target=work)

@@ -1,4 +1,4 @@
-"""Tests of a run's log."""
+"""The log of a run."""
 
 import json
 import types
@@ -14,15 +14,15 @@ from resnet_jax.training.progress import Silence
 from resnet_jax.training.seeds import Seeds
 
 
-def test_every_interval_has_the_speed_of_its_own_steps(tmp_path, monkeypatch):
-    """Five steps in an epoch, a second each: intervals of two, two and one."""
+def test_speed_of_each_interval(tmp_path, monkeypatch):
+    """An epoch has five steps of one second: intervals of two, two and one."""
     clock = [0.0]
     monkeypatch.setattr(log_module.time, 'perf_counter', lambda: clock[0])
     config = TrainConfig().replace(batch_size=8, epochs=2, log_every_steps=2)
     sums = {'loss': np.float32(4), 'correct': np.int32(2), 'correct_top5': np.int32(5), 'count': np.int32(8)}
     plan = types.SimpleNamespace(config=config, task=objective_task(config, {}), epoch_steps=5, seeds=Seeds((0,)))
-    told = []
-    log = Log(plan, 0, tmp_path, 0, Silence(), [told.append])
+    received = []
+    log = Log(plan, 0, tmp_path, 0, Silence(), [received.append])
     for step in range(1, 11):
         clock[0] += 1
         log.step(step, sums | {'skipped': np.int32(0), 'gradient_norm': np.float32(1)}, last=step % 5 == 0)
@@ -31,15 +31,15 @@ def test_every_interval_has_the_speed_of_its_own_steps(tmp_path, monkeypatch):
     assert [record['step'] for record in records] == [2, 4, 5, 7, 9, 10]
     assert [record['examples_per_second'] for record in records] == pytest.approx([8] * 6)
     assert log.train_seconds == 10
-    assert told == [record | {'seed': 0} for record in records]
+    assert received == [record | {'seed': 0} for record in records]
 
 
 @pytest.mark.parametrize('name', ['accuracy', 'train_seconds', 'step'])
-def test_a_metric_of_a_name_that_is_taken_is_refused_before_anything_is_written(name, tmp_path):
+def test_a_duplicate_metric_name_raises_before_writing(name, tmp_path):
     config = TrainConfig().replace(batch_size=8, epochs=2)
     plan = types.SimpleNamespace(config=config, task=objective_task(config, {}), epoch_steps=5, seeds=Seeds((0,)))
     log = Log(plan, 0, tmp_path, 0, Silence())
-    with pytest.raises(InputError, match=f"a hook gives '{name}', which every test record has already"):
+    with pytest.raises(InputError, match=f"a hook returns '{name}', which every test record already has"):
         log.test(5, {'loss': 1.0, 'accuracy': 0.5}, {'other': 1.0, name: 2.0}, 0.1)
     assert log.records == []
     log.close()

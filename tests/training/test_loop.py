@@ -1,4 +1,4 @@
-"""Whole runs on a few examples: files, resumption, devices, refusals."""
+"""Whole runs on a few examples: files, resumption, devices, errors."""
 
 import contextlib
 import dataclasses
@@ -45,19 +45,19 @@ CONFIG = TrainConfig().replace(
 
 @pytest.fixture(scope='module')
 def shades(make_shades):
-    """37 and 21 examples, so that neither divides by the batch."""
+    """37 training and 21 test examples, which the batch size does not divide."""
     return make_shades(37)
 
 
 @pytest.fixture(scope='module')
 def finished(shades, tmp_path_factory):
-    """A whole run, for the tests that only look."""
+    """A finished run that tests must not change."""
     workdir = tmp_path_factory.mktemp('runs') / 'whole'
     return workdir, train_and_evaluate(SPEC, CONFIG, workdir, arch='tiny', dataset=shades)
 
 
 def last_state(workdir):
-    """Path and bytes of every array in the last checkpoint, optimizer and all."""
+    """Step of the last checkpoint, and the bytes of all its arrays by path."""
     folder = workdir / 'checkpoints'
     step = checkpoint.checkpoint_steps(folder)[-1]
     with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings(action='ignore', category=UserWarning):
@@ -66,7 +66,7 @@ def last_state(workdir):
     return step, {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
 
-def test_a_run_leaves_its_files(finished):
+def test_files_of_a_run(finished):
     workdir, result = finished
     assert {path.name for path in workdir.iterdir()} >= {
         'config.json',
@@ -103,8 +103,8 @@ def test_a_run_leaves_its_files(finished):
     assert config['versions']['jax'] == jax.__version__
 
 
-def test_norms_and_a_trace_on_request(shades, tmp_path):
-    """And checkpoints between the epochs, which do not begin the trace anew."""
+def test_norms_and_profile(shades, tmp_path):
+    """With checkpoints within epochs, which must not restart the trace."""
     config = CONFIG.replace(epochs=3, log_norms=True, checkpoint_every_steps=3)
     train_and_evaluate(SPEC, config, tmp_path, dataset=shades, profile_steps=2)
     (trace,) = (tmp_path / 'profile').rglob('*.xplane.pb')
@@ -130,15 +130,15 @@ def test_metrics_cover_every_step_once(finished):
     assert (workdir / 'report.png').read_bytes()[:4] == b'\x89PNG'
 
 
-def test_a_finished_run_is_left_alone(finished, shades, capsys):
+def test_a_finished_run_is_not_changed(finished, shades, capsys):
     workdir, result = finished
     before = (workdir / 'metrics.jsonl').read_bytes()
     assert train_and_evaluate(SPEC, CONFIG, workdir, arch='tiny', dataset=shades) == result
-    assert 'is finished' in capsys.readouterr().out
+    assert 'is already finished' in capsys.readouterr().out
     assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
-def test_another_configuration_is_refused_and_the_difference_shown(finished, shades):
+def test_another_configuration_raises_and_names_the_difference(finished, shades):
     workdir, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
     with pytest.raises(InputError, match=r'learning_rate=0.05 before, 0.1 now'):
@@ -149,7 +149,7 @@ def test_another_configuration_is_refused_and_the_difference_shown(finished, sha
 
 
 @pytest.mark.parametrize('is_finished', [True, False])
-def test_a_run_of_an_earlier_version_is_refused(finished, shades, tmp_path, is_finished):
+def test_a_run_of_an_earlier_version_raises(finished, shades, tmp_path, is_finished):
     record = json.loads((finished[0] / 'config.json').read_text())
     del record['format']
     (tmp_path / 'config.json').write_text(json.dumps(record))
@@ -163,7 +163,7 @@ def test_a_run_of_an_earlier_version_is_refused(finished, shades, tmp_path, is_f
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_folder_of_something_else_is_refused(shades, tmp_path):
+def test_a_folder_that_is_not_a_run_raises(shades, tmp_path):
     (tmp_path / 'thesis.tex').write_text('precious')
     with pytest.raises(InputError, match='is not empty and not a run'):
         train_and_evaluate(SPEC, CONFIG, tmp_path, dataset=shades)
@@ -172,7 +172,7 @@ def test_a_folder_of_something_else_is_refused(shades, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
 
 
-def test_bad_values_write_nothing(shades, tmp_path):
+def test_invalid_values_write_nothing(shades, tmp_path):
     workdir = tmp_path / 'run'
     with pytest.raises(InputError, match='batch_size=38 must be between 1 and 37'):
         train_and_evaluate(SPEC, CONFIG.replace(batch_size=38), workdir, dataset=shades)
@@ -188,11 +188,11 @@ def test_bad_values_write_nothing(shades, tmp_path):
         with pytest.raises(InputError, match=message):
             train_and_evaluate(SPEC, CONFIG.replace(init_from=str(path)), workdir, dataset=shades)
     for fields, message in (
-        ({'freeze': 'layer1'}, "freeze='layer1' matches none of the parameters; their paths begin with: head, stage1"),
+        ({'freeze': 'layer1'}, "freeze='layer1' matches none of the parameters; paths start with: head, stage1"),
         ({'freeze': ''}, "freeze='' matches all parameters"),
-        ({'freeze': 'stem', 'scan_blocks': True}, 'scan_blocks=True: pruned or frozen blocks are not alike'),
-        ({'mean': (0.5, 0.5)}, r'mean=\(0.5, 0.5\) must be 1 numbers, one a channel'),
-        ({'std': ()}, r'std=\(\) must be 1 numbers, one a channel'),
+        ({'freeze': 'stem', 'scan_blocks': True}, 'scan_blocks=True is not supported with pruned or frozen blocks'),
+        ({'mean': (0.5, 0.5)}, r'mean=\(0.5, 0.5\) must have one number per image channel \(1\)'),
+        ({'std': ()}, r'std=\(\) must have one number per image channel \(1\)'),
     ):
         with pytest.raises(InputError, match=message):
             train_and_evaluate(SPEC, CONFIG.replace(**fields), workdir, dataset=shades)
@@ -203,7 +203,7 @@ def test_bad_values_write_nothing(shades, tmp_path):
     assert not workdir.exists()
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_the_dataset_is_loaded(tmp_path, monkeypatch):
+def test_batch_size_is_checked_before_loading_the_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, 'load_dataset', lambda *_, **__: pytest.fail('loaded'))
     with pytest.raises(InputError, match='batch_size=7 must be divisible by the 2 devices'):
         train_and_evaluate(SPEC, CONFIG.replace(batch_size=7), tmp_path / 'run')
@@ -211,7 +211,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_the_dataset_is_loaded(tm
 
 
 def after_step(monkeypatch, step, do):
-    """Does something once a run has taken so many steps."""
+    """Calls ``do`` once a run has taken ``step`` steps."""
     plain = Log.step
 
     def step_and_do(self, now, *args):
@@ -223,19 +223,19 @@ def after_step(monkeypatch, step, do):
 
 
 def kill():
-    """Ends a run at once, with nothing saved, as SIGKILL does."""
+    """Ends a run without saving, like SIGKILL."""
     raise SystemError('killed')
 
 
 def metrics_of(workdir):
-    """What the metrics say of every record, but for times."""
+    """Split, step and loss of every record."""
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
     return [(r['split'], r['step'], r['loss']) for r in map(json.loads, lines)]
 
 
 @pytest.mark.parametrize('step', [3, 4, 10, 16])
 def test_a_killed_run_resumes_bit_for_bit(step, finished, shades, tmp_path, monkeypatch):
-    """In the midst of an epoch, and between its last step and its evaluation; metrics are those of one go, too."""
+    """Within an epoch, and between its last step and its evaluation; the metrics are equal too."""
     after_step(monkeypatch, step, kill)
     with pytest.raises(SystemError, match='killed'):
         train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
@@ -248,21 +248,19 @@ def test_a_killed_run_resumes_bit_for_bit(step, finished, shades, tmp_path, monk
     assert metrics_of(tmp_path) == metrics_of(workdir)
 
 
-def test_a_run_that_goes_on_on_other_devices_says_so(finished, shades, tmp_path, monkeypatch, capsys):
+def test_resuming_on_other_devices_is_reported(finished, shades, tmp_path, monkeypatch, capsys):
     after_step(monkeypatch, 5, kill)
     with pytest.raises(SystemError, match='killed'):
         train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
     monkeypatch.undo()
     result = train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades, devices=jax.devices()[:1])
-    assert f'resuming {tmp_path} after step 4; it was begun on 2 x cpu\n' in capsys.readouterr().out
+    assert f'resuming {tmp_path} after step 4; it was started on 2 x cpu\n' in capsys.readouterr().out
     assert result['test_loss'] == pytest.approx(finished[1]['test_loss'], rel=1e-4)
     assert result['device'] == '1 x cpu'
 
 
 @pytest.mark.parametrize(('step', 'number'), [(3, signal.SIGTERM), (8, signal.SIGINT)], ids=['TERM', 'INT'])
-def test_a_signal_saves_within_a_step_and_the_run_resumes_bit_for_bit(
-    step, number, finished, shades, tmp_path, monkeypatch
-):
+def test_an_interrupted_run_saves_and_resumes_bit_for_bit(step, number, finished, shades, tmp_path, monkeypatch):
     after_step(monkeypatch, step, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Interrupted, match=f'stopped by {number.name} after step {step}, which is saved') as raised:
         train_and_evaluate(SPEC, CONFIG, tmp_path, arch='tiny', dataset=shades)
@@ -277,8 +275,8 @@ def test_a_signal_saves_within_a_step_and_the_run_resumes_bit_for_bit(
     ]
 
 
-def test_a_signal_saves_before_anything_else_is_closed(shades, tmp_path, monkeypatch):
-    """What is closed then may fail: here the end of a trace."""
+def test_an_interrupted_run_saves_before_closing_anything(shades, tmp_path, monkeypatch):
+    """Closing may fail: here the trace."""
     monkeypatch.setattr(jax.profiler, 'start_trace', lambda _: None)
     monkeypatch.setattr(jax.profiler, 'stop_trace', kill)
     after_step(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -288,13 +286,13 @@ def test_a_signal_saves_before_anything_else_is_closed(shades, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize('where', ['compilation', 'evaluation'])
-def test_a_signal_is_obeyed_where_there_are_no_steps(where, finished, shades, tmp_path, monkeypatch):
+def test_a_signal_is_handled_during_compilation_and_evaluation(where, finished, shades, tmp_path, monkeypatch):
     owner, name = (program, 'make_feed') if where == 'compilation' else (EvalArrays, 'batches')
     plain, calls = getattr(owner, name), []
 
     def with_signal(*args):
         calls.append(args)
-        if len(calls) == (1 if where == 'compilation' else 3):  # it compiles, evaluates the first epoch, the second
+        if len(calls) == (1 if where == 'compilation' else 3):  # calls: compilation, first and second epoch
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(*args)
 
@@ -310,8 +308,8 @@ def test_a_signal_is_obeyed_where_there_are_no_steps(where, finished, shades, tm
     assert metrics_of(tmp_path) == metrics_of(finished[0])
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on(finished, shades, tmp_path, capsys):
-    """To the same end; the damaged one is still there."""
+def test_a_damaged_checkpoint_is_moved_and_the_run_resumes(finished, shades, tmp_path, capsys):
+    """The result is the same, and the damaged checkpoint is kept."""
     after = tmp_path / 'run'
     shutil.copytree(finished[0], after)
     (after / 'result.json').unlink()
@@ -328,8 +326,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on(finished, shades,
 
 
 @pytest.mark.slow
-def test_checkpoints_do_not_tell_whether_blocks_were_scanned(shades, tmp_path, monkeypatch):
-    """A scanned run resumes bit for bit, its weights load one by one, and start a run that is not scanned."""
+def test_checkpoints_do_not_depend_on_scan_blocks(shades, tmp_path, monkeypatch):
+    """A scanned run resumes bit for bit; its weights load in stored form and initialize an unscanned run."""
     spec = with_changes(SPEC, stage_sizes=(3, 1))
     config = CONFIG.replace(epochs=2, scan_blocks=True)
     train_and_evaluate(spec, config, tmp_path / 'whole', dataset=shades)
@@ -357,8 +355,8 @@ def test_another_seed_gives_another_network(finished, shades, tmp_path):
     assert last_state(tmp_path / 'run') != last_state(finished[0])
 
 
-def test_one_device_equals_two(finished, shades, tmp_path):
-    """To rounding: the sums over the batch are taken in another order."""
+def test_one_device_agrees_with_two(finished, shades, tmp_path):
+    """Up to rounding, because batch sums have another order."""
     one = train_and_evaluate(SPEC, CONFIG, tmp_path / 'one', dataset=shades, devices=jax.devices()[:1])
     assert len(jax.devices()) == 2
     np.testing.assert_allclose(one['test_loss'], finished[1]['test_loss'], rtol=1e-3)
@@ -368,7 +366,7 @@ def test_one_device_equals_two(finished, shades, tmp_path):
         np.testing.assert_allclose(first, second, rtol=5e-3, atol=1e-4)
 
 
-def test_weights_of_a_run_can_start_another(finished, shades, tmp_path):
+def test_a_run_can_start_from_another(finished, shades, tmp_path):
     config = CONFIG.replace(epochs=1, learning_rate=0.0, init_from=str(finished[0]))
     train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
     for first, second in zip(
@@ -377,8 +375,8 @@ def test_weights_of_a_run_can_start_another(finished, shades, tmp_path):
         np.testing.assert_array_equal(first, second)
 
 
-def test_weights_start_a_run_on_other_classes_and_channels(finished, shades, tmp_path):
-    """The head is new; the first kernel is shared by the channels, as timm does it; everything else is as it was."""
+def test_a_run_can_start_from_other_classes_and_channels(finished, shades, tmp_path):
+    """The head is new, the first kernel is adapted to the channels as in timm, and the rest is unchanged."""
 
     def in_colour(split):
         return Split(np.repeat(split.images, 3, -1), split.labels % 2)
@@ -411,35 +409,35 @@ def test_a_network_without_running_statistics_trains_resumes_and_loads(shades, t
     assert total['correct'] / total['count'] == pytest.approx(result['test_accuracy'])
 
 
-BROUGHT = Source({}, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-SILENT = Source({})
+WEIGHTS = Source({}, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+WEIGHTS_WITHOUT_MEAN = Source({})
 
 
 @pytest.mark.parametrize(
     ('fields', 'source', 'mean', 'std'),
     [
         ({}, None, (0.7, 0.8, 0.9), (0.2, 0.2, 0.2)),
-        ({}, SILENT, (0.7, 0.8, 0.9), (0.2, 0.2, 0.2)),
-        ({}, BROUGHT, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
-        ({'mean': (0, 0, 0)}, BROUGHT, (0, 0, 0), (0.4, 0.5, 0.6)),
-        ({'mean': [0.5, 0.5, 0.5], 'std': [1, 1, 1]}, BROUGHT, (0.5, 0.5, 0.5), (1, 1, 1)),
+        ({}, WEIGHTS_WITHOUT_MEAN, (0.7, 0.8, 0.9), (0.2, 0.2, 0.2)),
+        ({}, WEIGHTS, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        ({'mean': (0, 0, 0)}, WEIGHTS, (0, 0, 0), (0.4, 0.5, 0.6)),
+        ({'mean': [0.5, 0.5, 0.5], 'std': [1, 1, 1]}, WEIGHTS, (0.5, 0.5, 0.5), (1, 1, 1)),
     ],
-    ids=['dataset', 'silent weights', 'weights', 'mean', 'both'],
+    ids=['dataset', 'weights without mean', 'weights', 'mean', 'both'],
 )
-def test_whose_mean_and_deviation_count(fields, source, mean, std):
-    """What is asked for, else what the weights bring, else the dataset's own."""
+def test_precedence_of_mean_and_std(fields, source, mean, std):
+    """The configuration's, otherwise the weights', otherwise the dataset's."""
     nothing = Split(np.zeros((0, 4, 4, 3), np.uint8), np.zeros(0, np.int32))
     dataset = Dataset('none', nothing, nothing, ('a',), (0.7, 0.8, 0.9), (0.2, 0.2, 0.2))
     found = normalize_for_run(dataset, TrainConfig().replace(**fields), source, None)
     assert (found.mean, found.std) == (mean, std)
 
 
-def test_grey_images_keep_their_mean_under_weights_for_colour(shades):
-    found = normalize_for_run(shades, CONFIG, BROUGHT, None)
+def test_gray_images_ignore_the_mean_of_color_weights(shades):
+    found = normalize_for_run(shades, CONFIG, WEIGHTS, None)
     assert (found.mean, found.std) == (shades.mean, shades.std)
 
 
-def test_a_run_brings_its_mean_and_deviation(finished, shades):
+def test_mean_and_std_of_a_run_are_used(finished, shades):
     other = dataclasses.replace(shades, mean=(0.5,), std=(0.5,))
     found = normalize_for_run(other, CONFIG, open_source(finished[0]), None)
     assert (found.mean, found.std) == (shades.mean, shades.std)
@@ -449,8 +447,8 @@ STILL = {'epochs': 1, 'learning_rate': 0.0, 'weight_decay': 0.0, 'head_learning_
 
 
 @pytest.mark.parametrize('case', ['kept', 'other names', 'new_head', 'other task'])
-def test_whose_head_a_run_starts_with(case, finished, shades, tmp_path):
-    """At learning rate zero the weights stay those of the start."""
+def test_which_head_a_run_starts_with(case, finished, shades, tmp_path):
+    """At learning rate zero the weights keep their initial values."""
     config = CONFIG.replace(init_from=str(finished[0]), new_head=case == 'new_head', **STILL)
     dataset = shades
     if case == 'other names':
@@ -460,8 +458,8 @@ def test_whose_head_a_run_starts_with(case, finished, shades, tmp_path):
         columns = [Split(part.images, np.eye(3, dtype=np.int32)[part.labels]) for part in (shades.train, shades.test)]
         dataset = dataclasses.replace(shades, train=columns[0], test=columns[1], task='multilabel')
     notes = {
-        'other names': 'the head is kept, though',
-        'other task': 'a new head for multilabel in the place of one for',
+        'other names': 'keeping the head although class names differ',
+        'other task': 'replacing the head: it was trained for multiclass, not multilabel',
     }
     with pytest.warns(match=notes[case]) if case in notes else contextlib.nullcontext():
         train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=dataset)
@@ -478,7 +476,7 @@ PREFIX = 'stem|stage1'
 
 @pytest.fixture(scope='module')
 def tuning(finished):
-    """Settings of a fine-tuning of four steps an epoch in which a part is frozen and the rest drops at random."""
+    """Fine-tuning with four steps per epoch, frozen layers, and dropout in the rest."""
     return CONFIG.replace(epochs=2, weight_decay=0.1, init_from=str(finished[0]), freeze=PREFIX)
 
 
@@ -488,7 +486,7 @@ def tuned(tuning, shades, tmp_path_factory):
     return workdir, train_and_evaluate(DROPPING, tuning, workdir, dataset=shades)
 
 
-def test_what_is_frozen_stays_and_the_rest_moves(finished, tuned):
+def test_frozen_layers_stay_and_others_train(finished, tuned):
     before, after = (load_variables(folder) for folder in (finished[0], tuned[0]))
     for collection in ('params', 'batch_stats'):
         for name in before[collection]:
@@ -500,49 +498,51 @@ def test_what_is_frozen_stays_and_the_rest_moves(finished, tuned):
     assert not any('stem' in path or 'stage1' in path for path in slots)
 
 
-def test_a_run_that_freezes_and_drops_resumes_bit_for_bit(tuning, tuned, shades, tmp_path, monkeypatch):
+def test_a_run_with_frozen_layers_and_dropout_resumes_bit_for_bit(tuning, tuned, shades, tmp_path, monkeypatch):
     after_step(monkeypatch, 6, kill)
     with pytest.raises(SystemError, match='killed'):
         train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades)
     monkeypatch.undo()
-    # The weights it began with may be gone: the checkpoints hold everything.
+    # The initial weights may be gone: the checkpoints contain everything.
     monkeypatch.setattr(loop, 'open_weights', lambda *_: pytest.fail('opened the initial weights again'))
     result = train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades)
     assert last_state(tmp_path) == last_state(tuned[0])
     assert result['test_loss'] == tuned[1]['test_loss']
 
 
-def test_one_device_drops_what_two_do(tuning, tuned, shades, tmp_path):
+def test_dropout_does_not_depend_on_the_number_of_devices(tuning, tuned, shades, tmp_path):
     one = train_and_evaluate(DROPPING, tuning, tmp_path, dataset=shades, devices=jax.devices()[:1])
     np.testing.assert_allclose(one['test_loss'], tuned[1]['test_loss'], rtol=1e-3)
     for first, second in zip(*(jax.tree.leaves(load_variables(path)) for path in (tmp_path, tuned[0])), strict=True):
         np.testing.assert_allclose(first, second, rtol=5e-3, atol=1e-4)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(shades, tmp_path):
+def test_a_non_finite_loss_stops_the_run(shades, tmp_path):
     config = CONFIG.replace(learning_rate=1e20, max_skipped_steps=3, eval_every_epochs=4)
-    message = r'was not finite in 3 steps in a row, to step \d+ \(learning rate [\d.]+e\+19, gradient norm (nan|inf)\)'
+    message = (
+        r'was not finite in 3 consecutive steps, up to step \d+ \(learning rate [\d.]+e\+19, gradient norm (nan|inf)\)'
+    )
     with pytest.raises(DivergenceError, match=message):
         train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
     lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
     assert all(np.isfinite(json.loads(line).get('loss', 0)) for line in lines)
 
 
-def test_weights_that_are_not_finite_are_not_saved(shades, tmp_path):
-    """The one step of this run has a finite loss; what it leaves behind has not."""
+def test_non_finite_weights_are_not_saved(shades, tmp_path):
+    """The only step of this run has a finite loss, but the weights after it do not."""
     config = CONFIG.replace(epochs=1, batch_size=36, learning_rate=1e38)
     with pytest.raises(DivergenceError, match=r'the test loss is (nan|inf) after step 1'):
         train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
     assert checkpoint.checkpoint_steps(tmp_path / 'run' / 'checkpoints') == []
 
 
-def test_a_kill_while_the_folder_is_claimed_leaves_it_usable(finished, shades, tmp_path):
+def test_a_folder_is_usable_after_a_kill_while_claiming_it(finished, shades, tmp_path):
     (tmp_path / 'config.json.partial').write_text('{')
     config = CONFIG.replace(epochs=1)
     assert train_and_evaluate(SPEC, config, tmp_path, dataset=shades)['steps'] == 4
 
 
-def test_training_time_survives_an_interruption(finished):
+def test_training_time_accumulates(finished):
     records = [json.loads(line) for line in (finished[0] / 'metrics.jsonl').read_text().splitlines()]
     seconds = [record['train_seconds'] for record in records]
     assert seconds == sorted(seconds)
@@ -553,7 +553,7 @@ def test_label_smoothing_reaches_the_loss(finished, shades, tmp_path):
     config = CONFIG.replace(epochs=1, learning_rate=0.0, label_smoothing=0.9, crop_padding=0)
     smooth = train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=shades)
     records = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
-    # Without learning, train and test differ by the batch statistics and the smoothing, which draws the loss to log 3.
+    # Without learning, train and test losses differ by batch statistics and smoothing, which moves the loss to log 3.
     plain = config.replace(label_smoothing=0.0)
     train_and_evaluate(SPEC, plain, tmp_path / 'plain', dataset=shades)
     first = json.loads((tmp_path / 'plain' / 'metrics.jsonl').read_text().splitlines()[0])
@@ -563,7 +563,7 @@ def test_label_smoothing_reaches_the_loss(finished, shades, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_with_policy_and_mixing_resumes_bit_for_bit(shades, tmp_path, monkeypatch):
-    """What is drawn is a function of seed, epoch, example and copy, or of the step."""
+    """Random draws depend on seed, epoch, example and copy, or on the step."""
     fields = {'epochs': 2, 'policy': 'rand_augment', 'mixup': 0.2, 'cutmix': 1.0, 'loss': 'sigmoid_cross_entropy'}
     fields |= {'augmentation_repeats': 2, 'random_erasing': 0.5}
     config = CONFIG.replace(**fields, target_threshold=0.2)
@@ -580,7 +580,7 @@ def test_a_run_with_policy_and_mixing_resumes_bit_for_bit(shades, tmp_path, monk
     assert last_state(tmp_path / 'plain') != last_state(whole)
 
 
-def test_seeds_are_summed_up(shades, tmp_path):
+def test_results_of_several_seeds(shades, tmp_path):
     config = CONFIG.replace(epochs=1)
     result = train_and_evaluate(SPEC, config, tmp_path, num_seeds=2, dataset=shades)
     accuracies = [run['test_accuracy'] for run in result['runs']]
@@ -591,8 +591,8 @@ def test_seeds_are_summed_up(shades, tmp_path):
         train_and_evaluate(SPEC, config, tmp_path, num_seeds=0, dataset=shades)
 
 
-def test_seeds_that_damage_has_parted_go_on_apart(finished, shades, tmp_path, monkeypatch, capsys):
-    """The one without an intact checkpoint starts anew, and the other one keeps and uses its own."""
+def test_seeds_without_a_common_checkpoint_resume_separately(finished, shades, tmp_path, monkeypatch, capsys):
+    """The seed without an intact checkpoint starts over; the other one resumes from its own."""
     after_step(monkeypatch, 10, kill)
     with pytest.raises(SystemError, match='killed'):
         train_and_evaluate(SPEC, CONFIG, tmp_path, num_seeds=2, dataset=shades)
@@ -601,15 +601,15 @@ def test_seeds_that_damage_has_parted_go_on_apart(finished, shades, tmp_path, mo
         manifest.write_bytes(b'')
     capsys.readouterr()
     result = train_and_evaluate(SPEC, CONFIG, tmp_path, num_seeds=2, dataset=shades)
-    said = capsys.readouterr()
-    assert f'resuming {tmp_path / "seed0"} after step 8' in said.out
-    assert said.err.count('is damaged') == len(list((tmp_path / 'seed1' / 'checkpoints' / 'damaged').iterdir())) > 0
+    output = capsys.readouterr()
+    assert f'resuming {tmp_path / "seed0"} after step 8' in output.out
+    assert output.err.count('is damaged') == len(list((tmp_path / 'seed1' / 'checkpoints' / 'damaged').iterdir())) > 0
     assert [run['steps'] for run in result['runs']] == [16, 16]
     assert result['runs'][0]['test_loss'] == pytest.approx(finished[1]['test_loss'], rel=1e-3)
 
 
-def test_a_checkpoint_that_was_left_without_its_score_gets_it(finished, shades, tmp_path, monkeypatch):
-    """Stopped in the last evaluation, and killed when that was made up for and the step was to be written anew."""
+def test_a_checkpoint_without_score_gets_it_later(finished, shades, tmp_path, monkeypatch):
+    """The run is interrupted in the last evaluation, and killed before saving the step again with its score."""
     plain, calls = EvalArrays.batches, []
 
     def with_signal(self, *args):
@@ -639,42 +639,42 @@ def test_is_due(epoch, due):
     assert is_due(epoch, every=3, last=7) == due
 
 
-def test_a_picture_that_cannot_be_drawn_loses_no_result(shades, tmp_path, monkeypatch, capsys):
+def test_a_drawing_error_does_not_affect_the_result(shades, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise ValueError('no such\ncolour')
 
     monkeypatch.setattr(report, 'draw_report', fail)
     result = train_and_evaluate(SPEC, CONFIG.replace(epochs=1), tmp_path, dataset=shades)
     assert json.loads((tmp_path / 'result.json').read_text()) == result
-    assert capsys.readouterr().err == f'{tmp_path / "report.png"} cannot be drawn: no such colour\n'
+    assert capsys.readouterr().err == f'{tmp_path / "report.png"}: drawing failed: no such colour\n'
 
 
 def test_sinks_get_every_record_and_hooks_add_to_tests(shades, tmp_path):
-    told, seen = [], []
+    received, seen = [], []
 
     def hook(state):
         seen.append(int(state.step))
         return {'weight_norm': float(np.linalg.norm(state.params['head']['kernel'])), 'useless': float('nan')}
 
     config = CONFIG.replace(epochs=2, ema_decay=0.5)
-    train_and_evaluate(SPEC, config, tmp_path, num_seeds=2, dataset=shades, sinks=[told.append], hooks=[hook])
+    train_and_evaluate(SPEC, config, tmp_path, num_seeds=2, dataset=shades, sinks=[received.append], hooks=[hook])
     assert seen == [4, 4, 8, 8]
     for seed in (0, 1):
         lines = (tmp_path / f'seed{seed}' / 'metrics.jsonl').read_text().splitlines()
         records = [json.loads(line) | {'seed': seed} for line in lines]
-        assert [record for record in told if record['seed'] == seed] == records
+        assert [record for record in received if record['seed'] == seed] == records
         tests = [record for record in records if record['split'] == 'test']
         assert all(record['weight_norm'] > 0 and 'useless' not in record for record in tests)
         assert all(record['unaveraged_loss'] != record['loss'] for record in tests)
 
 
-def test_a_hook_that_names_its_metric_like_another_is_refused(shades, tmp_path):
+def test_a_duplicate_metric_of_a_hook_raises(shades, tmp_path):
     hooks = [lambda _: {'norm': 1.0}, lambda _: {'norm': 2.0}]
-    with pytest.raises(InputError, match="a hook gives 'norm', which every test record has already"):
+    with pytest.raises(InputError, match="a hook returns 'norm', which every test record already has"):
         train_and_evaluate(SPEC, CONFIG.replace(epochs=1), tmp_path, dataset=shades, hooks=hooks)
 
 
-def test_a_given_dataset_is_resized_as_the_record_says(shades, tmp_path):
+def test_a_given_dataset_is_resized(shades, tmp_path):
     train_and_evaluate(SPEC, CONFIG.replace(epochs=1, image_size=5), tmp_path, dataset=shades)
     record = json.loads((tmp_path / 'config.json').read_text())
     assert record['config']['data']['image_size'] == 5
@@ -682,7 +682,7 @@ def test_a_given_dataset_is_resized_as_the_record_says(shades, tmp_path):
 
 
 class Small(Task):
-    """Outputs are to be small: of no use but that it needs no targets."""
+    """A useless task without targets: outputs should be small."""
 
     name = 'small'
     needs_targets = False
@@ -692,16 +692,16 @@ class Small(Task):
 
 
 def distance_from_one(outputs, batch):
-    """Of the outputs, an own loss that looks at no label."""
+    """A custom loss without labels."""
     assert 'label' not in batch
     return jnp.square(outputs - 1).mean(-1)
 
 
-@pytest.mark.parametrize('loss', ['own', "task's"])
+@pytest.mark.parametrize('loss', ['custom', "task's"])
 def test_a_run_without_labels_trains_evaluates_and_resumes(loss, shades, tmp_path, monkeypatch):
-    """With as many outputs as the architecture says."""
+    """The number of outputs is that of the architecture."""
     dataset = dataset_from_arrays('bare', (shades.train.pixels, None), (shades.test.pixels, None), task=Small)
-    config = CONFIG.replace(epochs=2, task=Small, loss=distance_from_one if loss == 'own' else None)
+    config = CONFIG.replace(epochs=2, task=Small, loss=distance_from_one if loss == 'custom' else None)
     whole = train_and_evaluate(SPEC, config, tmp_path / 'whole', dataset=dataset)
     assert np.isfinite(whole['test_loss'])
     after_step(monkeypatch, 6, kill)
@@ -714,8 +714,8 @@ def test_a_run_without_labels_trains_evaluates_and_resumes(loss, shades, tmp_pat
     assert load_variables(tmp_path / 'run')['params']['head']['bias'].shape == (3,)
 
 
-def test_mixing_without_targets_is_refused(shades, tmp_path):
+def test_mixing_without_targets_raises(shades, tmp_path):
     dataset = dataset_from_arrays('bare', (shades.train.pixels, None), (shades.test.pixels, None), task=Small)
-    with pytest.raises(InputError, match=r'mixup=0.2 mixes targets, and dataset bare has none; leave it out'):
+    with pytest.raises(InputError, match=r'mixup=0.2 mixes targets, but dataset bare has none'):
         train_and_evaluate(SPEC, CONFIG.replace(task=Small, mixup=0.2), tmp_path / 'run', dataset=dataset)
     assert not (tmp_path / 'run').exists()

@@ -1,4 +1,4 @@
-"""Muon's direction, beside a decomposition into singular values."""
+"""Muon's update direction against a singular value decomposition."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Schedules and optimizer steps by hand."""
+"""Optimizer steps by hand."""
 
 import functools
 
@@ -37,13 +37,13 @@ def test_the_head_has_its_own_learning_rate(name, freeze):
 
 
 @pytest.mark.parametrize(('pattern', 'which'), [('kernel', 'none of the parameters'), ('', 'all parameters')])
-def test_freezing_nothing_or_everything_is_an_error(pattern, which):
-    with pytest.raises(InputError, match=f'matches {which}; their paths begin with: conv1, norm1') as error:
+def test_freezing_nothing_or_everything_raises(pattern, which):
+    with pytest.raises(InputError, match=f'matches {which}; paths start with: conv1, norm1') as error:
         optimizer_of(TrainConfig().replace(freeze=pattern), 10).init(PARAMS)
     assert '\n' not in str(error.value)
 
 
-def test_frozen_parameters_have_neither_decay_nor_slots():
+def test_frozen_parameters_have_no_decay_and_no_state():
     optimizer = optimizer_of(TrainConfig().replace(weight_decay=0.5, momentum=0.9, freeze='conv1'), 10)
     state = optimizer.init(PARAMS)
     slots = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
@@ -55,7 +55,7 @@ def test_frozen_parameters_have_neither_decay_nor_slots():
 
 
 def after_steps(config, params, gradients, steps_per_epoch=2):
-    """Parameters by path after a step with each of the gradients."""
+    """Parameters by path after one step per gradient."""
     optimizer = optimizer_of(config, steps_per_epoch)
     params = tree_of({path: jnp.asarray(value) for path, value in params.items()})
     state = optimizer.init(params)
@@ -69,7 +69,7 @@ NORM = np.linalg.norm
 
 
 class ByHand:
-    """The optimizers once more, in float64, of one parameter at a time."""
+    """Reference implementations of the optimizers in float64, for one parameter."""
 
     def __init__(self, config, params, decays, matrix):
         self.c, self.decays, self.matrix = config.optimizer, decays, matrix
@@ -146,8 +146,8 @@ def test_every_optimizer_by_hand(name, decayed, nesterov):
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_factors_of_the_learning_rate(name):
-    """The first step of each parameter is its factor times what it would be, also where trust ratios adapt."""
+def test_learning_rate_factors(name):
+    """The first step of each parameter is scaled by its factor, even with trust ratios."""
     config = TrainConfig().replace(optimizer=name, learning_rate=0.1, weight_decay=0.1)
     params, gradients = random_arrays(0), [random_arrays(1)]
     factors = (('stem', 0.25), ('stage1_block1/(conv1|se)', 3.0), ('.*attention', 0.0))
@@ -164,7 +164,7 @@ def test_factors_of_the_learning_rate(name):
         (
             (('conv1', 0.1), ('other', 0.2)),
             {},
-            "'other' matches none of the parameters; their paths begin with: conv1, ",
+            "'other' matches none of the parameters; paths start with: conv1, ",
         ),
         ((('conv', 0.1), ('.*kernel', 0.2)), {}, "'.*kernel' and 'conv' both match conv1/kernel"),
         ((('he', 0.1),), {'head_learning_rate': 0.1}, "'he' and head_learning_rate=0.1 both match head"),
@@ -179,7 +179,7 @@ def test_every_parameter_has_one_rule(factors, fields, message):
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_frozen_parameters_stay_whatever_the_optimizer(name):
+def test_frozen_parameters_stay_with_every_optimizer(name):
     params, gradients = random_arrays(0), [random_arrays(1), random_arrays(2)]
     fields = {'optimizer': name, 'weight_decay': 0.1, 'adaptive_clip': 0.1, 'learning_rate_factors': (('stage1', 0.5),)}
     found = after_steps(TrainConfig().replace(**fields, freeze='stem'), params, gradients)
@@ -188,7 +188,7 @@ def test_frozen_parameters_stay_whatever_the_optimizer(name):
         np.testing.assert_array_equal(found[path], value if path.startswith('stem') else free[path])
 
 
-def test_the_norm_is_clipped_of_what_is_trained_alone():
+def test_clip_norm_uses_only_trained_parameters():
     params, grads = random_arrays(0), random_arrays(1)
     config = TrainConfig().replace(learning_rate=1.0, weight_decay=0.0, momentum=0.0, clip_norm=0.5, freeze='stem')
     found = after_steps(config, params, [grads])
@@ -203,8 +203,8 @@ def test_the_norm_is_clipped_of_what_is_trained_alone():
 
 
 @pytest.mark.parametrize('shape', [(3, 3, 1, 4), (1, 1, 1, 4), (1, 4), (3, 1, 1), (4,)])
-def test_adaptive_clipping_looks_at_units(shape):
-    """Brock et al. 2021, Eq. 3: each output's own weights; biases and scales are one unit; no head."""
+def test_adaptive_clipping_is_per_unit(shape):
+    """Brock et al. 2021, Eq. 3: weights per output; biases and scales are one unit; the head is excluded."""
     shapes = {'stem/conv/kernel': shape, 'head/kernel': (4, 3)}
     params, grads = random_arrays(0, shapes), random_arrays(1, shapes)
     params['stem/conv/kernel'][..., 0] *= 1e-5  # the smallest norm is 1e-3
@@ -221,8 +221,8 @@ def test_adaptive_clipping_looks_at_units(shape):
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_stacked_blocks_are_treated_one_by_one(name):
-    """What ``scan_blocks`` computes in a loop has the rules, norms and matrices of single blocks."""
+def test_stacked_blocks_are_treated_separately(name):
+    """Blocks in a loop have the rules, norms and matrices of single blocks."""
     config = TrainConfig().replace(
         optimizer=name, weight_decay=0.1, clip_norm=1.0, adaptive_clip=0.2, learning_rate_factors=(('stage1', 0.5),)
     )
@@ -237,8 +237,8 @@ def test_stacked_blocks_are_treated_one_by_one(name):
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_several_networks_at_once(name):
-    """``jax.vmap`` over an axis in front of parameters, gradients and state."""
+def test_vmap_over_networks(name):
+    """``jax.vmap`` over a leading axis of parameters, gradients and state."""
     fields = {'clip_norm': 0.5, 'adaptive_clip': 0.1, 'learning_rate': 0.1, 'head_learning_rate': 0.3}
     optimizer = optimizer_of(TrainConfig().replace(optimizer=name, decayed='kernels', freeze='stem/norm', **fields), 10)
     params, grads = ([tree_of(random_arrays(seed)) for seed in seeds] for seeds in ((0, 1), (2, 3)))
@@ -254,7 +254,7 @@ def test_several_networks_at_once(name):
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_the_state_holds_one_count_of_the_schedule(name):
+def test_the_state_has_one_schedule_count(name):
     state = optimizer_of(TrainConfig().replace(optimizer=name, clip_norm=1.0, freeze='stem'), 10).init(
         tree_of(random_arrays(0))
     )
@@ -264,7 +264,7 @@ def test_the_state_holds_one_count_of_the_schedule(name):
 
 @pytest.mark.parametrize('fields', [{}, {'head_learning_rate': 0.2}, {'freeze': 'stem'}])
 @pytest.mark.parametrize('name', ['sgd', 'adam', 'adamw'])
-def test_the_nesting_of_the_state_is_that_of_old_checkpoints(name, fields):
+def test_the_state_is_nested_as_in_old_checkpoints(name, fields):
     decay = optax.add_decayed_weights(1e-4, lambda params: jax.tree.map(lambda _: True, params))
     first, second = {
         'sgd': (decay, optax.trace(0.9)),
@@ -287,7 +287,7 @@ def test_the_nesting_of_the_state_is_that_of_old_checkpoints(name, fields):
 
 
 class TestOptax:
-    """Optimizers that are not ours: by optax's name, as a function, or as a transformation."""
+    """Optimizers of optax: by name, as a function, or as a transformation."""
 
     @staticmethod
     def direct(optimizer, params, gradients):
@@ -299,8 +299,8 @@ class TestOptax:
         return {path: np.asarray(value) for path, value in flat_of(params).items()}
 
     @pytest.mark.parametrize('form', ['name', 'function', 'transformation'])
-    def test_steps_are_optaxs(self, form):
-        """With the schedule of the configuration, which halves the rate in the second of two epochs."""
+    def test_steps_agree_with_optax(self, form):
+        """With the configuration's schedule, which halves the rate in the second of two epochs."""
         params, gradients = random_arrays(0), [random_arrays(seed) for seed in (1, 2)]
         rate = optax.piecewise_constant_schedule(0.01, {1: 0.5})
         fields = {'schedule': 'step', 'decay_epochs': (1,), 'decay_factor': 0.5, 'epochs': 2}
@@ -314,14 +314,14 @@ class TestOptax:
         for path, value in self.direct(optax.lion(rate), params, gradients).items():
             np.testing.assert_allclose(found[path], value, rtol=1e-6, err_msg=path)
 
-    def test_what_is_frozen_stays(self):
+    def test_frozen_parameters_stay(self):
         config = TrainConfig().replace(optimizer=optax.adam(0.1), freeze='stem')
         params = random_arrays(0)
         found = after_steps(config, params, [random_arrays(1)])
         for path, value in params.items():
             assert np.array_equal(found[path], value) == path.startswith('stem')
 
-    def test_a_function_that_gives_none_is_named(self):
+    def test_a_function_that_is_not_an_optimizer_raises(self):
         config = TrainConfig().replace(optimizer=lambda learning_rate: learning_rate)
-        with pytest.raises(InputError, match=r'must give an optax.GradientTransformation, not a function'):
+        with pytest.raises(InputError, match=r'must return an optax.GradientTransformation, got function'):
             optimizer_of(config, 1).init(PARAMS)

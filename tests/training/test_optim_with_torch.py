@@ -1,4 +1,4 @@
-"""Optimizers and schedules against PyTorch's and timm's, where they are installed."""
+"""Optimizers and schedules against those of PyTorch and timm, if installed."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from resnet_jax import RECIPES, TrainConfig  # noqa: E402
 from resnet_jax.training.config import optimizer_of, rate_of  # noqa: E402
 from resnet_jax.training.muon import orthogonalized  # noqa: E402
 
-# Kernels as PyTorch has them, [out, in, kh, kw] and [out, in]; ours are [kh, kw, in, out] and [in, out].
+# Kernels in PyTorch's layout, [out, in, kh, kw] and [out, in]; ours are [kh, kw, in, out] and [in, out].
 SHAPES = {'stem/conv/kernel': (4, 2, 3, 3), 'stem/norm/scale': (4,), 'stem/norm/bias': (4,)}
 SHAPES |= {'head/kernel': (3, 4), 'head/bias': (3,)}
 KERNELS = ['stem/conv/kernel', 'head/kernel']
@@ -60,7 +60,7 @@ def our_steps(config, steps_per_epoch=1):
 
 
 def falling(*optimizers):
-    """The learning rate 0.05 on a line to zero."""
+    """Linear decay of the learning rate from 0.05 to zero."""
 
     def after(step):
         for optimizer in optimizers:
@@ -71,7 +71,7 @@ def falling(*optimizers):
 
 
 def their_steps(make, schedule=falling, steps_per_epoch=1):
-    """The same of ``make(parameters by path)``; ``schedule(optimizer)`` gives what follows each epoch."""
+    """Like ``our_steps``, for ``make(params)``; ``schedule(optimizer)`` returns what to call after each epoch."""
     params = {path: torch.nn.Parameter(torch.tensor(value)) for path, value in random_arrays(0).items()}
     optimizer, records = make(params), []
     after_epoch = schedule(optimizer)
@@ -92,7 +92,7 @@ def assert_same(found, expected, tolerance):
 
 
 def groups(params, decay, decayed):
-    """Two groups, of which the first decays."""
+    """Two parameter groups, the first one with weight decay."""
     chosen = [value for path, value in params.items() if path in decayed]
     others = [value for path, value in params.items() if path not in decayed]
     return [{'params': chosen, 'weight_decay': decay}, {'params': others, 'weight_decay': 0.0}]
@@ -117,7 +117,7 @@ def test_torch_optimizers(name, nesterov, make):
 
 
 def test_muon_direction_of_torch():
-    """Its iteration is in bfloat16, which has three digits."""
+    """PyTorch's iteration runs in bfloat16, which has three digits."""
     muon = pytest.importorskip('torch.optim._muon')
     matrix = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     for some in (matrix, matrix.T):
@@ -126,7 +126,7 @@ def test_muon_direction_of_torch():
 
 
 def test_torch_muon_on_matrices_and_adamw_on_the_rest(monkeypatch):
-    """In float32 in place of PyTorch's bfloat16, so that the whole optimizer can be compared and not its rounding."""
+    """Runs PyTorch in float32 instead of bfloat16, to compare the algorithm without its rounding."""
     pytest.importorskip('torch.optim._muon')
     monkeypatch.setattr(torch.Tensor, 'bfloat16', torch.Tensor.clone)
 
@@ -134,8 +134,8 @@ def test_torch_muon_on_matrices_and_adamw_on_the_rest(monkeypatch):
         def __init__(self, params):
             self.kernel = params['stem/conv/kernel']
             self.matrix = torch.nn.Parameter(self.kernel.detach().reshape(4, -1).clone())
-            how = {'adjust_lr_fn': 'match_rms_adamw', 'momentum': 0.9, 'weight_decay': 0.1}
-            self.muon = torch.optim.Muon([self.matrix], 0.05, **how)
+            options = {'adjust_lr_fn': 'match_rms_adamw', 'momentum': 0.9, 'weight_decay': 0.1}
+            self.muon = torch.optim.Muon([self.matrix], 0.05, **options)
             rest = {path: value for path, value in params.items() if path != 'stem/conv/kernel'}
             self.adamw = torch.optim.AdamW(groups(rest, 0.1, KERNELS), 0.05)
 
@@ -162,7 +162,7 @@ def test_timm_rmsprop_tf():
 
 
 def test_timm_adaptive_clipping():
-    """All but the head, which timm excludes by name."""
+    """Clips all but the head, which timm excludes by name."""
     utils = pytest.importorskip('timm.utils.agc')
 
     class Clipped(torch.optim.SGD):
@@ -235,7 +235,7 @@ def timm_cosine(optimizer, epochs):
 
 @pytest.mark.parametrize('recipe', ['rsb_a1', 'rsb_a2', 'rsb_a3'])
 def test_ten_steps_of_resnet_strikes_back(recipe):
-    """timm's LAMB with its clipping, and its cosine by the epoch under the warmup."""
+    """timm's LAMB with its clipping, and its per-epoch cosine that runs during the warmup."""
     optim, config = pytest.importorskip('timm.optim'), RECIPES[recipe]
 
     def make(params):

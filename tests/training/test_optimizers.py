@@ -1,4 +1,4 @@
-"""Optimizers as types: their own hyperparameters, and what stands for them from outside."""
+"""Optimizer dataclasses, and optimizers from optax."""
 
 import functools
 
@@ -9,7 +9,7 @@ from resnet_jax import InputError, TrainConfig
 from resnet_jax.training.optimizers import OPTIMIZERS, SGD, AdamW, Lars, Muon, Optax, optimizer_from
 
 
-def test_each_type_has_its_own_hyperparameters_and_usual_rate():
+def test_hyperparameters_and_defaults():
     own = {
         name: {'momentum', 'nesterov', 'b1', 'b2'} & set(kind.__dataclass_fields__) for name, kind in OPTIMIZERS.items()
     }
@@ -35,12 +35,12 @@ def test_optax_by_name_and_by_value():
 
 
 @pytest.mark.parametrize('name', ['optax.lyon', 'optax.apply_updates', 'optax.'])
-def test_what_optax_has_not_gets_the_nearest(name):
-    with pytest.raises(InputError, match=f"optimizer='{name}': optax has no such optimizer; .*known: "):
+def test_an_unknown_optax_name_gets_the_nearest_ones(name):
+    with pytest.raises(InputError, match=f"optimizer='{name}' is not an optimizer of optax; .*known: "):
         optimizer_from(name)
 
 
-def test_it_is_recorded_and_read_again():
+def test_json_round_trip():
     config = TrainConfig().replace(optimizer='optax.lion', learning_rate=0.5)
     record = config.to_json()
     assert record['optimizer']['name'] == 'optax.lion'

@@ -1,4 +1,4 @@
-"""What is fixed before the first step: network, options of the step, teacher."""
+"""Plans: network, step options, teacher."""
 
 import dataclasses
 
@@ -15,19 +15,19 @@ from resnet_jax.training.step import StepOptions
 from tests.training.runs import CONFIG, SPEC
 
 
-def test_a_teacher_of_other_classes_is_refused(alone, shades, tmp_path):
+def test_a_teacher_with_other_classes_raises(alone, shades, tmp_path):
     def in_two(split):
         return Split(split.images, split.labels % 2)
 
     two = dataclasses.replace(shades, train=in_two(shades.train), test=in_two(shades.test), class_names=('a', 'b'))
     config = CONFIG.replace(distill_from=str(alone[0]))
-    with pytest.raises(InputError, match='has 3 outputs, not 2'):
+    with pytest.raises(InputError, match='has 3 outputs, expected 2'):
         train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=two)
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_student_learns_from_its_teacher_alone(alone, shades, tmp_path):
-    """With labels that say nothing and the teacher's share of 1 it finds the classes all the same."""
+def test_a_student_learns_only_from_its_teacher(alone, shades, tmp_path):
+    """With useless labels and distillation weight 1, it still learns the classes."""
     wrong = dataclasses.replace(shades, train=Split(shades.train.images, np.zeros_like(shades.train.labels)))
     fields = {'distill_from': str(alone[0]), 'distill_weight': 1.0, 'distill_temperature': 2.0, 'mixup': 0.0}
     config = CONFIG.replace(epochs=24, **fields)
@@ -47,15 +47,15 @@ def test_settings_reach_the_network_and_the_step():
 
 
 class OwnBlock(BasicBlock):
-    """As its parent."""
+    """A custom block."""
 
 
 class OtherBlock(BasicBlock):
-    """Likewise."""
+    """Another custom block."""
 
 
-def test_a_run_of_an_own_block_starts_and_teaches_runs_of_the_same(alone, shades, tmp_path):
-    """Others start from and learn from what was trained with a block that has a name."""
+def test_weights_with_a_custom_block_need_that_block(alone, shades, tmp_path):
+    """Runs with the same block can start and learn from them; runs with another block cannot."""
     own = with_changes(SPEC, block=OwnBlock)
     config = CONFIG.replace(epochs=1, mixup=0.0)
     train_and_evaluate(own, config, tmp_path / 'own', dataset=shades)
@@ -75,8 +75,8 @@ def contrast(outputs, batch):
     return outputs.mean((1, 2))
 
 
-def test_views_of_photographs_that_share_a_crop_are_refused_by_the_plan(shades):
+def test_views_of_photographs_with_a_random_crop_raise(shades):
     photographs = dataclasses.replace(shades, image_size=32)
     config = CONFIG.replace(views=2, crop_area=(0.2, 1.0), crop_padding=0, mixup=0.0, loss=contrast)
-    with pytest.raises(InputError, match='views=2 of photographs would have the same crop_area; leave it out'):
+    with pytest.raises(InputError, match='views=2 cannot be combined with crop_area for photographs'):
         make_plan(SPEC, config, Seeds((0,)), photographs, data_mesh(), THREAD_READER)

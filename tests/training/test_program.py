@@ -1,4 +1,4 @@
-"""Programs: several seeds at once, averages with statistics of their own, recomputed blocks."""
+"""Programs: several seeds, averages with recomputed statistics, remat, phases."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ def assert_close(first, second):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_a_seed_among_others_is_the_seed_alone(alone, shades, tmp_path):
+def test_a_seed_among_others_agrees_with_a_single_run(alone, shades, tmp_path):
     result = train_and_evaluate(SPEC, CONFIG.replace(seed=3), tmp_path, num_seeds=2, dataset=shades)
     assert_close(tmp_path / 'seed4', alone[0])
     assert result['runs'][1]['seed'] == 4
@@ -48,7 +48,7 @@ def test_a_seed_among_others_is_the_seed_alone(alone, shades, tmp_path):
     assert again == result
 
 
-def test_statistics_are_found_anew_as_means_over_batches(alone, shades):
+def test_statistics_are_recomputed_as_means_over_batches(alone, shades):
     model = make_model(SPEC, CONFIG)
     model = dataclasses.replace(model, spec=with_changes(SPEC, num_classes=3, drop_path_rate=0.0))
     variables = load_variables(alone[0])
@@ -70,7 +70,7 @@ def test_statistics_are_found_anew_as_means_over_batches(alone, shades):
     assert score(spoilt).summary['accuracy'] < 0.9
 
 
-def test_an_averaged_run_is_scored_and_loaded_by_its_average(shades, tmp_path):
+def test_the_average_is_evaluated_and_loaded(shades, tmp_path):
     config = CONFIG.replace(ema_decay=0.8, ema_warmup=True, reestimate_examples=50, shard_optimizer=True)
     result = train_and_evaluate(SPEC, config, tmp_path, dataset=shades)
     variables = load_variables(tmp_path)
@@ -80,8 +80,8 @@ def test_an_averaged_run_is_scored_and_loaded_by_its_average(shades, tmp_path):
 
 
 @pytest.mark.slow
-def test_found_statistics_depend_on_no_earlier_ones(shades, tmp_path, monkeypatch):
-    """A run that was stopped in between, and found them at another moment, ends with the same bytes."""
+def test_recomputed_statistics_do_not_depend_on_earlier_ones(shades, tmp_path, monkeypatch):
+    """An interrupted run, which recomputes them at another time, ends bit for bit the same."""
     fields = {'ema_decay': 0.8, 'reestimate_examples': 50, 'epochs': 3, 'checkpoint_every_steps': 2}
     config = CONFIG.replace(**fields)
     train_and_evaluate(SPEC, config, tmp_path / 'whole', dataset=shades)
@@ -100,7 +100,7 @@ def test_found_statistics_depend_on_no_earlier_ones(shades, tmp_path, monkeypatc
     jax.tree.map(np.testing.assert_array_equal, load_variables(tmp_path / 'halved'), load_variables(tmp_path / 'whole'))
 
 
-def test_recomputed_blocks_give_the_same_gradients(shades):
+def test_remat_gives_the_same_gradients(shades):
     mesh, states = data_mesh(jax.devices()[:1]), []
     for remat in (False, True):
         plan = make_plan(SPEC, CONFIG.replace(remat=remat), Seeds((0,)), shades, mesh, THREAD_READER)
@@ -112,7 +112,7 @@ def test_recomputed_blocks_give_the_same_gradients(shades):
 
 
 @pytest.mark.parametrize('fails', ['peek', 'lower', 'Evaluator'])
-def test_what_reads_ahead_is_closed_where_a_compilation_fails(fails, shades, monkeypatch):
+def test_the_feed_is_closed_if_compilation_fails(fails, shades, monkeypatch):
     plan = make_plan(SPEC, CONFIG, Seeds((0,)), shades, data_mesh(), THREAD_READER)
     state, closed = initial_state(plan)[0], []
 
@@ -130,15 +130,15 @@ def test_what_reads_ahead_is_closed_where_a_compilation_fails(fails, shades, mon
 
 
 class TestPhases:
-    """Parts of a training that are programs of their own."""
+    """Phases of training with their own programs."""
 
     @staticmethod
     def plan_of(shades, **changes):
         config = CONFIG.replace(epochs=2, mixup=0.0, **changes)
         return make_plan(SPEC, config, Seeds((0,)), shades, data_mesh(jax.devices()[:1]), THREAD_READER)
 
-    def test_several_steps_a_call_are_those_steps(self, shades):
-        """Three of an epoch of three steps, and of two the two and the one that are left."""
+    def test_several_steps_per_call_agree_with_single_steps(self, shades):
+        """An epoch has three steps: with two steps per call, a call of two and one of one."""
         plan = self.plan_of(shades)
         assert plan.epoch_steps == 3
         single, looped = (
@@ -156,8 +156,8 @@ class TestPhases:
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, sums)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), other.params, one.params)
 
-    def test_a_phase_has_its_own_image_size(self, shades):
-        """The same as with images that were resized before, as far as interpolations of constants agree."""
+    def test_image_size_of_a_phase(self, shades):
+        """For constant images, resizing in the phase agrees with resizing them before."""
         plan = self.plan_of(shades, crop_padding=0)
         flat = np.repeat(np.arange(len(shades.train), dtype=np.uint8), 36).reshape(-1, 6, 6, 1)
         sizes = {}
@@ -171,8 +171,8 @@ class TestPhases:
             sizes[size] = sums
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), sizes[None], sizes[4])
 
-    def test_fit_goes_from_phase_to_phase(self, shades, tmp_path, monkeypatch):
-        """With the records, saves and result of single steps."""
+    def test_fit_runs_all_phases(self, shades, tmp_path, monkeypatch):
+        """Records agree with those of single steps."""
         config = CONFIG.replace(epochs=2, log_every_steps=1)
         train_and_evaluate(SPEC, config, tmp_path / 'single', dataset=shades)
         phases = functools.partial(compile_program, phases=(Phase(), Phase(1, steps_per_call=2)))

@@ -1,4 +1,4 @@
-"""Recipes and the checks of a configuration."""
+"""Recipes and their overrides."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from resnet_jax.training.config import optimizer_of
 
 
 def flat(config):
-    """The settings of a configuration by their names, and its peak learning rate."""
+    """All settings of a configuration by name, and its peak learning rate."""
     return types.SimpleNamespace(**values_of(config), peak_learning_rate=config.peak_learning_rate)
 
 
@@ -29,11 +29,11 @@ FLAT = {name: flat(config) for name, config in RECIPES.items()}
 
 
 def chosen(recipe, **overrides):
-    """A recipe's settings after some were replaced."""
+    """The settings of a recipe with overrides."""
     return flat(get_config(recipe, **overrides))
 
 
-def test_recipes_carry_their_own_names_and_survive_json():
+def test_names_and_json_round_trip_of_recipes():
     for name, config in RECIPES.items():
         assert config.recipe == name
         assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
@@ -55,7 +55,7 @@ def test_published_settings():
     assert (resnext.decay_epochs, resnext.epochs, resnext.weight_decay) == ((150, 225), 300, 5e-4)
 
 
-def test_another_length_stretches_the_schedule():
+def test_other_epochs_scale_the_schedule():
     assert chosen('he2015_cifar', epochs=82).decay_epochs == (41, 61.5)
     assert chosen('digits_quick', epochs=10).warmup_epochs == pytest.approx(1)
     assert chosen('digits_quick', epochs=10, warmup_epochs=5).warmup_epochs == 5
@@ -63,7 +63,7 @@ def test_another_length_stretches_the_schedule():
         get_config('digits_quick', nope=1)
 
 
-def test_what_follows_from_another_task_or_optimizer():
+def test_another_task_or_optimizer_changes_dependent_settings():
     sgd = chosen('digits_quick')
     assert get_config('digits_quick', optimizer='sgd') == get_config('digits_quick')
     adam = chosen('digits_quick', optimizer='adamw')
@@ -79,7 +79,7 @@ def test_what_follows_from_another_task_or_optimizer():
     assert (plain.peak_learning_rate, plain.momentum, plain.weight_decay) == (0.1, 0.9, 1e-4)
     adamw = chosen('cifar_fast', optimizer='adamw')
     assert (adamw.b1, adamw.weight_decay) == (0.9, 0.02)
-    assert not hasattr(adamw, 'momentum')  # which it would not use
+    assert not hasattr(adamw, 'momentum')  # AdamW has none
     assert chosen('cifar_fast', optimizer='lars', weight_decay=0.5).weight_decay == 0.5
     lamb = chosen('digits_quick', optimizer='lamb')
     assert (lamb.peak_learning_rate, lamb.weight_decay) == (1e-3, 0.02)
@@ -88,8 +88,8 @@ def test_what_follows_from_another_task_or_optimizer():
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_every_recipe_fits_its_data(recipe):
-    """Whole batches, and in memory what is not read while training."""
+def test_every_recipe_fits_its_dataset(recipe):
+    """At least one whole batch, and datasets in memory fit."""
     config = FLAT[recipe]
     num = {'digits': 1_437, 'cifar10': 50_000, 'imagenet2012': 1_281_167}[config.dataset]
     assert steps_per_epoch(num, config.batch_size) >= 1
@@ -108,19 +108,19 @@ def test_regression_has_no_augmentation(recipe):
     assert config.optimizer == dataclasses.replace(optimizer, learning_rate=optimizer.learning_rate / 5)
 
 
-def test_another_schedule_has_no_epochs_to_fall_at():
+def test_another_schedule_has_no_decay_epochs():
     assert not hasattr(chosen('torchvision_v1', schedule='cosine'), 'decay_epochs')
     assert chosen('torchvision_v1', epochs=180).decay_epochs == (60, 120)
 
 
-def test_an_average_keeps_its_share_of_the_training():
+def test_an_average_keeps_its_fraction_of_training():
     whole, part = chosen('torchvision_v2'), chosen('torchvision_v2', epochs=60)
     assert 1 / (1 - part.ema_decay) == pytest.approx(0.1 / (1 - whole.ema_decay))
     assert chosen('torchvision_v2', epochs=1).ema_decay >= 0
     assert chosen('torchvision_v2', epochs=60, ema_decay=0.5).ema_decay == 0.5
 
 
-def test_another_loss_has_no_threshold():
+def test_another_loss_resets_the_threshold():
     assert chosen('rsb_a2').target_threshold == 0.2
     assert chosen('rsb_a2', loss='softmax_cross_entropy').target_threshold is None
 
@@ -139,7 +139,7 @@ def test_another_loss_has_no_threshold():
         ({'crop_ratio': (0.5, 2.0)}, 'crop_area'),
     ],
 )
-def test_what_would_do_nothing_is_refused(fields, needs):
+def test_settings_without_effect_raise(fields, needs):
     with pytest.raises(InputError, match=f'has no effect without {needs}$'):
         get_config('digits_quick', **fields)
 
@@ -154,17 +154,17 @@ def test_what_would_do_nothing_is_refused(fields, needs):
         ('rsb_a2', {'epochs': 30, 'optimizer': optax.sgd(0.1)}),
     ],
 )
-def test_a_part_of_a_recipe_goes_with_all_that_needs_it(recipe, fields):
+def test_dependent_settings_are_reset(recipe, fields):
     found = get_config(recipe, **fields)
     assert found.augmentation.crop_fill == ('black' if fields.keys() & {'crop_padding', 'policy'} else 'mean')
 
 
-def test_an_optimizer_of_optax_keeps_the_clipping_of_the_recipe():
+def test_an_optax_optimizer_keeps_clip_norm():
     assert get_config('rsb_a2', optimizer='optax.lion').optimizer.clip_norm == 1
     assert get_config('rsb_a2', optimizer=optax.lion).optimizer.clip_norm == 1
 
 
-def test_an_unknown_recipe_gets_the_known_ones():
+def test_an_unknown_recipe_raises():
     with pytest.raises(InputError, match=r"unknown recipe 'he2015'; nearest known: he2015_cifar"):
         get_config('he2015')
 
@@ -271,7 +271,7 @@ def test_every_recipe_is_in_the_table(root):
 IMAGENET = [name for name, config in FLAT.items() if config.dataset == 'imagenet2012']
 
 CLASSES, FEATURES = 3, 4
-EPOCH_STEPS = 2  # so that ten steps see warmups that go by the epoch
+EPOCH_STEPS = 2  # so that ten steps cover a per-epoch warmup
 
 
 def problem():
@@ -279,7 +279,7 @@ def problem():
     shapes = {'stem/conv/kernel': (1, 1, FEATURES, FEATURES), 'stem/norm/scale': (FEATURES,)}
     shapes |= {'stem/norm/bias': (FEATURES,), 'head/kernel': (FEATURES, CLASSES), 'head/bias': (CLASSES,)}
     params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    # Small enough for the highest of the learning rates.
+    # Small enough for the highest learning rate.
     return params, rng.normal(0, 0.2, size=(6, FEATURES)).astype(np.float32), rng.integers(0, CLASSES, 6)
 
 
@@ -317,11 +317,11 @@ def warmed_up(peak, steps):
 
 
 def by_epochs(low, peak):
-    """Over five epochs."""
+    """A per-epoch warmup over five epochs."""
     return lambda step: low + (peak - low) * (step // EPOCH_STEPS) / 5
 
 
-# Of the first ten steps, at two an epoch.
+# Learning rates of the first ten steps, with two steps per epoch.
 CONSTANT = ['he2015_cifar', 'wrn_cifar', 'resnext_cifar', 'he2015_imagenet', 'fb_resnet_torch', 'resnext_imagenet']
 RATES = dict.fromkeys([*CONSTANT, 'torchvision_v1'], lambda step: 0.1) | {
     'digits_quick': lambda step: 0.1 * ((step + 1) / 9 if step < 9 else 1),
@@ -369,7 +369,7 @@ def steps_by_hand(recipe, w, x, labels):
             elif config.optimizer == 'muon':  # AdamW
                 m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.999 * v[name] + 0.001 * g * g
                 u = m[name] / (1 - 0.9 ** (step + 1)) / (np.sqrt(v[name] / (1 - 0.999 ** (step + 1))) + 1e-8) + decay
-            elif recipe.startswith('rsb'):  # LAMB of gradients of norm 1 at most
+            elif recipe.startswith('rsb'):  # LAMB, with gradients clipped to norm 1
                 g = g / max(norm, 1)
                 m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.999 * v[name] + 0.001 * g * g
                 u = m[name] / (1 - 0.9 ** (step + 1)) / (np.sqrt(v[name] / (1 - 0.999 ** (step + 1))) + 1e-6) + decay
@@ -382,7 +382,7 @@ def steps_by_hand(recipe, w, x, labels):
 
 
 def network(flat):
-    """The arrays by path as a tree of parameters."""
+    """Converts arrays by path to a parameter tree."""
     tree = {'stem': {'conv': {}, 'norm': {}}, 'head': {}}
     for path, value in flat.items():
         *layers, name = path.split('/')
@@ -391,17 +391,17 @@ def network(flat):
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
-def test_what_decays_in_every_recipe(recipe):
-    """Without gradients, decay alone moves parameters, by amounts that ten steps of learning would hide."""
+def test_weight_decay_of_every_recipe(recipe):
+    """Gradients are zero, because they would hide the effect of weight decay."""
     config, params = FLAT[recipe], network(problem()[0])
     optimizer = optimizer_of(RECIPES[recipe], EPOCH_STEPS)
     state = optimizer.init(params)
     for step in range(2):
         updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
-        times = 1 + 0.9 * step  # of momentum
+        times = 1 + 0.9 * step  # momentum
         times = 1 + 0.9 * times if recipe in NESTEROV else times
         times = 1 if config.optimizer == 'muon' else times  # decoupled
-        share = 1 if recipe.startswith('rsb') else config.weight_decay * times  # LAMB's step is as long as the kernel
+        share = 1 if recipe.startswith('rsb') else config.weight_decay * times  # LAMB's step has the norm of the kernel
         for path, value in problem()[0].items():
             found = functools.reduce(dict.__getitem__, path.split('/'), updates)
             expected = -RATES[recipe](step) * share * value * (path in DECAYED.get(recipe, [path]))

@@ -1,12 +1,12 @@
-"""Pictures of a run, drawn."""
+"""Pictures of a run."""
 
 from resnet_jax.training import report
 
-DRAW = report.draw_report  # before the fixture of these tests takes its place
+DRAW = report.draw_report  # before the no_reports fixture replaces it
 
 
-def test_records_without_a_metric_or_a_learning_rate_are_drawn(tmp_path):
-    """As a loss of the caller's and an optimizer with a learning rate of its own leave them."""
+def test_records_without_a_metric_or_learning_rate_are_drawn(tmp_path):
+    """Such records come from custom losses and optimizers with their own learning rate."""
     records = [
         {'split': 'train', 'step': 2, 'epoch': 0.5, 'loss': 2.0},
         {'split': 'train', 'step': 4, 'epoch': 1.0, 'loss': 1.5, 'skipped_steps': 1},

@@ -1,4 +1,4 @@
-"""The one rule of every parameter."""
+"""The rule of each parameter."""
 
 import jax.numpy as jnp
 import pytest
@@ -11,7 +11,7 @@ from tests.training.arrays import PARAMS, STACK, flat_of, random_arrays, tree_of
 
 
 def in_order(rules):
-    """The kernel's, the scale's and the bias's of PARAMS."""
+    """The rules of kernel, scale and bias of PARAMS."""
     return [rules['conv1']['kernel'], rules['norm1']['scale'], rules['norm1']['bias']]
 
 
@@ -24,8 +24,8 @@ def test_which_parameters_decay(decayed, expected):
 @pytest.mark.parametrize(
     ('decayed', 'expected'), [('all', [True, True]), ('not_norms', [True, False]), ('kernels', [True, False])]
 )
-def test_a_parameter_of_ones_own_counts_by_its_shape(decayed, expected):
-    """With two axes it is a kernel, else a scale; in a stack each block has one axis less."""
+def test_custom_parameters_are_classified_by_shape(decayed, expected):
+    """With two axes it is a kernel, otherwise a scale; the axis of a stack does not count."""
     own = {'stage1_block1': {'mixing': jnp.ones((2, 3)), 'alpha': jnp.ones(4)}}
     stacked = {'stage1_block1': {}, 'stage1_blocks': {'mixing': jnp.ones((5, 2, 3)), 'alpha': jnp.ones((5, 4))}}
     for tree, name in ((own, 'stage1_block1'), (stacked, 'stage1_blocks')):
@@ -34,10 +34,10 @@ def test_a_parameter_of_ones_own_counts_by_its_shape(decayed, expected):
         assert [rules['mixing'].matrix, rules['alpha'].matrix] == [True, False]
 
 
-def test_what_decays_may_be_a_pattern():
+def test_decayed_may_be_a_pattern():
     rules = parameter_rules(PARAMS, SGD(decayed='conv1|norm1/bias'))
     assert [rule.decays for rule in in_order(rules)] == [True, False, True]
-    with pytest.raises(InputError, match=r"decayed='kernel' matches none .* may also be all, not_norms, kernels"):
+    with pytest.raises(InputError, match=r"decayed='kernel' matches none .* other values: all, not_norms, kernels"):
         parameter_rules(PARAMS, SGD(decayed='kernel'))
 
 
@@ -45,19 +45,19 @@ def test_what_decays_may_be_a_pattern():
     ('pattern', 'expected'),
     [('conv1', [True, False, False]), ('norm1/(scale|bias)', [False, True, True]), ('.*bias', [False, False, True])],
 )
-def test_patterns_match_paths_from_their_beginning(pattern, expected):
+def test_patterns_match_the_start_of_paths(pattern, expected):
     rules = parameter_rules(PARAMS, SGD(), freeze=pattern)
     assert [not rule.trained for rule in in_order(rules)] == expected
 
 
-def test_norms_are_told_from_convolutions_with_a_bias():
+def test_not_norms_excludes_only_normalizations():
     rules = flat_of(parameter_rules(tree_of(random_arrays(0)), SGD(decayed='not_norms')))
     assert [path for path, rule in rules.items() if not rule.decays] == ['stem/norm/bias', 'stem/norm/scale']
     extra = {'norm': {'scale': jnp.ones(1), 'bias': jnp.ones(1), 'tau': jnp.ones(1), 'v': jnp.ones(1)}}
     assert not any(rule.decays for rule in flat_of(parameter_rules(extra, SGD(decayed='not_norms'))).values())
 
 
-def test_a_pattern_must_not_tear_a_stack():
+def test_a_pattern_must_match_all_blocks_of_a_stack():
     stacked = stack_blocks(tree_of(random_arrays(0, STACK)))
     with pytest.raises(InputError, match=r'stage1_block2/conv1/kernel and not stage1_block3/.*scan_blocks=False'):
         parameter_rules(stacked, SGD(learning_rate_factors=(('stage1_block[12]', 0.1),)))

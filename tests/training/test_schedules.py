@@ -1,4 +1,4 @@
-"""Learning rates against formulas written down again, at chosen steps."""
+"""Learning rates against independent formulas at selected steps."""
 
 import math
 
@@ -11,12 +11,12 @@ from resnet_jax.training.config import rate_of
 
 
 def rates(steps_per_epoch=10, **fields):
-    """The rate at every step, and at the one after the last."""
+    """The rate at every step, and one step after the last."""
     schedule = jax.jit(jax.vmap(rate_of(TrainConfig().replace(**fields), steps_per_epoch)))
     return np.asarray(schedule(np.arange(fields['epochs'] * steps_per_epoch + 1)))
 
 
-def test_warmup_rises_to_the_peak_and_cosine_falls_to_zero():
+def test_warmup_and_cosine():
     values = rates(epochs=10, learning_rate=0.4, schedule='cosine', warmup_epochs=2)
     np.testing.assert_allclose(values[:20], 0.4 * np.arange(1, 21) / 20, rtol=1e-6)
     np.testing.assert_allclose(values[[20, 60, 100]], [0.4, 0.2, 0.0], atol=1e-7)
@@ -27,7 +27,7 @@ def test_linear():
     np.testing.assert_allclose(values[[9, 10, 25, 40]], [1.0, 1.0, 0.5, 0.0], atol=1e-6)
 
 
-def test_step_falls_exactly_at_its_epochs():
+def test_step_decays_exactly_at_its_epochs():
     values = rates(epochs=6, learning_rate=1.0, schedule='step', decay_epochs=(2, 4), decay_factor=0.2)
     np.testing.assert_allclose(values[[0, 19, 20, 39, 40, 59]], [1, 1, 0.2, 0.2, 0.04, 0.04], rtol=1e-6)
 
@@ -63,7 +63,7 @@ def test_the_peak_is_scaled_to_the_batch(schedule):
     np.testing.assert_allclose(scaled, 2 * rates(learning_rate=0.1, **fields), rtol=1e-6)
 
 
-def test_a_warmup_from_a_share_starts_exactly_there():
+def test_warmup_start():
     values = rates(epochs=4, learning_rate=0.5, warmup_epochs=1, warmup_start=0.01)
     np.testing.assert_allclose(values[:10], 0.5 * (0.01 + 0.99 * np.arange(10) / 10), rtol=1e-6)
     assert values[10] == pytest.approx(0.5)
@@ -71,7 +71,7 @@ def test_a_warmup_from_a_share_starts_exactly_there():
 
 
 @pytest.mark.parametrize('schedule', ['cosine', 'linear'])
-def test_without_prefix_what_falls_lies_under_the_warmup(schedule):
+def test_without_prefix_the_schedule_runs_during_the_warmup(schedule):
     fields = {'epochs': 10, 'learning_rate': 1.0, 'schedule': schedule, 'warmup_epochs': 2}
     values, whole = rates(**fields, warmup_prefix=False), rates(**fields | {'warmup_epochs': 0})
     np.testing.assert_allclose(values[20:], whole[20:], rtol=1e-6, atol=1e-8)
@@ -79,7 +79,7 @@ def test_without_prefix_what_falls_lies_under_the_warmup(schedule):
     assert rates(**fields)[20] == 1.0 > values[20]
 
 
-def test_a_rate_by_the_epoch_is_that_of_its_start():
+def test_a_per_epoch_rate_is_that_of_the_start_of_the_epoch():
     """Torchvision's reference: LinearLR from 0.01 over 5 epochs, then CosineAnnealingLR over the other 15."""
     values = rates(
         7, epochs=20, learning_rate=0.5, schedule='cosine', schedule_unit='epoch', warmup_epochs=5, warmup_start=0.01
@@ -90,7 +90,7 @@ def test_a_rate_by_the_epoch_is_that_of_its_start():
         assert value == pytest.approx(0.5 * share, rel=1e-5), step
 
 
-def test_by_the_epoch_falls_and_fractions_wait_for_the_next_epoch():
+def test_per_epoch_decays_and_fractional_warmups_round_up():
     fields = {'schedule': 'step', 'schedule_unit': 'epoch', 'learning_rate': 1.0, 'epochs': 8}
     values = rates(4, decay_epochs=(2.5, 5), warmup_epochs=1.5, **fields)[::4]
     np.testing.assert_allclose(values[:8], [1 / 1.5, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.01], rtol=1e-5)
@@ -99,7 +99,7 @@ def test_by_the_epoch_falls_and_fractions_wait_for_the_next_epoch():
 
 
 @pytest.mark.parametrize(('warmup_epochs', 'rise'), [(0.0, 0.3), (1.0, 0.25)])
-def test_one_cycle_rises_and_falls_along_cosines(warmup_epochs, rise):
+def test_one_cycle_consists_of_two_half_cosines(warmup_epochs, rise):
     values = rates(epochs=4, learning_rate=0.5, schedule='one_cycle', warmup_epochs=warmup_epochs)
     top, low = 40 * rise - 1, 0.5 / 25
     for step in range(40):
@@ -116,7 +116,7 @@ def test_one_cycle_of_a_single_step():
 
 
 def test_long_trainings_keep_their_precision():
-    """In float32, 600 epochs of 1,251 steps."""
+    """600 epochs of 1,251 steps in float32."""
     config = TrainConfig().replace(epochs=600, learning_rate=0.5, warmup_epochs=5)
     for step in (6_254, 6_255, 400_001, 750_599):
         progress = (step - 6_255) / (750_600 - 6_255)

@@ -1,4 +1,4 @@
-"""One seed or many."""
+"""One or several seeds."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ import pytest
 from resnet_jax.training.seeds import Seeds
 
 
-def test_one_seed_has_no_axis_of_its_own():
+def test_only_several_seeds_have_an_axis():
     one, many = Seeds((4,)), Seeds((4, 6))
     tree = {'a': np.arange(3)}
     assert (one.batch_axis, many.batch_axis) == (0, 1)
@@ -24,7 +24,7 @@ def test_one_seed_has_no_axis_of_its_own():
     np.testing.assert_array_equal(many.select(stacked, 1)['a'], [1, 2, 3])
 
 
-def test_what_is_said_of_one_seed_and_of_many():
+def test_messages_for_one_and_several_seeds():
     one, many, folders = Seeds((4,)), Seeds((4, 6)), [pathlib.Path('runs/seed4'), pathlib.Path('runs/seed6')]
     assert [seeds.common_folder(folders) for seeds in (one, many)] == [folders[0], pathlib.Path('runs')]
     assert [seeds.prefix(folders[0]) for seeds in (one, many)] == ['', 'runs/seed4: ']
@@ -33,8 +33,8 @@ def test_what_is_said_of_one_seed_and_of_many():
 
 
 @pytest.mark.parametrize('form', ['map', 'vmap'])
-def test_many_at_once_are_as_one_by_one(form, rng):
-    """What a CPU does, in a loop, and what the others do, side by side."""
+def test_mapping_over_seeds_agrees_with_single_seeds(form, rng):
+    """A CPU loops over seeds, other platforms use vmap."""
     x, shared = rng.normal(size=(3, 4)).astype(np.float32), np.float32(2)
 
     def function(x, shared):
@@ -42,7 +42,7 @@ def test_many_at_once_are_as_one_by_one(form, rng):
 
     if form == 'map':
         found = jax.jit(Seeds((0, 1, 2)).map(function, 1))(x, shared)
-    else:  # the branch of other platforms, which this one can compute as well
+    else:  # the branch of other platforms, which also runs here
         found = jax.jit(lambda x: jax.vmap(lambda x: function(x, shared))(x))(x)
     for index in range(3):
         expected = function(x[index], shared)
@@ -50,8 +50,8 @@ def test_many_at_once_are_as_one_by_one(form, rng):
         np.testing.assert_array_equal(found['sorted'][index], expected['sorted'])
 
 
-def test_other_platforms_take_the_seeds_side_by_side():
-    """As lowered for a TPU, a program of two seeds has no loop; for a CPU it has one."""
+def test_only_the_cpu_loops_over_seeds():
+    """Lowered for a CPU, the program contains a loop; for a TPU it does not."""
     function = jax.jit(Seeds((0, 1, 2)).map(lambda x: x @ x, 1))
     x = jax.ShapeDtypeStruct((3, 4, 4), np.float32)
     texts = {name: jax.export.export(function, platforms=[name])(x).mlir_module() for name in ('cpu', 'tpu')}

@@ -1,4 +1,4 @@
-"""The state of runs: where it lies, and its way to the host and back."""
+"""The training state: sharding, and transfer to the host and back."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def plan_of(shades, seeds=(0,), **changes):
     return make_plan(SPEC, CONFIG.replace(**changes), Seeds(seeds), shades, data_mesh(), THREAD_READER)
 
 
-def test_the_optimizer_can_be_split_over_the_devices(shades):
+def test_the_optimizer_state_can_be_sharded(shades):
     for shard in (False, True):
         plan = plan_of(shades, shard_optimizer=shard)
         state, _ = initial_state(plan)
@@ -30,7 +30,7 @@ def test_the_optimizer_can_be_split_over_the_devices(shades):
 
 
 @pytest.mark.parametrize('seeds', [(3,), (3, 4)])
-def test_to_the_host_and_back(shades, seeds):
+def test_transfer_to_the_host_and_back(shades, seeds):
     plan = plan_of(shades, seeds)
     state, _ = initial_state(plan)
     saved = saved_states(plan, state)
@@ -44,7 +44,7 @@ def test_to_the_host_and_back(shades, seeds):
 
 
 def test_every_seed_has_its_own_weights(shades):
-    """Those that it has alone."""
+    """They agree with those of a single run."""
     plan = plan_of(shades, (3, 4))
     both = saved_states(plan, initial_state(plan)[0])
     alone = plan_of(shades, (4,))

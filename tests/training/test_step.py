@@ -1,4 +1,4 @@
-"""Steps: golden values, what they touch, and that they compile once."""
+"""Training and evaluation steps: reference values, effects, and compilation."""
 
 import dataclasses
 import functools
@@ -53,7 +53,7 @@ def jitted():
 
 
 def test_one_step_equals_the_reference(state, batch, jitted):
-    """Forward, backward, statistics and update of a step, computed with NumPy alone."""
+    """Forward and backward pass, statistics and update, against pure NumPy."""
     after, sums = jitted(state, batch)
     wide = jax.tree.map(np.float64, jax.device_get(state.variables))
     outputs, stats, backward = reference.resnet(
@@ -70,7 +70,7 @@ def test_one_step_equals_the_reference(state, batch, jitted):
 
 
 def test_golden_metrics(state, batch, jitted):
-    """If this changes on purpose (initialization, loss, optimizer), say so in CHANGELOG.md and put the values here."""
+    """After an intentional change (initialization, loss, optimizer), update these values and CHANGELOG.md."""
     losses = []
     for _ in range(3):
         state, sums = jitted(state, batch)
@@ -87,13 +87,13 @@ def test_every_parameter_learns(state, batch, jitted):
         assert not np.array_equal(before, now), jax.tree_util.keystr(path)
 
 
-def test_a_few_images_are_learnt_by_heart(state, batch, jitted):
+def test_a_few_images_are_memorized(state, batch, jitted):
     for _ in range(25):
         state, sums = jitted(state, batch)
     assert float(sums['loss'] / sums['count']) < 0.1
 
 
-def test_the_second_call_compiles_nothing(state, batch):
+def test_a_step_is_compiled_once(state, batch):
     jitted = jax.jit(lambda state, batch: train_step(state, batch, model=MODEL, optimizer=OPTIMIZER))
     state, _ = jitted(state, batch)
     jitted(state, batch)
@@ -103,8 +103,8 @@ def test_the_second_call_compiles_nothing(state, batch):
 def test_label_smoothing_raises_the_loss_of_a_confident_network(state, batch, jitted):
     for _ in range(25):
         state, plain = jitted(state, batch)
-    how = {'model': MODEL, 'task': MultiClass(label_smoothing=0.1)}
-    smooth = jax.jit(lambda state: loss_fn(state.params, state.batch_stats, batch, **how)[1][0])(state)
+    arguments = {'model': MODEL, 'task': MultiClass(label_smoothing=0.1)}
+    smooth = jax.jit(lambda state: loss_fn(state.params, state.batch_stats, batch, **arguments)[1][0])(state)
     _, plain = jitted(state, batch)
     assert smooth['loss'] > plain['loss'] + 0.5
 
@@ -119,7 +119,7 @@ def test_padded_evaluation_equals_unpadded(state, batch):
         np.testing.assert_allclose(masked[name], first[name], rtol=1e-6)
 
 
-def test_mirror_images_have_their_half_of_an_evaluation(state, batch):
+def test_flip_averages_over_mirror_images(state, batch):
     batch = batch | {'mask': jnp.ones(8, bool)}
     mirrored = batch | {'image': batch['image'][:, :, ::-1]}
     plain, other = (eval_step(state.variables, images, model=MODEL)[1] for images in (batch, mirrored))
@@ -128,7 +128,7 @@ def test_mirror_images_have_their_half_of_an_evaluation(state, batch):
     assert np.abs(plain - other).max() > 1e-3
 
 
-def test_moved_images_have_their_third_of_an_evaluation(state, batch):
+def test_shift_averages_over_shifted_images(state, batch):
     batch = batch | {'mask': jnp.ones(8, bool)}
     padded = np.pad(batch['image'], ((0, 0), (2, 2), (2, 2), (0, 0)), mode='reflect')
     views = [padded[:, start : start + 6, start : start + 6] for start in (2, 0, 4)]
@@ -139,7 +139,7 @@ def test_moved_images_have_their_third_of_an_evaluation(state, batch):
     assert np.abs(each[1] - each[2]).max() > 1e-3
 
 
-def test_what_is_dropped_at_random_changes_with_the_key_and_compiles_once(batch):
+def test_dropout_depends_on_the_key_and_compiles_once(batch):
     model = ResNet(with_changes(SPEC, drop_path_rate=0.5, dropout_rate=0.3))
     step = jax.jit(lambda state, batch, key: train_step(state, batch, model=model, optimizer=OPTIMIZER, key=key))
     state = create_train_state(init_variables(model, jax.random.key(1), (6, 6, 3)), OPTIMIZER)
@@ -154,7 +154,7 @@ def test_what_is_dropped_at_random_changes_with_the_key_and_compiles_once(batch)
 
 
 def test_everything_but_the_head_can_be_frozen(batch):
-    """Also the normalization behind a pre-activation network's last block: its statistics stay, too."""
+    """Including the final normalization of a pre-activation network, whose statistics stay too."""
     pattern = '(?!head)'
     model = ResNet(with_changes(SPEC, block='preact_basic'), frozen=pattern)
     optimizer = optimizer_of(CONFIG.replace(freeze=pattern), 10)
@@ -167,7 +167,7 @@ def test_everything_but_the_head_can_be_frozen(batch):
 
 
 def stepped(model, optimizer, state, batch, options=PLAIN, key=None):
-    """A jitted step."""
+    """Takes a jitted step."""
     step = jax.jit(
         lambda state, batch: train_step(state, batch, model=model, optimizer=optimizer, options=options, key=key)
     )
@@ -179,13 +179,13 @@ def same(first, second):
 
 
 @pytest.mark.parametrize('poison', ['image', 'gradient'])
-def test_what_is_not_finite_changes_nothing_but_the_step(state, batch, poison):
-    """Neither parameters, statistics, momentum nor average; the schedule goes on."""
+def test_non_finite_steps_are_skipped(state, batch, poison):
+    """Parameters, statistics, momentum and average stay; step and schedule advance."""
     options = StepOptions(averaging=Averaging(0.5))
     state = dataclasses.replace(state, average=jax.tree.map(lambda leaf: leaf + 1, state.variables))
     if poison == 'image':
         batch = batch | {'image': batch['image'].at[0, 0, 0, 0].set(jnp.inf)}
-    else:  # a finite loss whose gradient's norm is not: activations of 1e30 and a head that undoes it
+    else:  # finite loss, infinite gradient norm: activations of 1e30, undone by the head
         head = state.params['head'] | {'kernel': state.params['head']['kernel'] * 1e-30}
         block = dict(state.params['stage2_block1'])
         block['norm2'] = block['norm2'] | {'scale': block['norm2']['scale'] * 1e30}
@@ -204,8 +204,8 @@ def test_what_is_not_finite_changes_nothing_but_the_step(state, batch, poison):
     same(slots, [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim])
 
 
-def test_the_average_follows_as_it_is_defined(state, batch, jitted):
-    """``a <- d a + (1 - d) new`` at every second step, d = min(0.9, (1 + n) / (10 + n)) with the warmup."""
+def test_exponential_moving_average(state, batch, jitted):
+    """``a <- d a + (1 - d) new``, with d = min(0.9, (1 + n) / (10 + n)) for the warmup, or every second step."""
     for options, decays in (
         (StepOptions(averaging=Averaging(0.9, ema_warmup=True)), [2 / 11, 3 / 12, 4 / 13, 5 / 14]),
         (StepOptions(averaging=Averaging(0.9, ema_every_steps=2)), [1, 0.9, 1, 0.9]),
@@ -224,8 +224,8 @@ def test_the_average_follows_as_it_is_defined(state, batch, jitted):
     same(after.average['batch_stats'], state.batch_stats)
 
 
-def test_parts_of_a_batch_give_the_mean_of_their_gradients(state, batch):
-    """As if each part, every second example, had gone through the network alone, one after the other."""
+def test_gradient_accumulation(state, batch):
+    """Agrees with processing each part (every second example) separately."""
     optimizer = optax.sgd(1.0)
     state = create_train_state(state.variables, optimizer)
     after, sums = stepped(MODEL, optimizer, state, batch, StepOptions(accumulation_steps=2))
@@ -241,8 +241,8 @@ def test_parts_of_a_batch_give_the_mean_of_their_gradients(state, batch):
     assert int(sums['count']) == len(batch['label'])
 
 
-def test_sharpness_aware_steps_take_the_gradient_uphill(state, batch):
-    """``g(w + rho g / |g|)`` (Foret et al. 2021, Eq. 2 and Algorithm 1), the statistics those of w."""
+def test_sharpness_aware_minimization(state, batch):
+    """``g(w + rho g / |g|)`` (Foret et al. 2021, Eq. 2 and Algorithm 1), with the statistics of w."""
     optimizer = optax.sgd(1.0)
     state = create_train_state(state.variables, optimizer)
     after, sums = stepped(MODEL, optimizer, state, batch, StepOptions(sam_rho=0.1))
@@ -259,7 +259,7 @@ def test_sharpness_aware_steps_take_the_gradient_uphill(state, batch):
 
 
 def test_frozen_parameters_have_no_gradient(state, batch):
-    """They are in no norm, are not moved uphill, and what leads to them alone is not computed."""
+    """They are excluded from norms, and their gradients are not computed."""
     optimizer, frozen = optax.sgd(1.0), StepOptions(freeze='stem|stage', log_norms=True)
     state = create_train_state(state.variables, optimizer)
     after, sums = stepped(MODEL, optimizer, state, batch, frozen)
@@ -274,7 +274,7 @@ def test_frozen_parameters_have_no_gradient(state, batch):
     assert flops(StepOptions(freeze='stem|stage')) < 0.6 * flops(PLAIN)
 
 
-def test_norms_are_those_of_each_layer(state, batch):
+def test_layer_norms(state, batch):
     after, sums = stepped(MODEL, OPTIMIZER, state, batch, StepOptions(log_norms=True))
     assert {'stem/conv', 'stage2_block1/conv2', 'head'} <= set(sums['norms'])
     moved = jax.tree.map(lambda a, b: np.asarray(a - b), after.params['head'], state.params['head'])
@@ -283,8 +283,8 @@ def test_norms_are_those_of_each_layer(state, batch):
         np.testing.assert_allclose(sums['norms']['head'][index], expected, rtol=1e-3)
 
 
-def test_a_teacher_has_its_share_of_the_loss(state, batch):
-    """Of one that says what the network says itself, nothing is left but the rest of the usual loss."""
+def test_distillation_weight(state, batch):
+    """If the teacher agrees with the network, only the weighted task loss remains."""
     outputs = MODEL.apply(state.variables, batch['image'], train=True, mutable=['batch_stats'])[0]
     plain = stepped(MODEL, OPTIMIZER, state, batch)[1]
     taught = stepped(MODEL, OPTIMIZER, state, batch | {'teacher': outputs}, QUARTER)[1]
@@ -293,8 +293,8 @@ def test_a_teacher_has_its_share_of_the_loss(state, batch):
     assert stepped(MODEL, OPTIMIZER, state, other, QUARTER)[1]['loss'] > taught['loss']
 
 
-class TestOwnLoss:
-    """A loss of one's own takes outputs, the batch, and the outputs of an average where one is kept."""
+class TestCustomLoss:
+    """A custom loss gets outputs, the batch, and the outputs of the average if one is kept."""
 
     def test_it_is_called_with_outputs_and_batch(self, state, batch):
         def loss(outputs, batch):
@@ -308,14 +308,14 @@ class TestOwnLoss:
         np.testing.assert_allclose(sums['loss'], expected.sum(), rtol=1e-5)
         assert int(sums['count']) == 8
 
-    def test_one_value_for_the_batch(self, state, batch):
+    def test_scalar_loss(self, state, batch):
         value, (sums, _) = loss_fn(
             state.params, state.batch_stats, batch, model=MODEL, loss=lambda outputs, batch: outputs.var()
         )
         np.testing.assert_allclose(sums['loss'] / sums['count'], value, rtol=1e-6)
 
     def test_views_and_the_average(self, state, batch):
-        """Outputs are ``[N, V, K]``, those of the average as evaluation has them and without a gradient."""
+        """Outputs are ``[N, V, K]``; the average runs in evaluation mode and without gradient."""
         seen = {}
 
         def loss(outputs, batch, averaged):
@@ -353,7 +353,7 @@ class TestOwnLoss:
         assert not np.array_equal(after.params['Dense_0']['kernel'], start.params['Dense_0']['kernel'])
         assert np.isfinite(sums['loss'])
 
-    def test_several_views_need_such_a_loss(self, state, batch):
+    def test_several_views_need_a_custom_loss(self, state, batch):
         views = {'image': batch['image'][:, None], 'label': batch['label']}
-        with pytest.raises(InputError, match='1 views of each image need a loss that knows of them'):
+        with pytest.raises(InputError, match='1 views per image need a custom loss'):
             loss_fn(state.params, state.batch_stats, views, model=MODEL)

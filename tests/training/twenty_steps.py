@@ -1,4 +1,4 @@
-"""Twenty steps of a small run with everything on, alone or as one of several processes; for test_devices.py.
+"""Runs twenty steps with most features on, alone or as one process of a job; for test_devices.py.
 
 python -m tests.training.twenty_steps WORKDIR [COORDINATOR NUM_PROCESSES INDEX]
 """
@@ -24,7 +24,7 @@ CONFIG = TrainConfig().replace(
 
 
 def shades() -> Dataset:
-    """Images whose brightness tells their class."""
+    """Images whose brightness determines their class."""
     rng = np.random.default_rng(0)
 
     def split(size: int) -> Split:

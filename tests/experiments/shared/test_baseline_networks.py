@@ -1,4 +1,4 @@
-"""The networks that ours are timed against are the same networks."""
+"""The baseline networks of the benchmark have the same arrays as ours."""
 
 import collections
 
@@ -51,7 +51,7 @@ def is_plain(name):
     return True
 
 
-def test_only_networks_that_the_peers_build_have_peers():
+def test_only_supported_networks_have_baselines():
     accepted = {name for name in list_models() if is_plain(name)}
     assert {'resnet20', 'plain18', 'wrn16_8', 'resnext50_32x4d', 'resnetv2_50', 'wide_resnet50_2'} <= accepted
     foreign = ('se', 'eca', 'legacy', 'blur', 'aa', 'rs', '_bit', 'resnest', 'skres', 'res2', '_gn', '_evos', '_frn')
@@ -65,7 +65,7 @@ def test_only_networks_that_the_peers_build_have_peers():
      {'antialias': 'blur'}, {'drop_path_rate': 0.1}, {'stem_pool': 'conv'}, {'reduce_first': 2}],
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
-def test_a_variant_that_the_peers_do_not_build_is_refused(changes):
+def test_an_unsupported_variant_raises(changes):
     check_is_plain('resnet50', get_spec('resnet50', stride_in_1x1=True, shortcut='D', zero_init_last=True))
     with pytest.raises(InputError, match=f'arch=resnet50 has {next(iter(changes))}='):
         check_is_plain('resnet50', get_spec('resnet50', **changes))

@@ -1,4 +1,4 @@
-"""Tests of the baselines: scikit-learn's own scores, and ridge regression by its closed form."""
+"""The baselines against scikit-learn's scores and the closed form of ridge regression."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from resnet_jax.training.plan import objective_task
 
 
 def scored(name):
-    """The digits for a task, and the scores of each baseline."""
+    """The digits for a task and the scores of each baseline."""
     digits = load_dataset('digits', task=name)
     task = objective_task(TrainConfig().replace(task=name), digits.target_statistics())
     return digits, {kind: scores_of(baseline_outputs(kind, task, digits), task, digits) for kind in BASELINES}
@@ -22,7 +22,7 @@ def pixels_of(dataset):
     return (part.images.reshape(len(part), -1) / 255 for part in (dataset.train, dataset.test))
 
 
-def test_of_two_classes():
+def test_binary():
     digits, scores = scored('binary')
     pixels, unseen = pixels_of(digits)
     linear = LogisticRegression(max_iter=5000).fit(pixels, digits.train.labels)
@@ -32,7 +32,7 @@ def test_of_two_classes():
     assert scores['constant']['roc_auc'] == scores['constant']['accuracy'] == 0.5
 
 
-def test_of_all_classes():
+def test_multiclass():
     digits, scores = scored('multiclass')
     pixels, unseen = pixels_of(digits)
     linear = LogisticRegression(max_iter=5000).fit(pixels, digits.train.labels)
@@ -41,7 +41,7 @@ def test_of_all_classes():
     assert scores['constant']['accuracy'] == pytest.approx(np.mean(digits.test.labels == counts.argmax()))
 
 
-def test_of_values():
+def test_regression():
     digits, scores = scored('regression')
     assert -0.05 < scores['constant']['r2'] <= 0
     assert 0.5 < scores['linear']['r2'] < 1

@@ -1,4 +1,4 @@
-"""The list of commands, and what every file in experiments/ must have to be on it."""
+"""The list of commands, and the form of the files in experiments/."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ import pytest
 from experiments import __main__ as listing
 from experiments.shared import commands
 
-# Of a line of the list, which a terminal shows unbroken.
+# Maximum line length of the list.
 WIDTH = 102
 
 
@@ -18,7 +18,7 @@ def has_main(path):
     return "if __name__ == '__main__':" in path.read_text()
 
 
-def test_every_file_is_a_command_and_nothing_shared_is_one():
+def test_files_are_commands_except_shared_ones():
     for path in commands.FOLDER.glob('*.py'):
         if path.stem == '__init__':
             continue
@@ -34,7 +34,7 @@ def test_every_file_is_a_command_and_nothing_shared_is_one():
     assert not any(map(has_main, shared))
 
 
-def test_every_command_has_a_group_and_a_line():
+def test_every_command_has_a_group_and_a_summary():
     found = commands.list_commands()
     assert {command.name for command in found} == {path.stem for path in commands.FOLDER.glob('[a-z]*.py')}
     for command in found:
@@ -60,19 +60,19 @@ def test_listing_imports_no_command(root):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'said'),
+    ('arguments', 'message'),
     [
         (['resnt'], "unknown command 'resnt'; nearest known: resnet, "),
         (['foo'], "unknown command 'foo'; known: "),
-        (['resnet', '--epochs=1'], 'the command resnet is started as python -m experiments.resnet'),
+        (['resnet', '--epochs=1'], 'start resnet with python -m experiments.resnet'),
         (['--markdwn'], 'unknown flag --markdwn; known: --help, --markdown'),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments, said, capsys):
+def test_a_user_error_is_one_line_and_status_2(arguments, message, capsys):
     assert listing.main(arguments) == 2
     out, err = capsys.readouterr()
     assert (out, err.count('\n')) == ('', 1)
-    assert err.startswith(f'error: {said}')
+    assert err.startswith(f'error: {message}')
 
 
 def test_the_list_of_commands_in_the_docs_is_current(root, capsys):
@@ -83,7 +83,7 @@ def test_the_list_of_commands_in_the_docs_is_current(root, capsys):
 
 
 def test_the_turkish_list_has_the_same_commands(root):
-    """In the same order, with the same names of networks and links to papers."""
+    """In the same order, with the same architectures and links to papers."""
 
     def rows(text):
         return [

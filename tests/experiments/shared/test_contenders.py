@@ -1,4 +1,4 @@
-"""Processes that answer in turns."""
+"""Processes that answer requests."""
 
 import os
 import time
@@ -16,16 +16,16 @@ def adder(start):
     os._exit(3)
 
 
-def test_it_answers_what_it_is_asked_and_dies_in_one_line():
+def test_it_answers_requests_and_reports_its_death_in_one_line():
     contender = Contender('adder', adder, 5)
     assert contender.prepared == 5
     assert [contender.ask(number) for number in (1, 10)] == [6, 16]
-    with pytest.raises(InputError, match=r'^adder: its process ended with status 3: out of memory'):
+    with pytest.raises(InputError, match=r'^adder: its process exited with status 3 \(out of memory'):
         contender.ask(100)
     contender.close()
 
 
-def test_what_goes_wrong_is_one_line_and_others_end_by_themselves():
+def test_a_failure_is_one_line_and_closing_is_fast():
     contender = Contender('adder', adder, 5)
     with pytest.raises(InputError, match=r'^adder failed: TypeError: unsupported operand .*$') as error:
         contender.ask('one')
