@@ -28,13 +28,13 @@ def _wide(channels: jax.Array) -> jax.Array:
     return channels[None, None, None]
 
 
-def _moments_in_two_passes(x: jax.Array, shift: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
+def _moments_in_two_passes(x: jax.Array, shift: jax.Array, axis_name: AxisName = None) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of ``x``, float32 ``[N, H, W, C]``: the mean of squared deviations from the mean."""
     mean = _channel_mean(x, axis_name)
     return mean, _channel_mean(jnp.square(x - _wide(mean)), axis_name)
 
 
-def _moments_in_one_pass(x: jax.Array, shift: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
+def _moments_in_one_pass(x: jax.Array, shift: jax.Array, axis_name: AxisName = None) -> tuple[jax.Array, jax.Array]:
     """The same from sums that XLA's TPU backend takes while the convolution in front writes ``x``.
 
     The deviations are those from ``shift``, the running mean: the closer it is to the batch's own, the less cancels.

@@ -67,12 +67,14 @@ def case():
 
 def smooth_images(compute, variables):
     """Images at which no ReLU is so close to its kink that rounding decides, and what is computed of them."""
-    for key in jax.random.split(jax.random.key(1), 20):
+    keys = jax.random.split(jax.random.key(1), 20)
+    noise = [2e-7 * jax.random.normal(key, (BATCH, 32, 32, 3)) for key in keys[:4]]
+    for key in keys:
         images = jax.random.normal(key, (BATCH, 32, 32, 3))
         expected = jax.device_get(compute(variables, images))
         try:
-            for nearby in (images * 1.00001, images * 0.99999, images[::-1] * 1.000005):
-                assert_same(compute(variables, nearby)['grads'], expected['grads'], tolerance=1e-3)
+            for change in noise:
+                assert_same(compute(variables, images + change)['grads'], expected['grads'], tolerance=5e-5)
         except AssertionError:
             continue
         return images, expected
