@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -67,6 +68,25 @@ def test_the_guide_runs_from_the_first_block_to_the_last(root, tmp_path, monkeyp
         np.testing.assert_array_equal(leaf, names['trained']['params']['head'][name])
     assert names['outputs'].shape == (1, 28, 28, 128)
     assert names['maps']['stage4'].shape == (1, 4, 4, 2048)
+
+
+@pytest.mark.filterwarnings('ignore:.*pmap.*:DeprecationWarning')
+def test_networks_work_in_your_programs(root):
+    """Each way to compute a loss gives the loss of one device."""
+    names = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for block in blocks_of(text_of(root, 'docs/your-programs.md')):
+            exec(block, names)
+    for name in ('loss_on_mesh', 'loss_of_shards', 'loss_of_parts', 'losses', 'loss_in_nnx'):
+        np.testing.assert_allclose(names[name], names['loss'], rtol=1e-5, err_msg=name)
+    sums = names['sums']
+    np.testing.assert_allclose(sums['loss'] / sums['count'], names['loss'], rtol=1e-5)
+    for name in ('stats', 'grads'):
+        found, expected = (jax.tree.leaves(names[key]) for key in (f'{name}_of_parts', name))
+        for x, y in zip(found, expected, strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5)
+    assert names['logits'].shape == (3, 8, 10)
+    assert names['tangents'].shape == (8, 10)
 
 
 @pytest.mark.parametrize(('english', 'turkish'), TRANSLATED)
