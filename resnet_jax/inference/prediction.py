@@ -97,7 +97,7 @@ class Predictor(Pretrained):
         width = self.variables['params']['head']['kernel'].shape[0]
         return self._in_batches(self._features, images, width)
 
-    def explain(self, images: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    def explain(self, images: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
         """Class activation maps of images, float32 ``[N, H', W']`` in [0, 1].
 
         The channels of the last feature map are summed with the head's weights for the class, and negative values are

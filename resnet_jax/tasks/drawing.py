@@ -74,7 +74,7 @@ def draw_labels(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, names: Se
     """Draws precision, recall and average precision of K labels, from targets 0 or 1 and probabilities, ``[N, K]``."""
     predicted, actual = scores > 0.5, targets > 0
     right = (predicted & actual).sum(0)
-    bars = {
+    bars: dict[str, Sequence[float] | np.ndarray] = {
         'precision': right / np.maximum(predicted.sum(0), 1),
         'recall': right / np.maximum(actual.sum(0), 1),
         'average precision': [
