@@ -207,5 +207,9 @@ def variable_shapes(model: ResNet, in_channels: int = 3) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=256)
 def _traced_shapes(model: ResNet, in_channels: int) -> dict[str, Any]:
-    size = (64, 64, in_channels)  # large enough for every stem and stride
-    return jax.eval_shape(lambda key: as_stored(init_variables(model, key, size)), jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, 64, 64, in_channels), jnp.float32)  # large enough for every stem and stride
+
+    def init(key: jax.Array, images: jax.Array) -> Any:
+        return as_stored({'batch_stats': {}} | dict(model.init(key, images, train=False)))
+
+    return jax.eval_shape(init, jax.random.key(0), images)
