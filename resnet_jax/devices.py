@@ -38,17 +38,17 @@ def join_processes(coordinator: str | None = None, num_processes: int | None = N
     given = [value is not None for value in (coordinator, num_processes, index)]
     if any(given) and not all(given):
         raise InputError(
-            f'coordinator_address={coordinator}, num_processes={num_processes} and process_index={index} are given'
-            ' together or not at all'
+            f'coordinator_address={coordinator}, num_processes={num_processes} and process_index={index} must be'
+            ' set together'
         )
     if not any(given) and not _in_a_job():
         return
     if num_processes is not None and index is not None and not 0 <= index < num_processes:
-        raise InputError(f'process_index={index} must be from 0 to {num_processes - 1}, the last of {num_processes}')
+        raise InputError(f'process_index={index} must be from 0 to {num_processes - 1} (num_processes - 1)')
     try:
         jax.distributed.initialize(coordinator, num_processes, index)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f'the other processes cannot be joined: {" ".join(str(error).split())[:300]}') from error
+        raise InputError(f'could not connect to the other processes: {" ".join(str(error).split())[:300]}') from error
 
 
 def _in_a_job() -> bool:
@@ -106,7 +106,7 @@ def in_main_process(function: Callable[[], Result]) -> Result | None:
         except (InputError, StorageError) as error:
             failure = error
     if not broadcast_from_main(failure is None):
-        raise failure or InputError('process 0 cannot go on; it says why')
+        raise failure or InputError('process 0 failed; see its error message')
     return result
 
 
@@ -197,7 +197,8 @@ def check_batch_size(batch_size: int, parts: int, mesh: Mesh) -> None:
     """Raises InputError if a batch, in so many parts, cannot be split evenly over the mesh."""
     if batch_size % (parts * mesh.size):
         times = f' times accumulation_steps={parts}' if parts > 1 else ''
-        raise InputError(f'batch_size={batch_size} must be divisible by the {mesh.size} devices{times}')
+        multiple = f'{parts * mesh.size} (the number of devices{times})'
+        raise InputError(f'batch_size={batch_size} must be a multiple of {multiple}')
 
 
 def vary_alike(*operands: Any) -> tuple[Any, ...]:

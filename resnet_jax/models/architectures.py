@@ -95,7 +95,9 @@ def get_spec(name: str, **overrides: Any) -> ResNetSpec:
       InputError: an unknown name, an unknown setting, or a value that ResNetSpec refuses.
     """
     if name not in ARCHITECTURES:
-        raise InputError(f'unknown architecture {name!r}; {nearest(name, ARCHITECTURES)}; list_models() has all')
+        raise InputError(
+            f'unknown architecture {name!r}; {nearest(name, ARCHITECTURES)}; list_models() returns all names'
+        )
     return with_changes(ARCHITECTURES[name], **overrides)
 
 

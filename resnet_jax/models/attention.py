@@ -133,7 +133,7 @@ class SelectiveKernel(Layer):
         """``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``."""
         mode = Mode(train, update_stats)
         if self.split_input and x.shape[-1] % 2:
-            raise InputError(f'split_input=True: {x.shape[-1]} channels cannot be split in half')
+            raise InputError(f'split_input=True requires an even number of channels, found {x.shape[-1]}')
         paths = []
         for index, part in enumerate(jnp.split(x, 2, -1) if self.split_input else (x, x)):
             dilation, groups = self.dilation * (index + 1), min(self.groups, self.features)

@@ -87,7 +87,7 @@ class PlainBlock(Block):
 
     def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         if _drops(mode, drop_rate):
-            raise InputError('drop_path_rate: a plain block without its branch is nothing; use a residual block')
+            raise InputError('drop_path_rate is not supported by a plain block, which has no shortcut')
         h = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)(x)
         h = self.normalization('norm1', mode, relu=True)(h)
         conv = self.conv('conv2', self.features, 3, dilation=self.dilation)
@@ -188,7 +188,9 @@ class Antialiased(PostActivation):
         filtered = self.antialias != 'none' and (self.stride > 1 or dilation != self.dilation)
         if filtered and self.antialias == 'average' and any(size % self.stride for size in x.shape[1:3]):
             size = 'x'.join(map(str, x.shape[1:3]))  # averages would leave fewer pixels than the shortcut has
-            raise InputError(f"antialias='average': a map of {size} pixels does not divide by the stride {self.stride}")
+            raise InputError(
+                f"antialias='average': height and width must be multiples of {self.stride} (the stride), found {size}"
+            )
         stride = 1 if filtered else self.stride
         h = self.normalization(norm, mode, relu=True)(
             self.conv(name, features, 3, stride, dilation=dilation, groups=groups)(x)
@@ -245,7 +247,9 @@ class Cardinality(ResidualBlock):
         """Channels of the 3x3 convolution: ``floor(features * base_width / 64) * cardinality``."""
         width = self.features * self.base_width // 64 * self.cardinality
         if not width:
-            raise InputError(f'base_width={self.base_width} leaves no channels at a stage width of {self.features}')
+            raise InputError(
+                f'base_width={self.base_width} is too small: a width of {self.features} leaves no channels'
+            )
         return width
 
 
@@ -269,9 +273,9 @@ class BottleneckBlock(Cardinality, Antialiased):
     def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         inner = self.inner_width
         if not 1 <= self.reduce_first <= inner:
-            raise InputError(f'reduce_first={self.reduce_first} must be from 1 to the inner width, {inner}')
+            raise InputError(f'reduce_first={self.reduce_first} must be from 1 to {inner} (the inner width)')
         if self.stride_in_1x1 and self.antialias != 'none':
-            raise InputError(f'antialias={self.antialias!r} filters behind the 3x3 convolution: not with stride_in_1x1')
+            raise InputError(f'antialias={self.antialias!r} is not supported with stride_in_1x1=True')
         first, second, last = self.channels or (inner // self.reduce_first, inner, self.out_features)
         h = self.conv('conv1', first, 1, self.stride if self.stride_in_1x1 else 1)(x)
         h = self.normalization('norm1', mode, relu=True)(h)

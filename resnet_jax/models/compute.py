@@ -66,6 +66,6 @@ def explaining_forward_mode() -> Iterator[None]:
         if 'jvp' not in str(error) or 'custom_vjp' not in str(error):
             raise
         raise InputError(
-            "implementation='auto' differentiates in reverse mode alone; forward mode (jax.jvp, jax.jacfwd,"
-            " jax.hessian) needs implementation='xla'"
+            "implementation='auto' supports only reverse-mode differentiation; forward mode (jax.jvp, jax.jacfwd,"
+            " jax.hessian) requires implementation='xla'"
         ) from error

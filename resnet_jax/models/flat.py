@@ -10,7 +10,7 @@ from typing import Any
 
 from resnet_jax.errors import InputError, nearest
 from resnet_jax.models.branch_blocks import BLOCKS
-from resnet_jax.models.checks import as_sequence, is_whole
+from resnet_jax.models.checks import as_sequence, is_integer
 from resnet_jax.models.spec import (
     SET_BY_THE_NETWORK,
     BlockSpec,
@@ -94,7 +94,7 @@ def with_changes(spec: ResNetSpec, **settings: Any) -> ResNetSpec:
         elif name in own or name in of_others:
             options[name] = settings[name]
         else:
-            raise InputError(f'unknown setting {name!r} of an architecture; {nearest(name, (*FLAT_NAMES, *own))}')
+            raise InputError(f'unknown architecture setting {name!r}; {nearest(name, (*FLAT_NAMES, *own))}')
     return dataclasses.replace(
         spec,
         stages=stages,
@@ -128,11 +128,11 @@ def _stages(columns: Mapping[str, Any]) -> tuple[StageSpec, ...]:
     blocks = (block,) * len(sizes) if one else tuple(block)
     if len(blocks) != len(sizes):
         names = tuple(block_name(check_block(each)) for each in blocks)
-        raise InputError(f'block={names} must be one block, or {len(sizes)}, one a stage')
+        raise InputError(f'block={names} must be one block, or a sequence of {len(sizes)}, one per stage')
     numbers: dict[str, tuple[int, ...]] = {}
     for name in ('stage_sizes', 'widths', 'strides'):
         values = as_sequence(name, columns[name])
-        if len(values) != len(sizes) or not values or not all(is_whole(value) and value >= 1 for value in values):
-            raise InputError(f'{name}={values} must be {len(sizes)} positive whole numbers, one a stage')
+        if len(values) != len(sizes) or not values or not all(is_integer(value) and value >= 1 for value in values):
+            raise InputError(f'{name}={values} must be {len(sizes)} positive integers, one per stage')
         numbers[name] = values
     return tuple(StageSpec(*columns) for columns in zip(blocks, *numbers.values(), strict=True))

@@ -202,13 +202,13 @@ class Shortcut(Layer):
         changes = shape_changes(x, self.features, stride)
         if self.kind == 'identity' and changes:
             raise InputError(
-                f'an identity shortcut cannot take {channels} channels to {self.features} at stride {stride}:'
+                f'an identity shortcut cannot map {channels} channels to {self.features} at stride {stride};'
                 ' use shortcut A (zero channels), B or C (1x1 convolution) or D (average pool and 1x1 convolution)'
             )
         if self.kind == 'A' and changes:
             missing = self.features - channels
             if missing < 0:
-                raise InputError(f'shortcut A cannot take {channels} channels to fewer ({self.features}): use B')
+                raise InputError(f'shortcut A cannot reduce {channels} channels to {self.features}; use shortcut B')
             before = missing // 2
             return jnp.pad(subsample(x, stride), ((0, 0), (0, 0), (0, 0), (before, missing - before)))
         if not changes and self.kind != 'C':

@@ -140,7 +140,7 @@ def _check_statistics(statistics: str | int) -> None:
     if statistics not in ('global', 'frozen') and (
         isinstance(statistics, bool) or not isinstance(statistics, int) or statistics < 1
     ):
-        raise InputError(f'statistics={statistics!r} must be global, frozen, or a number of examples from 1 on')
+        raise InputError(f'statistics={statistics!r} must be global, frozen, or a positive integer')
 
 
 def _ghost_batch_norm(
@@ -152,7 +152,9 @@ def _ghost_batch_norm(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``normalize`` on each ``size`` neighbouring examples alone; mean and variance are averages over the parts."""
     if x.shape[0] % size:
-        raise InputError(f'statistics={size}: a batch of {x.shape[0]} examples does not divide into such parts')
+        raise InputError(
+            f'the batch size must be a multiple of statistics={size} (the ghost batch), found {x.shape[0]}'
+        )
 
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(-1, size, *x.shape[1:])
@@ -230,7 +232,7 @@ class BatchNorm(nn.Module):
         _check_statistics(self.statistics)
         frozen = not train or self.statistics == 'frozen'
         if update_stats and frozen:
-            raise InputError("update_stats=True needs train=True and statistics other than 'frozen'")
+            raise InputError("update_stats=True requires train=True and statistics other than 'frozen'")
         channels = x.shape[-1]
         init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         scale = self.param('scale', init, (channels,), jnp.float32)
@@ -361,7 +363,7 @@ class FilterResponseNorm(ExampleNorm):
 def _split_channels(x: jax.Array, groups: int) -> jax.Array:
     """``[N, H, W, C]`` to ``[N, H, W, G, C / G]``."""
     if x.shape[-1] % groups:
-        raise InputError(f'{groups} groups of a normalization do not divide {x.shape[-1]} channels')
+        raise InputError(f'the channels must be a multiple of {groups} (the groups of the norm), found {x.shape[-1]}')
     return x.reshape(*x.shape[:3], groups, -1)
 
 

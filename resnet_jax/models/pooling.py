@@ -168,5 +168,5 @@ def antialias(x: jax.Array, kind: str, stride: int) -> jax.Array:
         return blur(x, stride)
     if is_constant(x.shape) and min(x.shape[1:3]) < stride:
         size = 'x'.join(map(str, x.shape[1:3]))
-        raise InputError(f'antialias={kind!r}: a map of {size} pixels has no window of {stride}x{stride}')
+        raise InputError(f'antialias={kind!r}: height and width must be at least {stride} (the stride), found {size}')
     return nn.avg_pool(x, (stride, stride), (stride, stride))

@@ -118,7 +118,7 @@ class ResNet(nn.Module):
         names = [f'stage{number}_block{index}' for index in range(1, size + 1)]
         x = self._call(make(**first, **pruned[0], name=names[0]), x, self._mode(names[0], mode), rates[0])
         if self.scan_blocks and (spec.blocks.channels or self.frozen):
-            raise InputError('scan_blocks=True: pruned or frozen blocks are not alike')
+            raise InputError('scan_blocks=True is not supported with pruned or frozen blocks')
         if self.scan_blocks and is_scanned(size):
             return apply_scanned(lambda block, x, rate: self._call(block, x, mode, rate), make, number, x, rates[1:])
         for name, channels, rate in zip(names[1:], pruned[1:], rates[1:], strict=True):
@@ -158,14 +158,14 @@ def check_images(images: Any, stem: Any) -> None:
     """
     shape, advice = list(images.shape), ''
     if images.ndim != 4:
-        advice = ': images[None] makes a batch of one' if images.ndim == 3 else ''
-        raise InputError(f'images must be [N, H, W, C], found {shape}{advice}')
+        advice = '; images[None] adds the batch axis' if images.ndim == 3 else ''
+        raise InputError(f'images must have shape [N, H, W, C], found {shape}{advice}')
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(f'images must be floats, normalized as in training, found {images.dtype}')
     channels = [layer['kernel'].shape[2] for name, layer in stem.items() if name in ('conv', 'conv1')]
     if channels and shape[3] != channels[0]:
         if shape[1] == channels[0]:
-            advice = ': jnp.moveaxis(images, 1, -1) turns [N, C, H, W] around'
+            advice = '; jnp.moveaxis(images, 1, -1) converts [N, C, H, W] to [N, H, W, C]'
         raise InputError(f'images must have {channels[0]} channels, found {shape[3]} in {shape}{advice}')
 
 

@@ -21,8 +21,8 @@ from resnet_jax.models.checks import (
     check_like,
     check_number,
     check_rate,
-    is_whole,
-    whole_number,
+    is_integer,
+    positive_integer,
 )
 from resnet_jax.models.layers import SHORTCUTS, STEMS
 from resnet_jax.models.norm import NORMS
@@ -49,7 +49,7 @@ class StemSpec:
     def __post_init__(self) -> None:
         check_choice('stem', self.kind, STEMS)
         check_choice('stem_pool', self.pool, STEM_POOLS)
-        object.__setattr__(self, 'width', whole_number('stem_width', self.width))
+        object.__setattr__(self, 'width', positive_integer('stem_width', self.width))
         if self.kind == 'cifar' and self.pool != 'max':
             raise InputError(f"stem_pool={self.pool!r}: stem 'cifar' has no pool")
 
@@ -73,7 +73,7 @@ class StageSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, 'block', check_block(self.block))
         for name in ('size', 'width', 'stride'):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+            object.__setattr__(self, name, positive_integer(name, getattr(self, name)))
 
     @property
     def block_class(self) -> type[Block]:
@@ -111,7 +111,7 @@ class BlockSpec:
         check_choice('shortcut', self.shortcut, SHORTCUTS)
         check_choice('attention', self.attention, ATTENTIONS)
         for name in ('cardinality', 'base_width'):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+            object.__setattr__(self, name, positive_integer(name, getattr(self, name)))
         if not isinstance(self.zero_init_last, bool):
             raise InputError(f'zero_init_last={self.zero_init_last!r} must be True or False')
         check_rate('drop_path_rate', self.drop_path_rate)
@@ -133,7 +133,7 @@ class HeadSpec:
     dropout_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'num_classes', whole_number('num_classes', self.num_classes))
+        object.__setattr__(self, 'num_classes', positive_integer('num_classes', self.num_classes))
         check_rate('dropout_rate', self.dropout_rate)
 
 
@@ -168,26 +168,28 @@ class ResNetSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, 'stages', tuple(self.stages))
         if not self.stages:
-            raise InputError('stages=() must be at least one stage')
+            raise InputError('stages=() must have at least one stage')
         check_choice('norm', self.norm, NORMS)
         check_choice('antialias', self.antialias, ANTIALIAS)
         if self.standardize is not None:
             check_number('standardize', self.standardize)
             if not 0 < self.standardize < float('inf'):
-                raise InputError(f'standardize={self.standardize} must be above 0')
+                raise InputError(f'standardize={self.standardize} must be above 0 and finite')
         if self.output_stride not in (None, 8, 16, 32):
             raise InputError(f'output_stride={self.output_stride!r} must be 8, 16 or 32')
         if self.antialias != 'none' and self.stem.pool not in ('max', 'conv'):
-            raise InputError(f'stem_pool={self.stem.pool!r} has no anti-aliasing: antialias needs max or conv')
+            raise InputError(
+                f"antialias={self.antialias!r} is not supported with stem_pool={self.stem.pool!r}; use 'max' or 'conv'"
+            )
         channels, blocks = self.blocks.channels, sum(stage.size for stage in self.stages)
         if channels and len(channels) != blocks:
-            raise InputError(f'channels: {len(channels)} entries for {blocks} blocks')
+            raise InputError(f'channels must have {blocks} entries (one per block), found {len(channels)}')
         if self.blocks.drop_path_rate and any(stage.block == 'plain' for stage in self.stages):
             rate = self.blocks.drop_path_rate
-            raise InputError(f"drop_path_rate={rate}: block 'plain' has no shortcut that would remain")
+            raise InputError(f"drop_path_rate={rate} is not supported by block 'plain', which has no shortcut")
         if len({stage.block_class.pre_activation for stage in self.stages}) > 1:
             names = tuple(block_name(stage.block) for stage in self.stages)
-            raise InputError(f'block={names}: blocks with pre-activation do not go with blocks without')
+            raise InputError(f'block={names}: blocks with and without pre-activation cannot be combined')
         self._check_options()
 
     def _check_options(self) -> None:
@@ -243,7 +245,7 @@ class ResNetSpec:
         try:
             return json.loads(json.dumps(record))
         except TypeError as error:
-            raise InputError(f'options={record["blocks"]["options"]} cannot be recorded: {error}') from error
+            raise InputError(f'options={record["blocks"]["options"]} cannot be saved as JSON: {error}') from error
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], block: BlockType | Sequence[BlockType] | None = None) -> 'ResNetSpec':
@@ -262,7 +264,7 @@ class ResNetSpec:
             stages = tuple(StageSpec(**stage | {'block': classes[stage['block']]}) for stage in record['stages'])
             return cls(**dict(record) | groups | {'stages': stages, 'blocks': BlockSpec(**record['blocks'])})
         except (AttributeError, KeyError, TypeError) as error:
-            raise InputError(f'not a specification of this version: {error}') from error
+            raise InputError(f'the record is not a specification of this version: {error}') from error
 
 
 def _common_options(blocks: BlockSpec, antialias: str) -> dict[str, Any]:
@@ -315,13 +317,15 @@ def _classes(recorded: set[str], given: BlockType | Sequence[BlockType] | None) 
     foreign = {name for name in recorded if ':' in name}
     if classes.keys() - recorded or foreign - classes.keys():
         found = ', '.join(sorted(classes)) or 'none'
-        raise InputError(f'block: {", ".join(sorted(recorded))} was recorded, and {found} given; give the same classes')
+        raise InputError(
+            f'block: the record has {", ".join(sorted(recorded))}, found {found}; pass the recorded classes'
+        )
     return {name: classes.get(name, name) for name in recorded}
 
 
 def _entry(entry: Any) -> tuple[int, ...]:
     """The channels of one block."""
     values = as_sequence('channels', entry)
-    if len(values) != 3 or not all(is_whole(value) and value >= 1 for value in values):
-        raise InputError(f'channels: {values} must be three positive numbers, one a convolution')
+    if len(values) != 3 or not all(is_integer(value) and value >= 1 for value in values):
+        raise InputError(f'channels: {values} must be 3 positive integers, one per convolution')
     return values

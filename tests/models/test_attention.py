@@ -160,7 +160,7 @@ def test_mistakes_are_named():
         x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
         jax.eval_shape(lambda key, x: module.init(key, x, train=False), jax.random.key(0), x)
 
-    with pytest.raises(InputError, match='split_input=True: 7 channels cannot be split in half'):
+    with pytest.raises(InputError, match='split_input=True requires an even number of channels, found 7'):
         init(SelectiveKernel(8), 7)
     with pytest.raises(InputError, match=r'groups=6 must divide the input channels \(8\)'):
         init(SplitAttention(6, groups=3), 8)

@@ -282,10 +282,13 @@ def test_drop_block_zeroes_squares_behind_the_strided_convolution(rng, variables
     [
         (BasicBlock(8, attention='cbam'), "unknown attention 'cbam'; known: none, se, eca"),
         (BasicBlock(8, 2, antialias='sinc'), "unknown antialias 'sinc'; known: none, blur, average"),
-        (BasicBlock(8, 2, antialias='average'), 'a map of 5x4 pixels does not divide by the stride 2'),
-        (BottleneckBlock(8, reduce_first=0), 'reduce_first=0 must be from 1 to the inner width, 8'),
-        (BottleneckBlock(8, 2, stride_in_1x1=True, antialias='blur'), "antialias='blur'.*not with stride_in_1x1"),
-        (BottleneckBlock(8, base_width=4), 'base_width=4 leaves no channels at a stage width of 8'),
+        (BasicBlock(8, 2, antialias='average'), 'must be multiples of 2 .*, found 5x4'),
+        (BottleneckBlock(8, reduce_first=0), r'reduce_first=0 must be from 1 to 8 \(the inner width\)'),
+        (
+            BottleneckBlock(8, 2, stride_in_1x1=True, antialias='blur'),
+            "antialias='blur' is not supported with stride_in_1x1=True",
+        ),
+        (BottleneckBlock(8, base_width=4), 'base_width=4 is too small: a width of 8 leaves no channels'),
         (BottleneckBlock(8, channels=(6, 6, 8), cardinality=4), r'groups=4 must divide the input channels \(6\)'),
     ],
     ids=short,
@@ -298,5 +301,5 @@ def test_mistakes_are_named(block, message):
 
 def test_a_plain_block_has_nothing_to_drop():
     variables = PlainBlock(8).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)), train=False)
-    with pytest.raises(InputError, match='drop_path_rate: a plain block'):
+    with pytest.raises(InputError, match='drop_path_rate is not supported by a plain block'):
         PlainBlock(8).apply(variables, jnp.zeros((1, 4, 4, 8)), train=True, drop_rate=0.1)

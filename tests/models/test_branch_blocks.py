@@ -188,11 +188,11 @@ def test_mistakes_are_named():
         shapes_of(Res2NetBlock(8, scale=1))
     with pytest.raises(InputError, match='radix=0 must be at least 1'):
         shapes_of(SplitAttentionBlock(8, radix=0))
-    with pytest.raises(InputError, match='base_width=1 leaves no channels at a stage width of 8'):
+    with pytest.raises(InputError, match='base_width=1 is too small: a width of 8 leaves no channels'):
         shapes_of(Res2NetBlock(8, base_width=1))
     with pytest.raises(InputError, match=r'groups=4 must divide the input channels \(2\)'):
         shapes_of(SelectiveKernelBottleneckBlock(8, cardinality=4, base_width=8))
-    with pytest.raises(InputError, match='split_input=True: 7 channels cannot be split in half'):
+    with pytest.raises(InputError, match='split_input=True requires an even number of channels, found 7'):
         shapes_of(SelectiveKernelBasicBlock(8), (2, 6, 6, 7))
 
 

@@ -9,7 +9,7 @@ from resnet_jax.models.compute import explaining_forward_mode
 from resnet_jax.models.pooling import max_pool
 
 X = np.random.default_rng(7).normal(size=(2, 5, 4, 3)).astype(np.float32)
-WAY_OUT = r"implementation='auto' .* forward mode \(jax.jvp, jax.jacfwd, jax.hessian\) needs implementation='xla'"
+WAY_OUT = r"implementation='auto' .* forward mode \(jax.jvp, jax.jacfwd, jax.hessian\) requires implementation='xla'"
 
 
 def layer(module, **options):

@@ -78,12 +78,12 @@ def test_stages_change_together():
         StageSpec('basic', 1, 8, 2),
         StageSpec('basic', 1, 16, 2),
     )
-    with pytest.raises(InputError, match=r'widths=\(4, 8\) must be 3 positive whole numbers, one a stage'):
+    with pytest.raises(InputError, match=r'widths=\(4, 8\) must be 3 positive integers, one per stage'):
         with_changes(spec, stage_sizes=(1, 1, 1))
     mixed = with_changes(spec, block=('basic', 'bottleneck'))
     assert [stage.block for stage in with_changes(mixed, widths=(8, 16)).stages] == ['basic', 'bottleneck']
     assert flat_settings(mixed.to_json())['block'] == ('basic', 'bottleneck')
-    with pytest.raises(InputError, match=r"block=\('basic', 'bottleneck'\) must be one block, or 1"):
+    with pytest.raises(InputError, match=r"block=\('basic', 'bottleneck'\) must be one block, or a sequence of 1"):
         with_changes(mixed, stage_sizes=(1,), widths=(8,), strides=(1,))
 
 
@@ -102,11 +102,11 @@ class Gained(ResidualBlock):
 
 def test_the_nearest_names_are_those_of_the_block_too():
     assert dict(get_spec('resnet20', block=Gained, gain=0.1).blocks.options) == {'gain': 0.1}
-    with pytest.raises(InputError, match="unknown setting 'gian' of an architecture; nearest known: gain"):
+    with pytest.raises(InputError, match="unknown architecture setting 'gian'; nearest known: gain"):
         get_spec('resnet20', block=Gained, gian=0.1)
-    with pytest.raises(InputError, match="unknown setting 'gain' of an architecture"):
+    with pytest.raises(InputError, match="unknown architecture setting 'gain'"):
         get_spec('resnet20', gain=0.1)
     with pytest.raises(InputError, match="gain='big' must be a number"):
         get_spec('resnet20', block=Gained, gain='big')
-    with pytest.raises(InputError, match="unknown setting 'first_dilation' of an architecture"):
+    with pytest.raises(InputError, match="unknown architecture setting 'first_dilation'"):
         get_spec('resnet20', first_dilation=2)  # the network's own to give

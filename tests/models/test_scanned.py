@@ -136,5 +136,5 @@ def test_scanned_blocks_must_be_alike():
         ResNet(DEEP, scan_blocks=True, frozen='stem'),
         ResNet(make_spec('bottleneck', (3,), (4,), (1,), 'cifar', 4, channels=channels), scan_blocks=True),
     ):
-        with pytest.raises(InputError, match='scan_blocks=True: pruned or frozen blocks are not alike'):
+        with pytest.raises(InputError, match='scan_blocks=True is not supported with pruned or frozen blocks'):
             jax.eval_shape(lambda model=model: init_variables(model, jax.random.key(0), (8, 8, 3)))

@@ -62,12 +62,15 @@ def test_drop_block_is_in_the_last_two_of_four_stages():
         ({'antialias': 'sinc'}, "unknown antialias 'sinc'; known: none, blur, average"),
         ({'norm': 'layer'}, "unknown norm 'layer'; known: batch, group, evo, filter_response"),
         ({'block': ('basic', 'fancy')}, "unknown block 'fancy'; known: plain, basic, "),
-        ({'block': ('basic',)}, r"block=\('basic',\) must be one block, or 2, one a stage"),
-        ({'block': ('basic', 'preact_basic')}, 'blocks with pre-activation do not go with blocks without'),
+        ({'block': ('basic',)}, r"block=\('basic',\) must be one block, or a sequence of 2, one per stage"),
+        ({'block': ('basic', 'preact_basic')}, 'blocks with and without pre-activation cannot be combined'),
         ({'drop_path_rate': 1.0}, r'drop_path_rate=1.0 must be at least 0 and less than 1'),
         ({'drop_block_rate': -0.1}, r'drop_block_rate=-0.1 must be at least 0'),
         ({'dropout_rate': float('nan')}, r'dropout_rate=nan must be at least 0'),
-        ({'block': 'plain', 'drop_path_rate': 0.1}, "drop_path_rate=0.1: block 'plain' has no shortcut"),
+        (
+            {'block': 'plain', 'drop_path_rate': 0.1},
+            "drop_path_rate=0.1 is not supported by block 'plain', which has no",
+        ),
         ({'block': 'plain', 'drop_block_rate': 0.1}, "drop_block_rate=0.1: block 'plain' has no such option"),
         ({'block': 'preact_basic', 'attention': 'se'}, "attention='se': block 'preact_basic' has no such option"),
         ({'block': 'legacy_se_basic', 'zero_init_last': True}, 'zero_init_last=True: block .* has no such option'),
@@ -76,14 +79,14 @@ def test_drop_block_is_in_the_last_two_of_four_stages():
         ({'stem_pool': 'conv'}, "stem_pool='conv': stem 'cifar' has no pool"),
         (
             {'stem': 'imagenet', 'stem_pool': 'max_zero_padded', 'antialias': 'blur'},
-            "stem_pool='max_zero_padded' has no anti-aliasing",
+            "antialias='blur' is not supported with stem_pool='max_zero_padded'; use 'max' or 'conv'",
         ),
-        ({'block': 'bottleneck', 'channels': ((1, 1, 4),)}, 'channels: 1 entries for 3 blocks'),
-        ({'block': 'bottleneck', 'channels': ((1, 4),) * 3}, r'channels: \(1, 4\) must be three positive numbers'),
+        ({'block': 'bottleneck', 'channels': ((1, 1, 4),)}, r'channels must have 3 entries \(one per block\), found 1'),
+        ({'block': 'bottleneck', 'channels': ((1, 4),) * 3}, r'channels: \(1, 4\) must be 3 positive integers'),
         ({'channels': ((1, 1, 4),) * 3}, "block 'basic' has no such option"),
         ({'radix': 2}, "radix=2: block 'basic' has no such option"),
         ({'block': ('basic', 'legacy_se_basic'), 'radix': 2}, "block 'basic', 'legacy_se_basic' has no such option"),
-        ({'block': 'split_attention', 'radix': 2.5}, 'radix=2.5 must be a whole number'),
+        ({'block': 'split_attention', 'radix': 2.5}, 'radix=2.5 must be an integer'),
         ({'block': 'split_attention', 'pool_first': 1}, 'pool_first=1 must be True or False'),
         ({'se_ratio': '1/4'}, "se_ratio='1/4' must be a number"),
         ({'block': int}, r"block=<class 'int'> must be a subclass of Block, or one of: plain, basic, "),
@@ -121,9 +124,9 @@ def test_specifications_survive_json_with_options_and_channels():
     [
         (lambda: StemSpec(width=0), 'stem_width=0 must be at least 1'),
         (lambda: StageSpec('basic', 0, 8), 'size=0 must be at least 1'),
-        (lambda: StageSpec('basic', 1, 8, True), 'stride=True must be a whole number'),
-        (lambda: HeadSpec('10'), "num_classes='10' must be a whole number"),
-        (lambda: ResNetSpec(()), r'stages=\(\) must be at least one stage'),
+        (lambda: StageSpec('basic', 1, 8, True), 'stride=True must be an integer'),
+        (lambda: HeadSpec('10'), "num_classes='10' must be an integer"),
+        (lambda: ResNetSpec(()), r'stages=\(\) must have at least one stage'),
         (
             lambda: ResNetSpec(STAGES, blocks=BlockSpec(options={'stride': 2})),
             "stride=2: block 'basic' has no such option",
@@ -176,16 +179,16 @@ def test_a_missing_or_another_block_is_refused(given):
     with pytest.raises(InputError) as raised:
         ResNetSpec.from_json(record, block=given)
     message = str(raised.value)
-    assert f'block: {MINE} was recorded' in message
+    assert f'block: the record has {MINE}, found' in message
     assert '\n' not in message
-    found = {None: 'none given', Other: f'{__name__}:Other given', 'bottleneck': 'bottleneck given'}
-    assert found.get(given, f'{MINE}, {__name__}:Other given') in message
+    found = {None: 'found none;', Other: f'found {__name__}:Other;', 'bottleneck': 'found bottleneck;'}
+    assert found.get(given, f'found {MINE}, {__name__}:Other;') in message
 
 
 def test_a_block_that_was_not_recorded_is_refused():
     record = make_spec('basic', **SMALL).to_json()
     assert ResNetSpec.from_json(record, block=BasicBlock) == ResNetSpec.from_json(record)
-    with pytest.raises(InputError, match=f'block: basic was recorded, and {MINE} given'):
+    with pytest.raises(InputError, match=f'block: the record has basic, found {MINE}'):
         ResNetSpec.from_json(record, block=Mine)
 
 
@@ -202,13 +205,13 @@ def test_a_block_that_was_not_recorded_is_refused():
     ids=str,
 )
 def test_a_record_of_another_form_is_refused(record):
-    with pytest.raises(InputError, match='not a specification of this version: ') as raised:
+    with pytest.raises(InputError, match='the record is not a specification of this version: ') as raised:
         ResNetSpec.from_json(record)
     assert '\n' not in str(raised.value)
 
 
 def test_an_option_that_cannot_be_recorded_is_named():
-    with pytest.raises(InputError, match=r'options=.*cannot be recorded: .*complex'):
+    with pytest.raises(InputError, match=r'options=.*cannot be saved as JSON: .*complex'):
         make_spec(Anything, **SMALL, thing=1j).to_json()
 
 

@@ -67,7 +67,7 @@ def test_two_processes_train_as_one(root, one, tmp_path):
 
 
 def test_arguments_of_a_job_go_together():
-    with pytest.raises(InputError, match=r'coordinator_address=here:1, num_processes=None and process_index=None are'):
+    with pytest.raises(InputError, match=r'coordinator_address=here:1, num_processes=None and process_index=None must'):
         join_processes('here:1')
     with pytest.raises(InputError, match='process_index=2 must be from 0 to 1'):
         join_processes('here:1', 2, 2)
