@@ -31,6 +31,6 @@ def test_what_is_not_a_number_stays_in_its_group():
 def test_blocks_equal_groups(channels, rng):
     x = rng.normal(size=(2, 5, 6, 8)).astype(np.float32)
     kernel = rng.normal(size=(3, 3, 2, 12)).astype(np.float32)
-    y = conv_common.by_blocks(lambda x, kernel: conv_common.plain(x, kernel, 2, 1), x, kernel, 4, channels)
+    y = conv_common.convolve_blocks(lambda x, kernel: conv_common.plain(x, kernel, 2, 1), x, kernel, 4, channels)
     np.testing.assert_allclose(y, conv_common.plain(x, kernel, 2, 1, 4), rtol=1e-5, atol=1e-5)
     assert jax.eval_shape(lambda: y).shape == (2, 3, 3, 12)

@@ -134,7 +134,7 @@ def test_antialias_by_averages_leaves_out_what_reaches_over_the_edge(rng):
 
 
 def test_a_map_without_a_single_window_is_named():
-    with pytest.raises(InputError, match="antialias='average': height and width must be at least 2 .*, found 1x4"):
+    with pytest.raises(InputError, match=r"antialias='average': height and width must be at least 2 .*, found 1x4"):
         antialias(jnp.zeros((1, 1, 4, 2)), 'average', 2)
 
 

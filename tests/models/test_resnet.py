@@ -351,9 +351,9 @@ def test_channels_are_those_of_the_blocks():
 def test_an_image_too_small_for_averages_is_refused():
     """Averages over two pixels leave nothing of one, where the shortcut has one: the sum would be broadcast."""
     spec = make_spec('basic', (1, 1), (8, 8), (1, 2), 'cifar', 8, antialias='average')
-    with pytest.raises(InputError, match="antialias='average': height and width must be multiples of 2 .*, found 5x5"):
+    with pytest.raises(InputError, match=r"antialias='average': height and width must be multiples of 2 .*, found 5x5"):
         shapes_of(ResNet(spec), (5, 5, 3))
-    with pytest.raises(InputError, match="antialias='average': height and width must be at least 2 .*, found 1x1"):
+    with pytest.raises(InputError, match=r"antialias='average': height and width must be at least 2 .*, found 1x1"):
         shapes_of(ResNet(with_changes(spec, stem='imagenet')), (1, 1, 3))
 
 
