@@ -135,7 +135,7 @@ class ResidualBlock(Block):
 
 
 class PostActivation(ResidualBlock):
-    """Base class of blocks in the order of 2015: the activation follows the addition of branch and shortcut.
+    """Base class of post-activation blocks (He et al. 2015): the activation follows the addition of the shortcut.
 
     Attributes:
       shortcut_kernel_size: kernel size of the projection in blocks with a stride or dilation: 3 in SENet-154.

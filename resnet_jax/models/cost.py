@@ -23,7 +23,9 @@ def count_parameters(model: ResNet, in_channels: int = 3) -> int:
 
 @functools.lru_cache(maxsize=64)
 def multiply_adds(model: ResNet, image_shape: tuple[int, int, int]) -> int:
-    """Counts the multiply-adds of convolutions and linear layers in one forward pass, as papers and torchvision do.
+    """Counts the multiply-adds of the convolutions and linear layers for one image, as papers and torchvision do.
+
+    Only the forward pass is counted.
 
     Args:
       model: the network.

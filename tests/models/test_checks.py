@@ -7,7 +7,7 @@ from resnet_jax import InputError
 from resnet_jax.models import checks
 
 
-def test_values_that_are_right_pass():
+def test_valid_values_pass():
     checks.check_choice('norm', 'batch', ('batch', 'group'))
     for rate in (0, 0.0, 0.999, np.float32(0.5)):
         checks.check_rate('rate', rate)
@@ -39,6 +39,6 @@ def test_values_that_are_right_pass():
         (lambda: checks.as_sequence('widths', '16'), "widths='16' must be a sequence"),
     ],
 )
-def test_others_are_named(check, message):
+def test_invalid_values_raise(check, message):
     with pytest.raises(InputError, match=message):
         check()
