@@ -63,7 +63,7 @@ def make_spec(
     Raises:
       InputError: as ``with_changes``.
     """
-    stages = _stages({'block': block, 'stage_sizes': stage_sizes, 'widths': widths, 'strides': strides})
+    stages = _build_stages({'block': block, 'stage_sizes': stage_sizes, 'widths': widths, 'strides': strides})
     return with_changes(ResNetSpec(stages), stem=stem, stem_width=stem_width, shortcut=shortcut, **settings)
 
 
@@ -82,7 +82,7 @@ def with_changes(spec: ResNetSpec, **settings: Any) -> ResNetSpec:
         columns = {name: [getattr(stage, field) for stage in stages] for name, field in _STAGE_FIELDS.items()}
         if len(set(columns['block'])) == 1:
             columns['block'] = columns['block'][0]  # for any number of stages
-        stages = _stages(columns | {name: settings[name] for name in _STAGE_FIELDS if name in settings})
+        stages = _build_stages(columns | {name: settings[name] for name in _STAGE_FIELDS if name in settings})
     block_fields = [name for name in fields_of(stages) if name not in SET_BY_THE_NETWORK]
     other_fields = fields_of(StageSpec(block, 1, 1) for block in BLOCKS).keys() - SET_BY_THE_NETWORK
     changes: dict[str, dict[str, Any]] = {'stem': {}, 'blocks': {}, 'head': {}, '': {}}
@@ -120,7 +120,7 @@ def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return flat | dict(record['blocks']['options'])
 
 
-def _stages(columns: Mapping[str, Any]) -> tuple[StageSpec, ...]:
+def _build_stages(columns: Mapping[str, Any]) -> tuple[StageSpec, ...]:
     """Builds the stages from their flat settings."""
     sizes = as_sequence('stage_sizes', columns['stage_sizes'])
     block = columns['block']

@@ -148,9 +148,9 @@ class Stem(Layer):
                 x = self.conv(f'conv{index}', width, 3, 2 if index == 1 else 1)(x)
                 if index < 3 or self.activate:
                     x = self.normalization(f'norm{index}', mode, relu=True)(x)
-        return x if self.kind == 'cifar' else self._pooled(x, mode)
+        return x if self.kind == 'cifar' else self._pool(x, mode)
 
-    def _pooled(self, x: jax.Array, mode: Mode) -> jax.Array:
+    def _pool(self, x: jax.Array, mode: Mode) -> jax.Array:
         check_choice('stem_pool', self.pool, STEM_POOLS)
         check_choice('antialias', self.antialias, ANTIALIAS)
         if self.pool == 'conv':
@@ -222,11 +222,11 @@ class Shortcut(Layer):
             return jnp.pad(subsample(x, stride), ((0, 0), (0, 0), (0, 0), (before, missing - before)))
         if not changes and self.kind != 'C':
             return x
-        x = self._projected(x)
+        x = self._project(x)
         mode = Mode(train, update_stats)
         return self.normalization('norm', mode)(x) if self.normalize else x
 
-    def _projected(self, x: jax.Array) -> jax.Array:
+    def _project(self, x: jax.Array) -> jax.Array:
         if self.kind == 'D':
             if self.stride > 1:
                 x = avg_pool(x, self.stride)

@@ -78,11 +78,11 @@ def _batch_norm(
     Returns:
       The result in the dtype of ``x``, and the batch mean and biased variance, float32 ``[C]``.
     """
-    wide = x.astype(jnp.float32)
+    x32 = x.astype(jnp.float32)
     forms = {'tpu': _moments_in_one_pass, 'default': _moments_in_two_passes}
     forms = {platform: functools.partial(form, axis_name=axis_name) for platform, form in forms.items()}
-    mean, var = lax.platform_dependent(*match_varying_axes(wide, shift), **forms)
-    y = _affine(wide, mean, var, scale, bias, epsilon)
+    mean, var = lax.platform_dependent(*match_varying_axes(x32, shift), **forms)
+    y = _affine(x32, mean, var, scale, bias, epsilon)
     if shortcut is not None:
         y = y + shortcut.astype(jnp.float32)
     return (nn.relu(y) if relu else y).astype(x.dtype), mean, var
@@ -102,7 +102,7 @@ def _batch_norm_forward(x: jax.Array, scale: jax.Array, *rest: Any) -> tuple[Any
 def _batch_norm_backward(
     epsilon: float, relu: bool, axis_name: AxisName, saved: Any, cotangents: Any
 ) -> tuple[Any, ...]:
-    """The gradient of Ioffe and Szegedy 2015, section 3, with xhat = (x - mean) / std and sums over N, H and W:
+    """Computes the gradient (Ioffe and Szegedy 2015, section 3), with xhat = (x - mean) / std and sums over N, H and W:
 
     dbias = sum dz,  dscale = sum dz xhat,  dx = scale / std (dz - dbias / n - xhat dscale / n)
 
@@ -303,20 +303,20 @@ class ExampleNorm(nn.Module):
         scale = self.param('scale', nn.initializers.constant(0.0 if self.zero_init else 1.0), (channels,), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
         inner = self.relu and shortcut is None
-        y = self._normalized(x.astype(jnp.float32), inner) * _expand(scale) + _expand(bias)
-        y = self._activated(y) if inner else y
+        y = self._normalize(x.astype(jnp.float32), inner) * _expand(scale) + _expand(bias)
+        y = self._activate(y) if inner else y
         if shortcut is not None:
             y = y + shortcut.astype(jnp.float32)
             y = nn.relu(y) if self.relu else y
         return y.astype(self.dtype)
 
-    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+    def _normalize(self, x: jax.Array, activate: bool) -> jax.Array:
         raise NotImplementedError
 
-    def _activated(self, y: jax.Array) -> jax.Array:
+    def _activate(self, y: jax.Array) -> jax.Array:
         return nn.relu(y)
 
-    def _vector(self, name: str, value: float, channels: int) -> jax.Array:
+    def _channel_param(self, name: str, value: float, channels: int) -> jax.Array:
         """Creates a parameter ``[C]`` and returns it as ``[1, 1, 1, C]``."""
         return _expand(self.param(name, nn.initializers.constant(value), (channels,), jnp.float32))
 
@@ -330,7 +330,7 @@ class GroupNorm(ExampleNorm):
 
     groups: int = 32
 
-    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+    def _normalize(self, x: jax.Array, activate: bool) -> jax.Array:
         grouped = _split_channels(x, self.groups)
         deviations = grouped - grouped.mean((1, 2, 4), keepdims=True)
         var = jnp.square(deviations).mean((1, 2, 4), keepdims=True)
@@ -348,26 +348,26 @@ class EvoNormS0(ExampleNorm):
 
     groups: int = 32
 
-    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+    def _normalize(self, x: jax.Array, activate: bool) -> jax.Array:
         if not activate:
             return x
         grouped = _split_channels(x, self.groups)
         inverse_std = lax.rsqrt(grouped.var((1, 2, 4), keepdims=True) + self.epsilon)
-        gate = nn.sigmoid(x * self._vector('v', 1.0, x.shape[-1]))
+        gate = nn.sigmoid(x * self._channel_param('v', 1.0, x.shape[-1]))
         return (_split_channels(x * gate, self.groups) * inverse_std).reshape(x.shape)
 
-    def _activated(self, y: jax.Array) -> jax.Array:
+    def _activate(self, y: jax.Array) -> jax.Array:
         return y
 
 
 class FilterResponseNorm(ExampleNorm):
     """Filter response normalization (Singh and Krishnan 2019, arXiv:1911.09737): ``max(scale x / rms + bias, tau)``."""
 
-    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+    def _normalize(self, x: jax.Array, activate: bool) -> jax.Array:
         return x * lax.rsqrt(jnp.square(x).mean((1, 2), keepdims=True) + self.epsilon)
 
-    def _activated(self, y: jax.Array) -> jax.Array:
-        return jnp.maximum(y, self._vector('tau', 0.0, y.shape[-1]))
+    def _activate(self, y: jax.Array) -> jax.Array:
+        return jnp.maximum(y, self._channel_param('tau', 0.0, y.shape[-1]))
 
 
 def _split_channels(x: jax.Array, groups: int) -> jax.Array:
