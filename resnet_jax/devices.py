@@ -74,7 +74,7 @@ def _tpu_vm_workers() -> str:
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may use; all cores if the system does not restrict them."""
+    """Number of cores that this process may use, or of all cores if the system does not report it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
@@ -90,7 +90,7 @@ def barrier(name: str) -> None:
 
 
 def broadcast_from_main(value: int) -> int:
-    """Returns the value of process 0 in all processes; an int32."""
+    """Returns the value of process 0, which must fit in an int32, in all processes."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else int(value)
 
 
