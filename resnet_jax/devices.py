@@ -1,6 +1,6 @@
-"""Placement on devices, of one process or many: data parallelism over one mesh. The only file that knows meshes.
+"""Placement on the devices of one or several processes: data parallelism over one mesh. Only this file uses meshes.
 
-The last part is for the networks, which run under meshes of other programs: explicit axes, ``jax.shard_map``.
+The last functions let networks run in programs with other meshes: explicit axes, ``jax.shard_map``.
 """
 
 import contextlib
@@ -23,36 +23,37 @@ _METADATA = 'http://metadata.google.internal/computeMetadata/v1/instance/attribu
 
 
 def join_processes(coordinator: str | None = None, num_processes: int | None = None, index: int | None = None) -> None:
-    """Joins the processes of a job, before anything else of JAX; alone where there is no job.
+    """Connects this process to the other processes of its job; does nothing if there is no job.
 
-    On TPU pods, SLURM and Open MPI JAX finds the others by itself; elsewhere the arguments say where they are.
+    Call it before any other function of JAX. On TPU pods, SLURM and Open MPI, JAX finds the other processes by itself;
+    elsewhere, pass all arguments.
 
     Args:
-      coordinator: ``HOST:PORT`` of process 0; None asks the environment.
-      num_processes: how many processes there are.
-      index: of this one, from 0.
+      coordinator: ``HOST:PORT`` of process 0; None detects the job from the environment.
+      num_processes: number of processes.
+      index: index of this process, from 0.
 
     Raises:
-      InputError: some of the arguments without the others, or a coordinator that cannot be reached.
+      InputError: only some of the arguments are set, the index is out of range, or the connection failed.
     """
     given = [value is not None for value in (coordinator, num_processes, index)]
     if any(given) and not all(given):
         raise InputError(
-            f'coordinator_address={coordinator}, num_processes={num_processes} and process_index={index} are given'
-            ' together or not at all'
+            f'coordinator_address={coordinator}, num_processes={num_processes} and process_index={index} must be'
+            ' set together'
         )
     if not any(given) and not _in_a_job():
         return
     if num_processes is not None and index is not None and not 0 <= index < num_processes:
-        raise InputError(f'process_index={index} must be from 0 to {num_processes - 1}, the last of {num_processes}')
+        raise InputError(f'process_index={index} must be from 0 to {num_processes - 1} (num_processes - 1)')
     try:
         jax.distributed.initialize(coordinator, num_processes, index)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f'the other processes cannot be joined: {" ".join(str(error).split())[:300]}') from error
+        raise InputError(f'could not connect to the other processes: {" ".join(str(error).split())[:300]}') from error
 
 
 def _in_a_job() -> bool:
-    """Whether the environment tells of more than one process."""
+    """Whether the environment describes more than one process."""
     tasks = (os.environ.get(name, '1') for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'))
     if any(count not in ('', '0', '1') for count in tasks):
         return True
@@ -61,7 +62,7 @@ def _in_a_job() -> bool:
 
 
 def _tpu_vm_workers() -> str:
-    """The workers of the slice that this machine belongs to, if it is a TPU VM: there the environment says nothing."""
+    """Asks the metadata server of a TPU VM for the workers of its slice, which are not in the environment."""
     if not os.path.exists('/dev/accel0') and not os.path.exists('/dev/vfio/0'):
         return ''
     request = urllib.request.Request(_METADATA, headers={'Metadata-Flavor': 'Google'})
@@ -73,31 +74,35 @@ def _tpu_vm_workers() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, or all cores where the system does not say."""
+    """Number of cores that this process may use, or of all cores if the system does not report it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is process 0, which writes files and prints."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have called this with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def broadcast_from_main(value: int) -> int:
-    """What process 0 says."""
+    """Returns the value of process 0, which must fit in an int32, in all processes."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else int(value)
 
 
 def in_main_process(function: Callable[[], Result]) -> Result | None:
-    """What a function gives in process 0, and None in the others; where it fails there, it fails in all.
+    """Calls a function in process 0 only; an InputError or StorageError there stops all processes.
+
+    Returns:
+      The result of the function in process 0, None in the others.
 
     Raises:
-      InputError: the function's own, and in the other processes one that says where to look; so for its StorageError.
+      InputError: in process 0, the function's own; in the other processes, one that refers to process 0.
+      StorageError: the function's own, in process 0.
     """
     result, failure = None, None
     if is_main_process():
@@ -106,48 +111,51 @@ def in_main_process(function: Callable[[], Result]) -> Result | None:
         except (InputError, StorageError) as error:
             failure = error
     if not broadcast_from_main(failure is None):
-        raise failure or InputError('process 0 cannot go on; it says why')
+        raise failure or InputError('process 0 failed; see its error message')
     return result
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices, or the given ones, in a row named ``data``."""
+    """Creates a mesh of the given devices, by default all of them, with one axis ``data``."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), ('data',))
 
 
-def only_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Within it, a mesh that the caller has set (``jax.set_mesh``) gives way to this one."""
+def override_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Returns a context in which this mesh replaces one that the caller has set (``jax.set_mesh``)."""
     return contextlib.nullcontext() if jax.sharding.get_abstract_mesh().empty else jax.set_mesh(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """One axis, the first if not said otherwise, split over the devices."""
+    """Returns the sharding of an array whose ``axis`` is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
 
 
 def data_parallel(devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedSharding]:
-    """Shardings of what is whole on every one of the devices, and of batches that are split over them."""
+    """Returns two shardings over some devices: for replicated arrays, and for batches, split along the first axis."""
     mesh = data_mesh(devices)
     return replicated(mesh), split_batch(mesh)
 
 
 def split_evenly(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
-    """The largest of the axes that divide by the number of devices split over them; the whole array where none does."""
+    """Returns a sharding that splits the largest axis divisible by the number of devices, or replicates without one."""
     axes = [axis for axis, size in enumerate(shape) if size and size % mesh.size == 0]
     return split_batch(mesh, max(axes, key=lambda axis: shape[axis])) if axes else replicated(mesh)
 
 
 def to_devices(tree: Any, sharding: Any) -> Any:
-    """Host arrays on devices; every process has all of them and gives its devices their share.
+    """Transfers host arrays to the devices; every process must have the whole arrays.
 
     Args:
-      tree: of NumPy arrays.
-      sharding: one, or a tree of them like ``tree``.
+      tree: a tree of NumPy arrays.
+      sharding: one sharding, or a tree of shardings with the structure of ``tree``.
+
+    Returns:
+      The tree with ``jax.Array`` leaves.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -158,19 +166,19 @@ def to_devices(tree: Any, sharding: Any) -> Any:
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
 
-    with jax.transfer_guard_host_to_device('allow'):  # which takes this for a transfer that nobody asked for
+    with jax.transfer_guard_host_to_device('allow'):  # the guard would treat it as an implicit transfer
         return jax.tree.map(put, tree, sharding)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Which rows of a batch that is split over the devices this process holds: ascending, where its devices are."""
+    """Returns the rows of a batch, split over the mesh, that belong to this process's devices, in ascending order."""
     rows = np.arange(batch_size).reshape(mesh.size, -1)
     own = [device.process_index == jax.process_index() for device in mesh.devices.flat]
     return rows[own].ravel()
 
 
 def place_rows(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """Batches on the devices, one axis split over them; every process has the rows of ``local_rows`` alone."""
+    """Transfers batches to the devices, split along ``axis``; every process passes only its rows (``local_rows``)."""
     sharding = split_batch(mesh, axis)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -179,42 +187,47 @@ def place_rows(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
 
 
 def to_host(tree: Any, mesh: Mesh) -> Any:
-    """Arrays on the devices as NumPy arrays, whole, in every process.
+    """Transfers whole arrays from the devices to NumPy arrays, in every process.
 
-    On a CPU they may be the device's own memory, which a step is allowed to overwrite that is given it.
+    On a CPU, they may share the device's memory, which a step that donates its arguments can overwrite.
+
+    Args:
+      tree: a tree of ``jax.Array``.
+      mesh: the mesh of these arrays.
     """
     if any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)) and jax.process_count() > 1:
-        tree = _whole(mesh)(tree)
+        tree = _replicate(mesh)(tree)
     return jax.device_get(tree)
 
 
 @functools.lru_cache
-def _whole(mesh: Mesh) -> Callable[[Any], Any]:
+def _replicate(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def check_batch_size(batch_size: int, parts: int, mesh: Mesh) -> None:
-    """Raises InputError if a batch, in so many parts, cannot be split evenly over the mesh."""
+    """Raises InputError unless a batch can be split evenly into ``parts`` and over the mesh."""
     if batch_size % (parts * mesh.size):
         times = f' times accumulation_steps={parts}' if parts > 1 else ''
-        raise InputError(f'batch_size={batch_size} must be divisible by the {mesh.size} devices{times}')
+        multiple = f'{parts * mesh.size} (the number of devices{times})'
+        raise InputError(f'batch_size={batch_size} must be a multiple of {multiple}')
 
 
-def vary_alike(*operands: Any) -> tuple[Any, ...]:
-    """Casts operands so that inside ``jax.shard_map`` all of them vary over the same mesh axes; None stays None.
+def match_varying_axes(*operands: Any) -> tuple[Any, ...]:
+    """Casts operands inside ``jax.shard_map`` so that all vary over the same mesh axes; None stays None.
 
-    There the type of an array says over which axes its value varies: images do, parameters that are the same on every
-    device do not. A gradient written by hand, or a branch for each platform, wants all operands alike. The transpose of
-    this cast sums a parameter's gradients over the devices. Elsewhere nothing happens.
+    The type of an array in ``jax.shard_map`` contains the axes over which its value varies: images vary, replicated
+    parameters do not. ``custom_vjp`` and ``platform_dependent`` require the same axes for all operands. The transpose
+    of this cast sums a parameter's gradients over the devices. Outside of ``jax.shard_map``, this does nothing.
     """
     union = frozenset[str]().union(*(varying_axes(x) for x in operands if x is not None))
     return tuple(x if x is None else _vary(x, union - varying_axes(x)) for x in operands)
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
-    """The manual mesh axes over which the value of an array varies, by its type."""
+    """Returns the manual mesh axes over which the value of an array varies, according to its type."""
     kind = jax.typeof(x)
-    return kind.mat.varying if hasattr(kind, 'mat') else kind.vma  # as older versions call it
+    return kind.mat.varying if hasattr(kind, 'mat') else kind.vma  # the name in older versions of JAX
 
 
 def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
@@ -225,28 +238,31 @@ def _vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
     return jax.lax.pcast(x, tuple(sorted(axes)), to='varying')
 
 
-def split_axes(x: jax.Array) -> tuple[Any, ...]:
-    """For each axis of an array the mesh axes that split it, by its type: all None unless the mesh is explicit."""
+def sharding_spec(x: jax.Array) -> tuple[Any, ...]:
+    """Returns the mesh axes that split each axis of an array, according to its type; all None without explicit axes."""
     spec = jax.typeof(x).sharding.spec
     return (*spec, *[None] * (x.ndim - len(spec)))
 
 
-def with_automatic_axes(function: Callable[..., Any], *operands: jax.Array, out: Any) -> Any:
-    """``function(*operands)``, where the compiler decides how to split what is computed within.
+def with_auto_axes(function: Callable[..., Any], *operands: jax.Array, out_spec: Any) -> Any:
+    """Computes ``function(*operands)`` with explicit mesh axes treated as automatic.
 
-    Under explicit mesh axes, JAX refuses operations for which several splits of the result are possible. Here they are
-    automatic within the function, and only the result's split is stated. Under any other mesh nothing changes.
+    With explicit axes, JAX rejects operations whose result could be sharded in several ways. Inside the function, the
+    compiler decides, and only the sharding of the result is specified. Without explicit axes, this changes nothing.
 
     Args:
-      function: of the operands.
+      function: a function of the operands.
       *operands: arrays.
-      out: how the result is split, in the form of ``split_axes``; a list of these if the function returns a tuple.
+      out_spec: sharding of the result, as returned by ``sharding_spec``; a list if the function returns a tuple.
     """
     meshes = [mesh for x in operands if (mesh := jax.typeof(x).sharding.mesh).axis_names]
     types = zip(meshes[0].axis_names, meshes[0].axis_types, strict=True) if meshes else ()
     explicit = tuple(name for name, kind in types if kind == AxisType.Explicit)
     if not explicit:
         return function(*operands)
-    split = [NamedSharding(meshes[0], PartitionSpec(*axes)) for axes in (out if isinstance(out, list) else [out])]
-    shardings = tuple(split) if isinstance(out, list) else split[0]
+    split = [
+        NamedSharding(meshes[0], PartitionSpec(*axes))
+        for axes in (out_spec if isinstance(out_spec, list) else [out_spec])
+    ]
+    shardings = tuple(split) if isinstance(out_spec, list) else split[0]
     return jax.sharding.auto_axes(function, axes=explicit, out_sharding=shardings)(*operands)

@@ -324,7 +324,7 @@ def _json_value(value: Any) -> Any:
 
 
 _PLAIN = (bool, int, float, str, tuple)
-_KINDS = {int: 'a whole number', float: 'a number', str: 'a string', bool: 'True or False'}
+_KINDS = {int: 'an integer', float: 'a number', str: 'a string', bool: 'True or False'}
 _HINTS: dict[type, dict[str, Any]] = {}
 
 

@@ -1,10 +1,15 @@
-"""Names of architectures and what they stand for.
+"""The architectures by name.
 
-ImageNet forms carry torchvision's and timm's names (``imagenet.py``), CIFAR forms the papers'. He et al. 2015
-(arXiv:1512.03385, section 4.2): three stages of n blocks with 16, 32 and 64 channels and shortcut A, depth 6n + 2.
-He et al. 2016 (arXiv:1603.05027): the same with pre-activation; its 164- and 1001-layer networks are bottlenecks of
-depth 9n + 2. Wide ResNet (arXiv:1605.07146): pre-activation, k times as wide, depth 6n + 4. ResNeXt-29
-(arXiv:1611.05431, section 5.3). ``…_cifar`` is an ImageNet form with a 3x3 stem.
+ImageNet networks have the names of torchvision and timm (``imagenet.py``), CIFAR networks those of the papers:
+
+- He et al. 2015 (arXiv:1512.03385, section 4.2): three stages of n blocks with 16, 32 and 64 channels and shortcut A,
+  depth 6n + 2.
+- He et al. 2016 (arXiv:1603.05027): the same with pre-activation; the 164- and 1001-layer networks use bottlenecks,
+  depth 9n + 2.
+- Wide ResNet (arXiv:1605.07146): pre-activation, k times as wide, depth 6n + 4.
+- ResNeXt-29 (arXiv:1611.05431, section 5.3).
+
+``…_cifar`` is an ImageNet network with a 3x3 stem.
 """
 
 import fnmatch
@@ -21,7 +26,7 @@ from resnet_jax.models.spec import ResNetSpec
 
 
 def _cifar(block: str, blocks_per_stage: int, **options: Any) -> ResNetSpec:
-    """Three stages of 16, 32 and 64 channels for images of 32x32."""
+    """Three stages with 16, 32 and 64 channels, for 32x32 images."""
     defaults: dict[str, Any] = {
         'widths': (16, 32, 64),
         'strides': (1, 2, 2),
@@ -72,7 +77,7 @@ CIFAR: dict[str, ResNetSpec] = {
     'resnet34_cifar': with_changes(_RESNET34, **_SMALL_IMAGES),
     'resnet50_cifar': with_changes(_RESNET50, **_SMALL_IMAGES),
     'resnext50_32x4d_cifar': with_changes(IMAGENET['resnext50_32x4d'], **_SMALL_IMAGES),
-    # A ten-layer plain network for first experiments: one stem convolution, four stages of two, one linear layer.
+    # A ten-layer plain network for first experiments: a stem convolution, four stages of two each, a linear layer.
     'plain10': make_spec('plain', (1, 1, 1, 1), **_SMALL_IMAGES),
 }
 
@@ -80,22 +85,31 @@ ARCHITECTURES: dict[str, ResNetSpec] = IMAGENET | CIFAR
 
 
 def list_models(pattern: str = '*') -> list[str]:
-    """Names that match a shell pattern such as ``'resnext*'``, sorted."""
+    """Lists the names of the architectures.
+
+    Args:
+      pattern: a shell pattern such as ``'resnext*'``.
+
+    Returns:
+      The names that match, sorted.
+    """
     return sorted(fnmatch.filter(ARCHITECTURES, pattern))
 
 
 def get_spec(name: str, **overrides: Any) -> ResNetSpec:
-    """The specification behind a name, with some settings replaced.
+    """Returns the specification of a named architecture, with some settings replaced.
 
     Args:
       name: one of ``list_models()``.
-      **overrides: as in ``create_model``.
+      **overrides: settings to replace, as in ``create_model``.
 
     Raises:
-      InputError: an unknown name, an unknown setting, or a value that ResNetSpec refuses.
+      InputError: the name or a setting is unknown, or ``ResNetSpec`` rejects a value.
     """
     if name not in ARCHITECTURES:
-        raise InputError(f'unknown architecture {name!r}; {nearest(name, ARCHITECTURES)}; list_models() has all')
+        raise InputError(
+            f'unknown architecture {name!r}; {nearest(name, ARCHITECTURES)}; list_models() returns all names'
+        )
     return with_changes(ARCHITECTURES[name], **overrides)
 
 
@@ -106,25 +120,24 @@ def create_model(
     implementation: str = 'auto',
     **overrides: Any,
 ) -> ResNet:
-    """A network by name.
+    """Creates a network by name.
 
     Args:
       name: one of ``list_models()``.
-      num_classes: K; None keeps the published network's (1000 on ImageNet, 10 on CIFAR).
-      dtype: compute dtype, for instance ``jnp.bfloat16``; parameters and logits stay float32.
-      implementation: ``auto`` computes what is fast on each platform, and differentiates in reverse mode; ``xla`` is
-        XLA's own form of each operation, and also differentiates in forward mode, which ``jax.jvp``, ``jax.jacfwd``
-        and ``jax.hessian`` need.
-      **overrides: settings of the architecture by their flat names (``flat.make_spec``), for instance
-        ``shortcut='C'``, ``stem_width=32``, ``block=MyBlock`` with a subclass of ``Block``, or fields that the block
-        alone has.
+      num_classes: K, the number of outputs; None keeps that of the published network (1000 on ImageNet, 10 on CIFAR).
+      dtype: compute dtype, such as ``jnp.bfloat16``; parameters and logits stay float32.
+      implementation: ``auto`` uses fast implementations for each platform and supports only reverse-mode
+        differentiation; ``xla`` uses XLA's own operations and also supports forward mode, which ``jax.jvp``,
+        ``jax.jacfwd`` and ``jax.hessian`` need.
+      **overrides: architecture settings by their flat names (``flat.make_spec``), such as ``shortcut='C'``,
+        ``stem_width=32``, ``block=MyBlock`` with a subclass of ``Block``, or fields that are specific to the block.
 
     Returns:
-      A Linen module; ``init_variables`` makes its variables, and
-      ``model.apply(variables, images, train=False)`` gives logits.
+      A Linen module; ``init_variables`` creates its variables, and
+      ``model.apply(variables, images, train=False)`` returns the logits.
 
     Raises:
-      InputError: as ``get_spec``, or an unknown implementation.
+      InputError: as ``get_spec``, or the implementation is unknown.
     """
     check_implementation(implementation)
     if num_classes is not None:

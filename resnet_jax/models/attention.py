@@ -1,4 +1,4 @@
-"""Attention over channels: a gate on each channel, or on each of several branches, from the map's mean."""
+"""Channel attention: gates for channels, or for the channels of several branches, from the feature map's mean."""
 
 import functools
 import math
@@ -15,15 +15,15 @@ from resnet_jax.models.layers import Layer
 
 
 def make_divisible(value: float, divisor: int = 8, least: int | None = None) -> int:
-    """The multiple of ``divisor`` nearest to a value, at least ``least`` (default: one ``divisor``)."""
+    """Rounds a value to the nearest multiple of ``divisor``, at least ``least`` (None: ``divisor``)."""
     return max(least or divisor, int(value + divisor / 2) // divisor * divisor)
 
 
 class SqueezeExcite(nn.Module):
-    """``x sigmoid(W2 relu(W1 mean(x)))`` (Hu et al. 2018, arXiv:1709.01507, Eq. 3).
+    """Squeeze-and-excitation: ``x sigmoid(W2 relu(W1 mean(x)))`` (Hu et al. 2018, arXiv:1709.01507, Eq. 3).
 
     Attributes:
-      reduced: channels between the two linear layers.
+      reduced: number of channels between the two linear layers.
       dtype: compute dtype; parameters are float32.
     """
 
@@ -32,7 +32,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[N, H, W, C]`` to the same."""
+        """Maps ``[N, H, W, C]`` to the same shape."""
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=he_normal_fan_out)
         reduced = nn.relu(dense(self.reduced, name='fc1')(x.mean((1, 2))))
         gate = nn.sigmoid(dense(x.shape[-1], name='fc2')(reduced))
@@ -40,11 +40,11 @@ class SqueezeExcite(nn.Module):
 
 
 class EfficientChannelAttention(nn.Module):
-    """``x sigmoid(conv(mean(x)))``, a convolution along the channels (Wang et al. 2020, arXiv:1910.03151, Eq. 9).
+    """``x sigmoid(conv(mean(x)))``, convolving along the channels (Wang et al. 2020, arXiv:1910.03151, Eq. 9).
 
     Attributes:
-      channels: those that the width of the convolution follows from, ``|log2(channels) + 1| / 2`` made odd (Eq. 12);
-        a pruned network keeps the width of the whole one.
+      channels: the number of channels that determines the kernel size k: ``|log2(channels) + 1| / 2``, rounded down,
+        plus 1 if that is even, and at least 3 (Eq. 12). A pruned network keeps the k of the unpruned one.
       dtype: compute dtype; the kernel ``[k, 1, 1]`` is float32.
     """
 
@@ -53,7 +53,7 @@ class EfficientChannelAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[N, H, W, C]`` to the same."""
+        """Maps ``[N, H, W, C]`` to the same shape."""
         taps = int(abs(math.log2(self.channels) + 1) / 2)
         taps = max(taps + 1 - taps % 2, 3)
         init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -65,7 +65,7 @@ class EfficientChannelAttention(nn.Module):
 
 ATTENTIONS = {
     'none': 'none',
-    'se': 'squeeze and excitation',
+    'se': 'squeeze-and-excitation',
     'eca': 'efficient channel attention',
 }
 
@@ -74,11 +74,11 @@ class SplitAttention(Layer):
     """A 3x3 convolution in ``radix`` branches and their softmax-weighted sum (Zhang et al. 2020, arXiv:2004.08955).
 
     Attributes:
-      features: channels of the result.
-      radix: branches; with one, the softmax is a sigmoid.
-      groups: cardinality, of each branch.
-      stride: of the convolution.
-      dilation: of the convolution.
+      features: number of output channels.
+      radix: number of branches; with one, the softmax is a sigmoid.
+      groups: cardinality of each branch.
+      stride: stride of the convolution.
+      dilation: dilation of the convolution, in pixels.
     """
 
     features: int
@@ -89,7 +89,10 @@ class SplitAttention(Layer):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
-        """``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``."""
+        """Maps ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``.
+
+        ``train`` and ``update_stats`` are as in ``norm.BatchNorm``.
+        """
         mode = Mode(train, update_stats)
         radix, groups, features = self.radix, self.groups, self.features
         x = self.conv('conv', features * radix, 3, self.stride, self.dilation, groups * radix)(x)
@@ -111,13 +114,13 @@ class SelectiveKernel(Layer):
     """Two 3x3 convolutions, one dilated, and their softmax-weighted sum (Li et al. 2019, arXiv:1903.06586).
 
     Attributes:
-      features: channels of the result.
-      reduction: the share of them between the two linear layers.
-      divisor: what the number of those channels is a multiple of.
-      split_input: give each convolution half of the input's channels.
-      groups: of each convolution.
-      stride: of both.
-      dilation: of the first; the second has twice that.
+      features: number of output channels.
+      reduction: number of channels between the two linear layers, as a fraction of ``features``.
+      divisor: that number is rounded to a multiple of this.
+      split_input: each convolution takes half of the input channels.
+      groups: groups of each convolution.
+      stride: stride of both convolutions.
+      dilation: dilation of the first convolution, in pixels; that of the second is twice as large.
     """
 
     features: int
@@ -130,10 +133,16 @@ class SelectiveKernel(Layer):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
-        """``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``."""
+        """Maps ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``.
+
+        ``train`` and ``update_stats`` are as in ``norm.BatchNorm``.
+
+        Raises:
+          InputError: ``split_input`` with an odd number of channels.
+        """
         mode = Mode(train, update_stats)
         if self.split_input and x.shape[-1] % 2:
-            raise InputError(f'split_input=True: {x.shape[-1]} channels cannot be split in half')
+            raise InputError(f'split_input=True requires an even number of channels, found {x.shape[-1]}')
         paths = []
         for index, part in enumerate(jnp.split(x, 2, -1) if self.split_input else (x, x)):
             dilation, groups = self.dilation * (index + 1), min(self.groups, self.features)

@@ -1,6 +1,6 @@
-"""The end of a block: its last convolution, normalization, the addition of the shortcut, activation.
+"""The end of a block: last convolution, normalization, addition of the shortcut, activation.
 
-Every block ends here, so that a platform's own form of the four is a change of this file alone.
+Every block ends here, so a faster version of these steps for one platform only needs a change to this file.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,25 +26,25 @@ def finish_block(
     branch: Sequence[Callable[[jax.Array], jax.Array]] = (),
     relu: bool = True,
 ) -> jax.Array:
-    """``relu(branch(norm(conv(h))) + shortcut)``, where each part but the convolution may be missing.
+    """Computes ``relu(branch(norm(conv(h))) + shortcut)``; all parts except the convolution are optional.
 
     Args:
-      block: whose layers these are; it is being called.
-      mode: of the call.
-      h: ``[N, H, W, C]``, what the branch has computed so far.
+      block: the block that calls this, which gets the normalization as a submodule.
+      mode: mode of the call.
+      h: ``[N, H, W, C]``, the residual branch before its last convolution.
       shortcut: ``[N, H, W, C_out]``, or None in a plain block.
       conv: the last convolution.
       norm: name of its normalization; None in a pre-activation block.
-      zero_init: start the normalization's scale at zero.
-      relu_in_branch: activate already behind the normalization, in front of ``branch``.
-      branch: what follows the normalization on the branch: attention, stochastic depth.
-      relu: activate the sum.
+      zero_init: initialize the normalization's scale to zero.
+      relu_in_branch: apply a ReLU between the normalization and ``branch``.
+      branch: functions applied to the branch after the normalization, such as attention and stochastic depth.
+      relu: apply a ReLU to the sum.
 
     Returns:
       ``[N, H, W, C_out]``.
     """
     h = conv(h)
-    if norm is not None and not branch:  # in one go, which saves passes over the map
+    if norm is not None and not branch:  # fused: fewer passes over the feature map
         return block.normalization(norm, mode, relu=relu, zero_init=zero_init)(h, shortcut)
     if norm is not None:
         h = block.normalization(norm, mode, relu=relu_in_branch, zero_init=zero_init)(h)

@@ -1,4 +1,4 @@
-"""Blocks whose 3x3 convolution is several: split attention, selective kernels, scales; and the table of all blocks."""
+"""Blocks with several 3x3 convolutions: ResNeSt, selective kernels, Res2Net; and the table of all blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,13 @@ from resnet_jax.models.pooling import avg_pool_3x3
 
 
 class SplitAttentionBlock(Cardinality, PostActivation):
-    """The bottleneck of ResNeSt (Zhang et al. 2020, arXiv:2004.08955): its stride is in an average pool.
+    """The bottleneck of ResNeSt (Zhang et al. 2020, arXiv:2004.08955); its stride is in an average pool.
 
-    timm's block drops its input instead of its branch with stochastic depth; here it is the branch.
+    Stochastic depth drops the branch; in timm's block it drops the input instead.
 
     Attributes:
-      radix: branches of the 3x3 convolution.
-      pool_first: the pool is in front of it instead of behind.
+      radix: number of branches of the 3x3 convolution.
+      pool_first: put the pool before the 3x3 convolution instead of after it.
     """
 
     radix: int = 2
@@ -50,19 +50,19 @@ class SplitAttentionBlock(Cardinality, PostActivation):
             name='conv2',
         )
         h = attention(h, train=mode.train, update_stats=mode.update_stats)
-        h = self._with_blocks_dropped(h, mode)
+        h = self._apply_drop_block(h, mode)
         if self.stride > 1 and not self.pool_first:
             h = avg_pool_3x3(h, self.stride)
         return self._finish(h, x, mode, drop_rate, self.conv('conv3', self.out_features, 1), 'norm3')
 
 
-class _Selective(PostActivation):
-    """What both blocks of selective kernels have.
+class _SelectiveKernelBlock(PostActivation):
+    """Base class of both blocks with selective kernels.
 
     Attributes:
-      reduction: as in ``attention.SelectiveKernel``, like the two that follow.
-      divisor: of the number of reduced channels.
-      split_input: each of the two convolutions takes half of the channels.
+      reduction: as in ``attention.SelectiveKernel``.
+      divisor: as in ``attention.SelectiveKernel``.
+      split_input: as in ``attention.SelectiveKernel``.
     """
 
     reduction: float = 1 / 16
@@ -84,34 +84,34 @@ class _Selective(PostActivation):
         return kernel(x, train=mode.train, update_stats=mode.update_stats)
 
 
-class SelectiveKernelBasicBlock(_Selective):
-    """The basic block with selective kernels in its first convolution, as in timm's skresnet18 and 34."""
+class SelectiveKernelBasicBlock(_SelectiveKernelBlock):
+    """The basic block with selective kernels in its first convolution, as in timm's skresnet18 and skresnet34."""
 
     def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
-        h = self._with_blocks_dropped(self._selective_kernel('conv1', x, self.features, 1, mode), mode)
+        h = self._apply_drop_block(self._selective_kernel('conv1', x, self.features, 1, mode), mode)
         conv = self.conv('conv2', self.features, 3, dilation=self.dilation)
         return self._finish(h, x, mode, drop_rate, conv, 'norm2')
 
 
-class SelectiveKernelBottleneckBlock(_Selective, Cardinality):
+class SelectiveKernelBottleneckBlock(_SelectiveKernelBlock, Cardinality):
     """The bottleneck with selective kernels in its 3x3 convolution (Li et al. 2019, arXiv:1903.06586, section 3.2)."""
 
     def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         h = self.normalization('norm1', mode, relu=True)(self.conv('conv1', self.inner_width, 1)(x))
         h = self._selective_kernel('conv2', h, self.inner_width, self.cardinality, mode)
-        h = self._with_blocks_dropped(h, mode)
+        h = self._apply_drop_block(h, mode)
         return self._finish(h, x, mode, drop_rate, self.conv('conv3', self.out_features, 1), 'norm3')
 
 
 class Res2NetBlock(Cardinality, PostActivation):
-    """The bottleneck of Res2Net (Gao et al. 2019, arXiv:1904.01169, Eq. 1): the 3x3 convolution in ``scale`` steps.
+    """The bottleneck of Res2Net (Gao et al. 2019, arXiv:1904.01169, Eq. 1): a 3x3 convolution in ``scale`` steps.
 
-    Each step convolves its share of the channels plus the result of the step before; the last share passes. In the
-    first block of a stage the steps do not add, and the last share is averaged over 3x3 pixels, as in the authors'
-    code.
+    Each step convolves its group of channels plus the result of the previous step; the last group passes unchanged.
+    In the first block of a stage, the steps do not add the previous result, and the last group is averaged over 3x3
+    pixels, as in the authors' code.
 
     Attributes:
-      scale: shares, each ``inner_width`` channels wide.
+      scale: number of channel groups, each with ``inner_width`` channels.
     """
 
     scale: int = 4
@@ -121,14 +121,14 @@ class Res2NetBlock(Cardinality, PostActivation):
             raise InputError(f'scale={self.scale} must be at least 2')
         width, first = self.inner_width, shape_changes(x, self.out_features, self.stride)
         h = self.normalization('norm1', mode, relu=True)(self.conv('conv1', width * self.scale, 1)(x))
-        *shares, last = jnp.split(h, self.scale, -1)
+        *splits, last = jnp.split(h, self.scale, -1)
         results: list[jax.Array] = []
-        for index, share in enumerate(shares, 1):
-            share = share + results[-1] if results and not first else share
-            h = self.conv(f'conv2_{index}', width, 3, self.stride, self._first_dilation, self.cardinality)(share)
+        for index, split in enumerate(splits, 1):
+            split = split + results[-1] if results and not first else split
+            h = self.conv(f'conv2_{index}', width, 3, self.stride, self._first_dilation, self.cardinality)(split)
             results.append(self.normalization(f'norm2_{index}', mode, relu=True)(h))
         results.append(avg_pool_3x3(last, self.stride) if first else last)
-        h = self._with_blocks_dropped(jnp.concatenate(results, -1), mode)
+        h = self._apply_drop_block(jnp.concatenate(results, -1), mode)
         return self._finish(h, x, mode, drop_rate, self.conv('conv3', self.out_features, 1), 'norm3')
 
 

@@ -1,4 +1,4 @@
-"""How layers compute, and in which mode: the settings that a network hands to every layer."""
+"""How layers compute, and in which mode: the settings that a network passes to every layer."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from resnet_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a network's layers compute, the same in all of them.
+    """How all layers of a network compute.
 
     Attributes:
       dtype: compute dtype; parameters are float32.
@@ -34,11 +34,11 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What a call is for.
+    """The mode of a call: training or evaluation.
 
     Attributes:
       train: as in ``norm.BatchNorm``.
-      update_stats: see there.
+      update_stats: as in ``norm.BatchNorm``.
     """
 
     train: bool
@@ -46,19 +46,19 @@ class Mode:
 
 
 def is_constant(shape: Sequence[Any]) -> bool:
-    """Whether all sizes are numbers; those of a program that ``jax.export`` makes for any size are symbols."""
+    """Whether all sizes are integers, not symbols of a program that ``jax.export`` exports for any size."""
     return not any(jax.export.is_symbolic_dim(size) for size in shape)
 
 
 @contextlib.contextmanager
 def explaining_forward_mode() -> Iterator[None]:
-    """Around a call with a gradient written by hand: JAX's refusal to differentiate it forward names the way out.
+    """Replaces JAX's error for forward-mode differentiation of a ``custom_vjp`` with one that names the alternative.
 
-    That is so where nothing is compiled: in ``jax.jvp``, ``jax.jacfwd`` and ``jax.hessian`` of a plain function.
-    Under ``jax.jit``, JAX differentiates what it has traced before, outside of this call, and its own words remain.
+    This works for functions that are not compiled, in ``jax.jvp``, ``jax.jacfwd`` and ``jax.hessian``. Under
+    ``jax.jit``, JAX differentiates the traced program outside of this context, and JAX's own error remains.
 
     Raises:
-      InputError: forward mode, with ``implementation='auto'``.
+      InputError: forward mode with ``implementation='auto'``.
     """
     try:
         yield
@@ -66,6 +66,6 @@ def explaining_forward_mode() -> Iterator[None]:
         if 'jvp' not in str(error) or 'custom_vjp' not in str(error):
             raise
         raise InputError(
-            "implementation='auto' differentiates in reverse mode alone; forward mode (jax.jvp, jax.jacfwd,"
-            " jax.hessian) needs implementation='xla'"
+            "implementation='auto' supports only reverse-mode differentiation; forward mode (jax.jvp, jax.jacfwd,"
+            " jax.hessian) requires implementation='xla'"
         ) from error

@@ -1,6 +1,6 @@
 """Convolution with explicit padding, and how each platform computes it.
 
-Axes, by these letters in every docstring of the project:
+The docstrings of the project use these letters for axes:
 
     N  examples       H, W  height and width      C  channels
     K  classes        G     groups                kh, kw  kernel height and width
@@ -8,8 +8,8 @@ Axes, by these letters in every docstring of the project:
 Images and feature maps are ``[N, H, W, C]``, kernels ``[kh, kw, C / G, C_out]``.
 
 Padding is ``(k - 1) // 2 * dilation`` on both sides, as in PyTorch and in the papers' Caffe and Torch code. It is
-never ``'SAME'``, which pads a strided convolution on one side more than on the other: same shapes, same
-parameter count, other values.
+never ``'SAME'``, which pads a strided convolution more on one side than on the other: the shapes and the parameter
+count are the same, but the values differ.
 """
 
 import functools
@@ -21,20 +21,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resnet_jax.devices import split_axes, vary_alike, with_automatic_axes
+from resnet_jax.devices import match_varying_axes, sharding_spec, with_auto_axes
 from resnet_jax.errors import InputError
 from resnet_jax.models import conv_cpu, conv_tpu
 from resnet_jax.models.compute import explaining_forward_mode, is_constant
-from resnet_jax.models.conv_common import by_blocks, plain, subsample
+from resnet_jax.models.conv_common import convolve_blocks, plain, subsample
 
 IMPLEMENTATIONS = ('auto', 'xla')
 
-# He et al. 2015b (arXiv:1502.01852), Eq. 14: the variance that keeps the gradients' scale through ReLU layers.
+# He et al. 2015b (arXiv:1502.01852), Eq. 14: the variance that preserves the scale of gradients through ReLU layers.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def check_implementation(implementation: str) -> None:
-    """Raises InputError for a value that is none of ``IMPLEMENTATIONS``."""
+    """Raises InputError unless the value is one of ``IMPLEMENTATIONS``."""
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f'implementation={implementation!r} must be one of {", ".join(IMPLEMENTATIONS)}')
 
@@ -47,29 +47,29 @@ def convolution(
     groups: int = 1,
     implementation: str = 'auto',
 ) -> jax.Array:
-    """Two-dimensional cross-correlation, symmetrically padded.
+    """Two-dimensional cross-correlation with symmetric padding.
 
     Args:
       x: ``[N, H, W, C]``.
       kernel: ``[kh, kw, C / G, C_out]``, of the same dtype as ``x``.
       stride: step of the window along H and W, in pixels.
-      dilation: distance between neighbouring taps, in pixels.
-      groups: G; input and output channels are split into G groups that do not see each other.
-      implementation: ``auto`` takes what is fast on the platform that the program is compiled for, and differentiates
-        in reverse mode; ``xla`` is ``lax.conv_general_dilated``, which also differentiates forward (``jax.jvp``,
-        Hessian-vector products).
+      dilation: distance between neighboring taps, in pixels.
+      groups: G; input and output channels are split into G groups, and each group is convolved independently.
+      implementation: ``auto`` uses a fast implementation for the platform that the program is compiled for, and
+        supports only reverse-mode differentiation; ``xla`` is ``lax.conv_general_dilated``, which also supports
+        forward mode (``jax.jvp``, Hessian-vector products).
 
     Returns:
       ``[N, H_out, W_out, C_out]`` with ``H_out = (H + 2 pad - dilation (kh - 1) - 1) // stride + 1``.
 
     Raises:
-      InputError: an unknown implementation.
+      InputError: the implementation is unknown.
     """
     check_implementation(implementation)
     if implementation == 'xla':
         return plain(x, kernel, stride, dilation, groups)
-    x, kernel = vary_alike(x, kernel)
-    rule = _convolution if is_constant(x.shape) else _convolution_of_any_size
+    x, kernel = match_varying_axes(x, kernel)
+    rule = _convolution if is_constant(x.shape) else _symbolic_convolution
     with explaining_forward_mode():
         return rule(x, kernel, stride, dilation, groups)
 
@@ -78,18 +78,23 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups:
     if groups == 1:
         return conv_cpu.forward(x, kernel, stride, dilation)
     dense = functools.partial(_convolution, stride=stride, dilation=dilation, groups=1)
-    return by_blocks(dense, x, kernel, groups, conv_cpu.BLOCK)
+    return convolve_blocks(dense, x, kernel, groups, conv_cpu.BLOCK)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
-    def of(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def with_options(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return functools.partial(form, stride=stride, dilation=dilation, groups=groups)
 
-    choose = functools.partial(lax.platform_dependent, cpu=of(_on_cpu), tpu=of(conv_tpu.forward), default=of(plain))
-    examples, channels = split_axes(x)[0], split_axes(kernel)[3]
-    return with_automatic_axes(
-        choose, x, kernel, out=(examples, None, None, None if channels == examples else channels)
+    choose = functools.partial(
+        lax.platform_dependent,
+        cpu=with_options(_on_cpu),
+        tpu=with_options(conv_tpu.forward),
+        default=with_options(plain),
+    )
+    examples, channels = sharding_spec(x)[0], sharding_spec(kernel)[3]
+    return with_auto_axes(
+        choose, x, kernel, out_spec=(examples, None, None, None if channels == examples else channels)
     )
 
 
@@ -114,19 +119,19 @@ def _backward(
 
     on_tpu, elsewhere = functools.partial(by_jax, conv_tpu.forward), functools.partial(by_jax, plain)
     choose = functools.partial(lax.platform_dependent, cpu=on_cpu, tpu=on_tpu, default=elsewhere)
-    return with_automatic_axes(choose, *saved, dy, out=[split_axes(operand) for operand in saved])
+    return with_auto_axes(choose, *saved, dy, out_spec=[sharding_spec(operand) for operand in saved])
 
 
 _convolution.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolution_of_any_size(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
-    """For symbolic sizes: XLA's own form, with a gradient whose padding does not depend on them, as JAX demands."""
+def _symbolic_convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
+    """XLA's own convolution for symbolic sizes; the padding of its gradient is constant, as JAX requires."""
     return plain(x, kernel, stride, dilation, groups)
 
 
-def _gradients_of_any_size(
+def _symbolic_gradients(
     stride: int, dilation: int, groups: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def by_subsampling(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -135,24 +140,24 @@ def _gradients_of_any_size(
     return jax.vjp(by_subsampling, *saved)[1](dy)
 
 
-_convolution_of_any_size.defvjp(
-    lambda x, kernel, *options: (_convolution_of_any_size(x, kernel, *options), (x, kernel)), _gradients_of_any_size
+_symbolic_convolution.defvjp(
+    lambda x, kernel, *options: (_symbolic_convolution(x, kernel, *options), (x, kernel)), _symbolic_gradients
 )
 
 
 class Conv(nn.Module):
-    """Convolution, without bias by default: in this family a normalization follows, whose bias does the same.
+    """Convolution; by default without a bias, because the normalization that follows has one.
 
     Attributes:
-      features: C_out.
+      features: C_out, number of output channels.
       kernel_size: kh = kw.
-      stride: in pixels.
-      dilation: in pixels.
-      groups: G, a divisor of the input's and the output's channels.
+      stride: step of the window along H and W, in pixels.
+      dilation: distance between neighboring taps, in pixels.
+      groups: G, a divisor of the numbers of input and output channels.
       use_bias: add a vector ``bias`` to the result.
       standardize: None, or the epsilon of weight standardization (Qiao et al. 2019, arXiv:1903.10520): the kernel of
-        each output channel is shifted and scaled to mean 0 and variance 1, ``(w - mean) / sqrt(var + epsilon)``.
-      dtype: dtype of the computation; the kernel itself is float32.
+        each output channel is normalized to mean 0 and variance 1, ``(w - mean) / sqrt(var + epsilon)``.
+      dtype: compute dtype; parameters are float32.
       implementation: as in ``convolution``.
     """
 
@@ -168,10 +173,10 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[N, H, W, C]`` to ``[N, H_out, W_out, features]``.
+        """Maps ``[N, H, W, C]`` to ``[N, H_out, W_out, features]``.
 
         Raises:
-          InputError: ``groups`` does not divide the channels.
+          InputError: ``groups`` does not divide the input and output channels.
         """
         channels = x.shape[-1]
         if channels % self.groups or self.features % self.groups:

@@ -1,4 +1,4 @@
-"""What the platforms' forms of a convolution have in common."""
+"""Helpers that the platforms' convolutions share."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,12 @@ LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 def pad(size: int, dilation: int) -> int:
-    """Pixels of padding on each side."""
+    """Returns the padding on each side, in pixels, for a kernel of this size."""
     return (size - 1) // 2 * dilation
 
 
 def plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int = 1) -> jax.Array:
-    """XLA's own convolution, for what has no better form."""
+    """XLA's own convolution, with the padding of ``conv.convolution``."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -29,20 +29,20 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: i
 
 
 def subsample(x: jax.Array, stride: int) -> jax.Array:
-    """Every stride-th pixel along H and W: ``[N, (H - 1) // stride + 1, (W - 1) // stride + 1, C]``.
+    """Takes every stride-th pixel along H and W: ``[N, (H - 1) // stride + 1, (W - 1) // stride + 1, C]``.
 
-    ``x[:, ::stride, ::stride]``, but for symbolic sizes, which this writes as convolutions do.
+    Equals ``x[:, ::stride, ::stride]``, but gives symbolic sizes the same form as a convolution does.
     """
     return x if stride == 1 else lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
 
 
 def dense_blocks(kernel: jax.Array, groups: int, channels: int) -> jax.Array:
-    """A grouped kernel as dense ones: neighbouring groups together, with zeros between them.
+    """Converts a grouped kernel to dense ones, each for several consecutive groups, with zeros between the groups.
 
     Args:
       kernel: ``[kh, kw, C / G, C_out]``.
       groups: G.
-      channels: the most input channels of one block, unless a single group has more.
+      channels: maximum number of input channels per block; a single group may have more.
 
     Returns:
       ``[blocks, kh, kw, C / blocks, C_out / blocks]``.
@@ -54,10 +54,10 @@ def dense_blocks(kernel: jax.Array, groups: int, channels: int) -> jax.Array:
     return jnp.where(diagonal[None, None, None], jnp.tile(columns, (1, 1, 1, together, 1)), 0)
 
 
-def by_blocks(
+def convolve_blocks(
     convolve: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array, groups: int, channels: int
 ) -> jax.Array:
-    """A grouped convolution as ``convolve`` of each of the ``dense_blocks`` with its channels of ``x``."""
+    """Computes a grouped convolution by ``convolve(part, block)`` for each of the ``dense_blocks``."""
     blocks = dense_blocks(kernel, groups, channels)
     parts = lax.split(x, [blocks.shape[3]] * len(blocks), 3)
     return jnp.concatenate([convolve(part, block) for part, block in zip(parts, blocks, strict=True)], 3)

@@ -1,14 +1,14 @@
 """Grouped convolutions in forms that XLA's TPU backend computes fast.
 
-A TPU multiplies tiles of 128 by 128 channels. XLA computes groups of a few channels with the groups among the pixels
-and the batch where channels were: the products are cheap then, but maps are copied into that layout and back, and the
-normalizations around, which XLA otherwise computes inside of the convolutions, go over the maps again.
+A TPU multiplies tiles of 128 by 128 channels. For groups of few channels, XLA moves the groups to the pixels and uses
+the batch as the channel axis. The products are then cheap, but feature maps are copied to this layout and back, and the
+adjacent normalizations, which XLA otherwise fuses into the convolutions, pass over the maps again.
 
-Dense convolutions, whose kernels are zero between the groups, need none of that. Where their products with zeros cost
-more than they save, neighbouring groups are taken together up to a tile; small maps are left to XLA.
+Dense convolutions whose kernels are zero between the groups avoid this. Where their products with zeros cost more than
+they save, consecutive groups are combined up to the size of a tile; small maps are left to XLA.
 
-Millions of cycles of a whole bottleneck of ResNeXt-50 32x4d, forward and back, in bfloat16 and a batch of 128, by the
-estimate of the compiler for v5e (``aot.estimate``), with the normalization of ``norm.py`` throughout:
+Millions of cycles for a whole bottleneck of ResNeXt-50 32x4d, forward and backward, in bfloat16 with a batch of 128, as
+estimated by the compiler for v5e (``aot.estimate``), always with the normalization of ``norm.py``:
 
     3x3 convolution                grouped   one dense   tiles
     128, 56x56                        23.7        16.4    16.4
@@ -19,29 +19,30 @@ estimate of the compiler for v5e (``aot.estimate``), with the normalization of `
     1024, 14x14, stride 2              8.4         9.3     7.4
     1024, 7x7                          2.7                 2.9
 
-The step of the whole network takes 155.3 with tiles for 7x7, too; plain Flax's takes 184.9. Nothing was timed on a TPU.
-A layout asked for by hand gave 4.4 at 512 channels, and more than twice the grouped form's cycles at a batch of 32.
+A training step of the whole network takes 155.3 if 7x7 maps use tiles, too, and 184.9 in plain Flax. Nothing was timed
+on a TPU. An explicitly requested layout took 4.4 at 512 channels, and more than twice the cycles of the grouped form
+with a batch of 32.
 """
 
 import functools
 
 import jax
 
-from resnet_jax.models.conv_common import by_blocks, plain
+from resnet_jax.models.conv_common import convolve_blocks, plain
 
 _TILE = 128  # channels
-_DENSE = 256  # channels, times the stride, up to which one dense convolution is the cheapest
-_SMALL = 64  # pixels of a map up to which the groups are left to XLA
+_DENSE = 256  # channels, times the stride, up to which one dense convolution is cheapest
+_SMALL = 64  # pixels of a feature map up to which XLA's grouped form is used
 
 
 def forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
-    """The convolution: ``x [N, H, W, C]``, ``kernel [kh, kw, C / G, C_out]``; its gradients are JAX's."""
+    """Computes the convolution of ``x [N, H, W, C]`` and ``kernel [kh, kw, C / G, C_out]``; JAX differentiates it."""
     channels, pixels = x.shape[3], x.shape[1] * x.shape[2]
     dense = functools.partial(plain, stride=stride, dilation=dilation)
-    if groups in (1, channels):  # nothing to do, and depthwise, for which XLA has other means
+    if groups in (1, channels):  # no groups, or depthwise, which XLA computes differently
         return dense(x, kernel, groups=groups)
     if channels <= _DENSE * stride:
-        return by_blocks(dense, x, kernel, groups, channels)
-    if pixels > _SMALL and kernel.shape[2] <= _TILE // 2:  # more than one group to a tile
-        return by_blocks(dense, x, kernel, groups, _TILE)
+        return convolve_blocks(dense, x, kernel, groups, channels)
+    if pixels > _SMALL and kernel.shape[2] <= _TILE // 2:  # more than one group per tile
+        return convolve_blocks(dense, x, kernel, groups, _TILE)
     return dense(x, kernel, groups=groups)

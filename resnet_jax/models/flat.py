@@ -1,7 +1,7 @@
-"""Specifications by flat names, such as ``stem_width`` or ``num_classes``: what people type.
+"""Specifications by flat names, such as ``stem_width`` or ``num_classes``, for keyword arguments and flags.
 
-``make_spec`` builds a specification from them, ``with_changes`` replaces some of them, and ``flat_settings`` gives them
-back.
+``make_spec`` builds a specification from them, ``with_changes`` replaces some of them, and ``flat_settings`` returns
+them.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 from resnet_jax.errors import InputError, nearest
 from resnet_jax.models.branch_blocks import BLOCKS
-from resnet_jax.models.checks import as_sequence, is_whole
+from resnet_jax.models.checks import as_sequence, is_integer
 from resnet_jax.models.spec import (
     SET_BY_THE_NETWORK,
     BlockSpec,
@@ -23,9 +23,9 @@ from resnet_jax.models.spec import (
     fields_of,
 )
 
-# Settings of a stage by their flat names, which hold one value for each stage.
+# Flat name of each setting of a stage, and its field; its value is a sequence with one entry per stage.
 _STAGE_FIELDS = {'block': 'block', 'stage_sizes': 'size', 'widths': 'width', 'strides': 'stride'}
-# Every other flat name, with its group (none for the specification itself) and its field.
+# Every other flat name, with its group (empty for the specification itself) and its field.
 _FLAT_FIELDS: dict[str, tuple[str, str]] = {
     'stem': ('stem', 'kind'),
     'stem_width': ('stem', 'width'),
@@ -47,54 +47,54 @@ def make_spec(
     shortcut: str = 'B',
     **settings: Any,
 ) -> ResNetSpec:
-    """A specification from flat names.
+    """Builds a specification from flat names.
 
     Args:
-      block: a key of ``branch_blocks.BLOCKS`` or a subclass of ``Block``, or one for each stage.
-      stage_sizes: blocks in each stage.
+      block: a key of ``branch_blocks.BLOCKS`` or a subclass of ``Block``, or a sequence of them, one per stage.
+      stage_sizes: number of blocks in each stage.
       widths: ``features`` of each stage's blocks.
       strides: stride of each stage's first block.
       stem: ``StemSpec.kind``.
       stem_width: ``StemSpec.width``.
       shortcut: ``BlockSpec.shortcut``.
       **settings: ``stem_pool`` for ``StemSpec.pool``; fields of ``BlockSpec``, ``HeadSpec`` and ``ResNetSpec``; and
-        fields that the block alone has.
+        fields that are specific to the block.
 
     Raises:
       InputError: as ``with_changes``.
     """
-    stages = _stages({'block': block, 'stage_sizes': stage_sizes, 'widths': widths, 'strides': strides})
+    stages = _build_stages({'block': block, 'stage_sizes': stage_sizes, 'widths': widths, 'strides': strides})
     return with_changes(ResNetSpec(stages), stem=stem, stem_width=stem_width, shortcut=shortcut, **settings)
 
 
 def with_changes(spec: ResNetSpec, **settings: Any) -> ResNetSpec:
-    """A specification with some settings replaced.
+    """Returns a copy of a specification with some settings replaced.
 
     Args:
-      spec: what to begin with.
-      **settings: as in ``make_spec``.
+      spec: the original specification.
+      **settings: settings to replace, as in ``make_spec``.
 
     Raises:
-      InputError: an unknown setting, or a value that ``ResNetSpec`` refuses.
+      InputError: a setting is unknown, or ``ResNetSpec`` rejects a value.
     """
     stages = spec.stages
     if settings.keys() & _STAGE_FIELDS.keys():
         columns = {name: [getattr(stage, field) for stage in stages] for name, field in _STAGE_FIELDS.items()}
         if len(set(columns['block'])) == 1:
-            columns['block'] = columns['block'][0]  # of however many stages
-        stages = _stages(columns | {name: settings[name] for name in _STAGE_FIELDS if name in settings})
-    own = [name for name in fields_of(stages) if name not in SET_BY_THE_NETWORK]
-    of_others = fields_of(StageSpec(block, 1, 1) for block in BLOCKS).keys() - SET_BY_THE_NETWORK
+            columns['block'] = columns['block'][0]  # for any number of stages
+        stages = _build_stages(columns | {name: settings[name] for name in _STAGE_FIELDS if name in settings})
+    block_fields = [name for name in fields_of(stages) if name not in SET_BY_THE_NETWORK]
+    other_fields = fields_of(StageSpec(block, 1, 1) for block in BLOCKS).keys() - SET_BY_THE_NETWORK
     changes: dict[str, dict[str, Any]] = {'stem': {}, 'blocks': {}, 'head': {}, '': {}}
     options = dict(spec.blocks.options)
     for name in settings.keys() - _STAGE_FIELDS.keys():
         if name in _FLAT_FIELDS:
             group, field = _FLAT_FIELDS[name]
             changes[group][field] = settings[name]
-        elif name in own or name in of_others:
+        elif name in block_fields or name in other_fields:
             options[name] = settings[name]
         else:
-            raise InputError(f'unknown setting {name!r} of an architecture; {nearest(name, (*FLAT_NAMES, *own))}')
+            raise InputError(f'unknown architecture setting {name!r}; {nearest(name, (*FLAT_NAMES, *block_fields))}')
     return dataclasses.replace(
         spec,
         stages=stages,
@@ -106,9 +106,9 @@ def with_changes(spec: ResNetSpec, **settings: Any) -> ResNetSpec:
 
 
 def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of ``ResNetSpec.to_json`` by their flat names.
+    """Returns the settings of a record of ``ResNetSpec.to_json`` by their flat names.
 
-    A block is given once where all stages have the same.
+    If all stages have the same block, it is a single value.
     """
     flat: dict[str, Any] = {
         name: tuple(stage[field] for stage in record['stages']) for name, field in _STAGE_FIELDS.items()
@@ -120,19 +120,19 @@ def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return flat | dict(record['blocks']['options'])
 
 
-def _stages(columns: Mapping[str, Any]) -> tuple[StageSpec, ...]:
-    """Stages from their flat settings."""
+def _build_stages(columns: Mapping[str, Any]) -> tuple[StageSpec, ...]:
+    """Builds the stages from their flat settings."""
     sizes = as_sequence('stage_sizes', columns['stage_sizes'])
     block = columns['block']
-    one = isinstance(block, str) or not isinstance(block, Iterable)
-    blocks = (block,) * len(sizes) if one else tuple(block)
+    is_single = isinstance(block, str) or not isinstance(block, Iterable)
+    blocks = (block,) * len(sizes) if is_single else tuple(block)
     if len(blocks) != len(sizes):
         names = tuple(block_name(check_block(each)) for each in blocks)
-        raise InputError(f'block={names} must be one block, or {len(sizes)}, one a stage')
+        raise InputError(f'block={names} must be one block, or a sequence of {len(sizes)}, one per stage')
     numbers: dict[str, tuple[int, ...]] = {}
     for name in ('stage_sizes', 'widths', 'strides'):
         values = as_sequence(name, columns[name])
-        if len(values) != len(sizes) or not values or not all(is_whole(value) and value >= 1 for value in values):
-            raise InputError(f'{name}={values} must be {len(sizes)} positive whole numbers, one a stage')
+        if len(values) != len(sizes) or not values or not all(is_integer(value) and value >= 1 for value in values):
+            raise InputError(f'{name}={values} must be {len(sizes)} positive integers, one per stage')
         numbers[name] = values
     return tuple(StageSpec(*columns) for columns in zip(blocks, *numbers.values(), strict=True))

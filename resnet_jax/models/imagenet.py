@@ -1,7 +1,7 @@
-"""The ImageNet forms of the family, under the names of torchvision and timm (1.0.31), which build the same.
+"""The ImageNet networks, with the names of torchvision and timm (1.0.31), which build the same networks.
 
-A letter behind the depth is GluonCV's: ``c`` a deep stem; ``d`` a deep stem and shortcut D; ``s`` and ``e`` the same
-two with a stem twice as wide; ``t`` a tiered stem and shortcut D (He et al. 2018, arXiv:1812.01187, section 4).
+A letter after the depth is GluonCV's: ``c`` a deep stem; ``d`` a deep stem and shortcut D; ``s`` and ``e`` are ``c``
+and ``d`` with a stem twice as wide; ``t`` a tiered stem and shortcut D (He et al. 2018, arXiv:1812.01187, section 4).
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ _LETTERS: dict[str, dict[str, Any]] = {
 
 
 def _resnet(depth: int, letter: str = '', groups: str = '', **options: Any) -> ResNetSpec:
-    """A network of the post-activation order; ``groups`` is cardinality x base width, such as ``32x4d``."""
+    """A network, by default with post-activation; ``groups`` is cardinality x base width, such as ``32x4d``."""
     if groups:
         cardinality, base_width = groups.rstrip('d').split('x')
         options |= {'cardinality': int(cardinality), 'base_width': int(base_width)}
@@ -43,7 +43,7 @@ def _resnet(depth: int, letter: str = '', groups: str = '', **options: Any) -> R
 
 
 def _preact(depth: int, letter: str = '', **options: Any) -> ResNetSpec:
-    """Pre-activation as timm builds it: the identity shortcuts of 18 and 34 are raw in the first stage, too."""
+    """A pre-activation network as in timm: with depth 18 or 34, even the first block's shortcut stays raw."""
     if depth in _BASIC:
         options |= {'block': 'preact_basic', 'clean_first': True}
     settings: dict[str, Any] = {'block': 'preact_bottleneck'} | options
@@ -53,7 +53,7 @@ def _preact(depth: int, letter: str = '', **options: Any) -> ResNetSpec:
 def _bit(depth: int, width: int) -> ResNetSpec:
     """Big Transfer (Kolesnikov et al. 2020, arXiv:1912.11370).
 
-    The epsilon of the kernels' standardization is timm's. The authors' own code adds 1e-10 to the variance.
+    The epsilon of weight standardization is timm's; the authors' code adds 1e-10 to the variance.
     """
     widths = tuple(features * width for features in (64, 128, 256, 512))
     stem: dict[str, Any] = {'stem_width': 64 * width, 'stem_pool': 'max_zero_padded'}
@@ -74,7 +74,7 @@ def _rs(*stage_sizes: int) -> ResNetSpec:
 
 
 def _legacy_se(depth: int, **options: Any) -> ResNetSpec:
-    """The networks of the Caffe code of squeeze and excitation, as Cadene's pretrained models and timm have them."""
+    """A network of the squeeze-and-excitation paper's Caffe code, as in Cadene's pretrained models and timm."""
     settings: dict[str, Any] = {'stem_pool': 'max_ceil_mode', 'attention': 'se'} | options
     return _resnet(depth, **settings)
 
@@ -86,8 +86,8 @@ _SK_BASIC: dict[str, Any] = {'block': 'selective_kernel_basic', 'reduction': 1 /
 _SK: dict[str, Any] = {'block': 'selective_kernel_bottleneck'}
 _SKNEXT: dict[str, Any] = _SK | {'divisor': 32, 'split_input': False}
 
-# Output channels of each block's convolutions after pruning (Aflalo et al. 2020, arXiv:2002.08258), as in the weights
-# that timm publishes. Attention keeps the width that the whole network has.
+# Output channels of each block's convolutions after pruning (Aflalo et al. 2020, arXiv:2002.08258), as in timm's
+# published weights. Attention keeps the kernel size of the unpruned network.
 _PRUNED_50D = (
     (47, 18, 19),
     (52, 22, 19),
@@ -160,7 +160,7 @@ IMAGENET: dict[str, ResNetSpec] = {
     ),
     'plain18': _resnet(18, block='plain'),
     'plain34': _resnet(34, block='plain'),
-    # Zagoruyko and Komodakis 2016 (arXiv:1605.07146), the ImageNet form
+    # Zagoruyko and Komodakis 2016 (arXiv:1605.07146), the ImageNet networks
     'wide_resnet50_2': _resnet(50, base_width=128),
     'wide_resnet101_2': _resnet(101, base_width=128),
     # Xie et al. 2017 (arXiv:1611.05431)
@@ -196,7 +196,7 @@ IMAGENET: dict[str, ResNetSpec] = {
     'ecaresnetlight': _resnet(50, stage_sizes=(1, 1, 11, 3), shortcut='D', attention='eca'),
     'ecaresnext26t_32x4d': _resnet(26, 't', '32x4d', attention='eca'),
     'ecaresnext50t_32x4d': _resnet(50, 't', '32x4d', attention='eca'),
-    # Zhang 2019 (arXiv:1904.11486), and averages in the place of its filter
+    # Zhang 2019 (arXiv:1904.11486), and averages instead of its filter
     'resnetblur18': _resnet(18, antialias='blur'),
     'resnetblur50': _resnet(50, antialias='blur'),
     'resnetblur50d': _resnet(50, 'd', antialias='blur'),

@@ -1,4 +1,4 @@
-"""What stands around the blocks' convolutions: stems, shortcuts, and what training drops at random."""
+"""Layers around the blocks' convolutions: stems, shortcuts, stochastic depth, DropBlock."""
 
 import math
 from collections.abc import Callable
@@ -24,11 +24,11 @@ from resnet_jax.models.pooling import (
     max_pool_zero_padded,
 )
 
-# A map and, or not, the shortcut to add to it.
+# Normalizes a feature map and adds the shortcut, if one is passed.
 Normalization = Callable[..., jax.Array]
 
 SHORTCUTS = {
-    'identity': 'the input as it is; an error where the shape changes',
+    'identity': 'the input itself; an error where the shape changes',
     'A': 'subsampling and zero channels where the shape changes: no parameters',
     'B': '1x1 convolution and normalization where the shape changes',
     'C': '1x1 convolution and normalization in every block',
@@ -36,17 +36,17 @@ SHORTCUTS = {
 }
 STEMS = {
     'imagenet': '7x7 convolution with stride 2, then the pool with stride 2',
-    'deep': 'three 3x3 convolutions, the first with stride 2, of half, half and all channels; then the pool',
-    'tiered': 'the same with three eighths, half and all channels; then the pool',
+    'deep': 'three 3x3 convolutions with half, half and all of the channels, the first with stride 2; then the pool',
+    'tiered': 'the same with three eighths, half and all of the channels; then the pool',
     'cifar': '3x3 convolution with stride 1, no pool',
 }
 
 
 class Layer(nn.Module, kw_only=True):
-    """What everything that is built of convolutions and normalizations shares.
+    """Base class of modules that are built from convolutions and normalizations.
 
     Attributes:
-      compute: how, in all of its layers.
+      compute: how all of its layers compute.
     """
 
     compute: Compute = Compute()
@@ -61,7 +61,7 @@ class Layer(nn.Module, kw_only=True):
         groups: int = 1,
         use_bias: bool = False,
     ) -> Conv:
-        """A convolution of this name; the rest is ``conv.Conv``'s."""
+        """Creates a convolution with this name; the other arguments are those of ``conv.Conv``."""
         return Conv(
             features,
             kernel_size,
@@ -76,21 +76,24 @@ class Layer(nn.Module, kw_only=True):
         )
 
     def normalization(self, name: str, mode: Mode, relu: bool = False, zero_init: bool = False) -> Normalization:
-        """A normalization of this name, as ``make_normalization``."""
+        """Creates a normalization with this name, as ``make_normalization`` does."""
         return make_normalization(self.compute, name, mode, relu, zero_init)
 
 
 def make_normalization(
     compute: Compute, name: str, mode: Mode, relu: bool = False, zero_init: bool = False
 ) -> Normalization:
-    """A submodule that normalizes, in one mode, as a function of a map and of a shortcut to add.
+    """Creates a normalization layer as a submodule.
 
     Args:
-      compute: how; says also which normalization.
-      name: of the submodule.
-      mode: of the call.
+      compute: how it computes, and which normalization it is.
+      name: name of the submodule.
+      mode: mode of its calls.
       relu: as in ``norm.BatchNorm``.
-      zero_init: see there.
+      zero_init: as in ``norm.BatchNorm``.
+
+    Returns:
+      A function of a feature map and, optionally, of the shortcut to add.
     """
     kind = NORMS[compute.norm]
     layer: BatchNorm | ExampleNorm
@@ -113,9 +116,9 @@ class Stem(Layer):
     """The layers before the first block.
 
     Attributes:
-      kind: a key of STEMS.
-      features: channels of the result.
-      activate: normalization and ReLU after the last convolution; pre-activation networks have neither.
+      kind: a key of ``layers.STEMS``.
+      features: number of output channels.
+      activate: apply normalization and ReLU after the last convolution; False in pre-activation networks.
       pool: a key of ``pooling.STEM_POOLS``.
       antialias: a key of ``pooling.ANTIALIAS``, for the pool.
     """
@@ -128,7 +131,10 @@ class Stem(Layer):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
-        """``[N, H, W, 3]`` to ``[N, H', W', features]``; H' is H for ``cifar``, about H / 4 for the others."""
+        """Maps ``[N, H, W, C]`` to ``[N, H', W', features]``; H' is H for ``cifar``, about H / 4 for the others.
+
+        ``train`` and ``update_stats`` are as in ``norm.BatchNorm``.
+        """
         mode = Mode(train, update_stats)
         check_choice('stem', self.kind, STEMS)
         features = self.features
@@ -142,9 +148,9 @@ class Stem(Layer):
                 x = self.conv(f'conv{index}', width, 3, 2 if index == 1 else 1)(x)
                 if index < 3 or self.activate:
                     x = self.normalization(f'norm{index}', mode, relu=True)(x)
-        return x if self.kind == 'cifar' else self._pooled(x, mode)
+        return x if self.kind == 'cifar' else self._pool(x, mode)
 
-    def _pooled(self, x: jax.Array, mode: Mode) -> jax.Array:
+    def _pool(self, x: jax.Array, mode: Mode) -> jax.Array:
         check_choice('stem_pool', self.pool, STEM_POOLS)
         check_choice('antialias', self.antialias, ANTIALIAS)
         if self.pool == 'conv':
@@ -161,25 +167,25 @@ class Stem(Layer):
 
 
 def shape_changes(x: jax.Array, features: int, stride: int) -> bool:
-    """Whether a block that gives ``features`` channels at ``stride`` needs more than the identity as shortcut."""
+    """Whether a block with ``features`` output channels and this stride needs more than an identity shortcut."""
     return stride != 1 or x.shape[-1] != features
 
 
 class Shortcut(Layer):
     """The path around a block's layers (He et al. 2015, arXiv:1512.03385, sections 3.2 and 4.1).
 
-    ``y = F(x) + x`` (Eq. 1) needs equal shapes; where they differ, ``y = F(x) + W_s x`` (Eq. 2). Options A, B and
+    ``y = F(x) + x`` (Eq. 1) requires equal shapes; where they differ, ``y = F(x) + W_s x`` (Eq. 2). Options A, B and
     C are the paper's; D is the average-pool projection of He et al. 2018 (arXiv:1812.01187, Figure 2c).
-    Option A puts half of the zero channels before and half behind the input's.
+    Option A adds half of the zero channels before the input's channels and half after them.
 
     Attributes:
-      features: channels of the result.
-      stride: of the block.
-      kind: a key of SHORTCUTS.
-      kernel_size: of the projections B and C; it is 1 all the same where the block has neither stride nor dilation.
-      dilation: of the block.
-      first_dilation: of the block's first 3x3 convolution, and of a projection of more than one pixel.
-      normalize: normalization after the projection; pre-activation networks have none.
+      features: number of output channels.
+      stride: stride of the block.
+      kind: a key of ``layers.SHORTCUTS``.
+      kernel_size: kernel size of the projections B and C; always 1 where the block has neither stride nor dilation.
+      dilation: dilation of the block, in pixels.
+      first_dilation: dilation of the block's first 3x3 convolution, and of a projection larger than 1x1.
+      normalize: normalize after the projection; False in pre-activation networks.
     """
 
     features: int
@@ -192,36 +198,39 @@ class Shortcut(Layer):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, update_stats: bool | None = None) -> jax.Array:
-        """``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``.
+        """Maps ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), features]``.
+
+        ``train`` and ``update_stats`` are as in ``norm.BatchNorm``.
 
         Raises:
-          InputError: an unknown kind, an identity over a change of shape, or option A with fewer channels.
+          InputError: the kind is unknown, an identity shortcut would have to change the shape, or option A would have
+            to reduce the channels.
         """
         check_choice('shortcut', self.kind, SHORTCUTS)
         channels, stride = x.shape[-1], self.stride
         changes = shape_changes(x, self.features, stride)
         if self.kind == 'identity' and changes:
             raise InputError(
-                f'an identity shortcut cannot take {channels} channels to {self.features} at stride {stride}:'
+                f'an identity shortcut cannot map {channels} channels to {self.features} at stride {stride};'
                 ' use shortcut A (zero channels), B or C (1x1 convolution) or D (average pool and 1x1 convolution)'
             )
         if self.kind == 'A' and changes:
             missing = self.features - channels
             if missing < 0:
-                raise InputError(f'shortcut A cannot take {channels} channels to fewer ({self.features}): use B')
+                raise InputError(f'shortcut A cannot reduce {channels} channels to {self.features}; use shortcut B')
             before = missing // 2
             return jnp.pad(subsample(x, stride), ((0, 0), (0, 0), (0, 0), (before, missing - before)))
         if not changes and self.kind != 'C':
             return x
-        x = self._projected(x)
+        x = self._project(x)
         mode = Mode(train, update_stats)
         return self.normalization('norm', mode)(x) if self.normalize else x
 
-    def _projected(self, x: jax.Array) -> jax.Array:
+    def _project(self, x: jax.Array) -> jax.Array:
         if self.kind == 'D':
             if self.stride > 1:
                 x = avg_pool(x, self.stride)
-            elif self.dilation > 1:  # as timm: the pool stays where its stride has become a dilation
+            elif self.dilation > 1:  # as in timm: the pool remains if dilation replaces its stride
                 x = avg_pool_in_place(x)
             return self.conv('conv', self.features, 1)(x)
         if self.kernel_size == 1 or (self.stride == 1 and self.dilation == 1):
@@ -230,15 +239,15 @@ class Shortcut(Layer):
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
-    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): a branch is zero for a share of the examples.
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): drops the branch of randomly chosen examples.
 
     Args:
-      x: ``[N, H, W, C]``, what a branch adds to its shortcut.
-      rate: probability of zero, in [0, 1).
-      key: a typed key.
+      x: ``[N, H, W, C]``, the output of a branch.
+      rate: probability of dropping an example's branch, in [0, 1).
+      key: a typed PRNG key.
 
     Returns:
-      ``x / (1 - rate)``, or zero, for each example alone.
+      ``[N, H, W, C]``: zero for the dropped examples, ``x / (1 - rate)`` for the others.
     """
     keep = 1 - jnp.asarray(rate, jnp.float32)
     kept = jax.random.bernoulli(key, keep, (x.shape[0], 1, 1, 1))
@@ -246,17 +255,17 @@ def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Arra
 
 
 def drop_block(x: jax.Array, rate: float, size: int, scale: float, key: jax.Array) -> jax.Array:
-    """DropBlock (Ghiasi et al. 2018, arXiv:1810.12890): squares of a map are zero, the same in all channels.
+    """DropBlock (Ghiasi et al. 2018, arXiv:1810.12890): sets random squares to zero, the same ones in all channels.
 
     Args:
       x: ``[N, H, W, C]``.
-      rate: about the share of pixels to drop, in [0, 1), before ``scale``; squares that overlap make it less.
-      size: side of a square, in pixels; at most the map's.
-      scale: factor on the probability that a square starts somewhere, as timm has it.
-      key: a typed key.
+      rate: approximate fraction of pixels to drop, in [0, 1), before ``scale``; overlapping squares reduce it.
+      size: side length of the squares, in pixels; clipped to the size of the map.
+      scale: factor on the probability that a square starts at a pixel, as in timm.
+      key: a typed PRNG key.
 
     Returns:
-      ``[N, H, W, C]``, scaled so that the mean over the batch's pixels stays.
+      ``[N, H, W, C]``, rescaled by the inverse of the fraction of pixels kept in the batch.
     """
     height, width = x.shape[1:3]
     rows, columns = min(size, height), min(size, width)

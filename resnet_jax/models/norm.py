@@ -1,4 +1,4 @@
-"""Normalization: by the batch's statistics, or by each example's own."""
+"""Normalization with the statistics of the batch or of each example."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resnet_jax.devices import vary_alike
+from resnet_jax.devices import match_varying_axes
 from resnet_jax.errors import InputError
 from resnet_jax.models.compute import explaining_forward_mode, is_constant
 
@@ -20,35 +20,35 @@ def _affine(
     x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> jax.Array:
     """``scale (x - mean) / sqrt(var + epsilon) + bias`` with vectors ``[C]``."""
-    return (x - _wide(mean)) * _wide(scale * lax.rsqrt(var + epsilon)) + _wide(bias)
+    return (x - _expand(mean)) * _expand(scale * lax.rsqrt(var + epsilon)) + _expand(bias)
 
 
-def _wide(channels: jax.Array) -> jax.Array:
-    """``[C]`` to ``[1, 1, 1, C]``."""
+def _expand(channels: jax.Array) -> jax.Array:
+    """Reshapes ``[C]`` to ``[1, 1, 1, C]``."""
     return channels[None, None, None]
 
 
-def _moments_in_two_passes(x: jax.Array, shift: jax.Array, axis_name: AxisName = None) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of ``x``, float32 ``[N, H, W, C]``: the mean of squared deviations from the mean."""
+def _moments_in_two_passes(x: jax.Array, shift: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of ``x``, float32 ``[N, H, W, C]``, from squared deviations from the mean."""
     mean = _channel_mean(x, axis_name)
-    return mean, _channel_mean(jnp.square(x - _wide(mean)), axis_name)
+    return mean, _channel_mean(jnp.square(x - _expand(mean)), axis_name)
 
 
-def _moments_in_one_pass(x: jax.Array, shift: jax.Array, axis_name: AxisName = None) -> tuple[jax.Array, jax.Array]:
-    """The same from sums that XLA's TPU backend takes while the convolution in front writes ``x``.
+def _moments_in_one_pass(x: jax.Array, shift: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
+    """The same from sums that XLA's TPU backend computes while the preceding convolution writes ``x``.
 
-    The deviations are those from ``shift``, the running mean: the closer it is to the batch's own, the less cancels.
+    Deviations are from ``shift``, the running mean: the closer it is to the batch mean, the smaller the cancellation.
     """
     if axis_name is not None:
-        shift = lax.pmean(shift, axis_name)  # each device may have a running mean of its own
-    deviations = x - _wide(shift)
+        shift = lax.pmean(shift, axis_name)  # the running mean may differ between devices
+    deviations = x - _expand(shift)
     offset = _channel_mean(deviations, axis_name)
     var = _channel_mean(jnp.square(deviations), axis_name) - jnp.square(offset)
     return shift + offset, jnp.maximum(var, 0)
 
 
 def _channel_mean(x: jax.Array, axis_name: AxisName) -> jax.Array:
-    """``[N, H, W, C]`` to ``[C]``, over all devices of ``axis_name`` unless it is None."""
+    """Mean over N, H and W, and over the devices of ``axis_name`` unless it is None."""
     mean = x.mean((0, 1, 2))
     return mean if axis_name is None else lax.pmean(mean, axis_name)
 
@@ -63,37 +63,37 @@ def _batch_norm(
     relu: bool,
     axis_name: AxisName,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalizes with the batch's own statistics, then adds the shortcut, then takes the ReLU.
+    """Normalizes with the batch statistics, then adds the shortcut, then applies the ReLU.
 
     Args:
       x: ``[N, H, W, C]``, of any float dtype.
       scale: float32 ``[C]``.
       bias: float32 ``[C]``.
-      shift: float32 ``[C]``, a guess of the mean; the result does not depend on it but in its rounding.
+      shift: float32 ``[C]``, an estimate of the mean, which affects only rounding errors.
       shortcut: ``[N, H, W, C]`` or None.
       epsilon: added to the variance.
-      relu: whether to take the ReLU.
-      axis_name: None, or the device axis over which the statistics are taken.
+      relu: whether to apply the ReLU.
+      axis_name: None, or the device axes over which the statistics are computed.
 
     Returns:
-      The result, of ``x``'s dtype, and the batch's mean and biased variance, float32 ``[C]``.
+      The result in the dtype of ``x``, and the batch mean and biased variance, float32 ``[C]``.
     """
-    wide = x.astype(jnp.float32)
+    x32 = x.astype(jnp.float32)
     forms = {'tpu': _moments_in_one_pass, 'default': _moments_in_two_passes}
     forms = {platform: functools.partial(form, axis_name=axis_name) for platform, form in forms.items()}
-    mean, var = lax.platform_dependent(*vary_alike(wide, shift), **forms)
-    y = _affine(wide, mean, var, scale, bias, epsilon)
+    mean, var = lax.platform_dependent(*match_varying_axes(x32, shift), **forms)
+    y = _affine(x32, mean, var, scale, bias, epsilon)
     if shortcut is not None:
         y = y + shortcut.astype(jnp.float32)
     return (nn.relu(y) if relu else y).astype(x.dtype), mean, var
 
 
-# With its gradient by hand: two passes over the map, where differentiation makes about six.
+# Hand-written gradient: two passes over the feature map; automatic differentiation makes about six.
 _batch_norm_vjp = jax.custom_vjp(_batch_norm, nondiff_argnums=(5, 6, 7))
 
 
 def _batch_norm_forward(x: jax.Array, scale: jax.Array, *rest: Any) -> tuple[Any, Any]:
-    """The result, and what the gradient needs; ``rest`` is what ``_batch_norm`` takes after the scale."""
+    """Returns the result and the residuals; ``rest`` are the arguments of ``_batch_norm`` after ``scale``."""
     y, mean, var = _batch_norm(x, scale, *rest)
     shortcut = rest[2]
     return (y, mean, var), (x, y, mean, var, scale, shortcut is not None)
@@ -102,25 +102,25 @@ def _batch_norm_forward(x: jax.Array, scale: jax.Array, *rest: Any) -> tuple[Any
 def _batch_norm_backward(
     epsilon: float, relu: bool, axis_name: AxisName, saved: Any, cotangents: Any
 ) -> tuple[Any, ...]:
-    """Ioffe and Szegedy 2015, section 3, with xhat = (x - mean) / std and the sums over N, H and W:
+    """Computes the gradient (Ioffe and Szegedy 2015, section 3), with xhat = (x - mean) / std and sums over N, H and W:
 
     dbias = sum dz,  dscale = sum dz xhat,  dx = scale / std (dz - dbias / n - xhat dscale / n)
 
-    The ReLU's mask is read off its result, which the next convolution keeps anyway. The statistics have no gradient.
-    With an ``axis_name``, dx takes the sums over all devices, while dbias and dscale stay each device's own.
+    The ReLU's mask is computed from its output, which the next convolution stores anyway. The statistics have no
+    gradient. With ``axis_name``, dx uses sums over all devices, while dbias and dscale are sums over one device.
     """
     x, y, mean, var, scale, has_shortcut = saved
     dy = cotangents[0].astype(jnp.float32)
     dz = jnp.where(y > 0, dy, 0) if relu else dy
     inverse_std = lax.rsqrt(var + epsilon)
-    centred = x.astype(jnp.float32) - _wide(mean)
+    centered = x.astype(jnp.float32) - _expand(mean)
     dbias = dz.sum((0, 1, 2))
-    dscale = (dz * centred).sum((0, 1, 2)) * inverse_std
+    dscale = (dz * centered).sum((0, 1, 2)) * inverse_std
     count = x.size // x.shape[-1]
     slope, offset, drift = scale * inverse_std, dscale * inverse_std / count, dbias / count
     if axis_name is not None:
         offset, drift = lax.pmean((offset, drift), axis_name)
-    dx = _wide(slope) * (dz - _wide(drift) - centred * _wide(offset))
+    dx = _expand(slope) * (dz - _expand(drift) - centered * _expand(offset))
     return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(dbias), dz.astype(y.dtype) if has_shortcut else None
 
 
@@ -128,7 +128,7 @@ _batch_norm_vjp.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 def _unbiased(var: jax.Array, count: Any) -> jax.Array:
-    """``n / (n - 1)`` times the biased variance of n values; the variance of a single value is 0."""
+    """Converts a biased variance of n = ``count`` values by ``n / (n - 1)``; that of a single value stays 0."""
     if is_constant([count]):
         return var * (count / max(count - 1, 1))
     count = jnp.asarray(count).astype(jnp.float32)
@@ -136,11 +136,11 @@ def _unbiased(var: jax.Array, count: Any) -> jax.Array:
 
 
 def _check_statistics(statistics: str | int) -> None:
-    """Raises InputError for a value that ``BatchNorm.statistics`` does not take."""
+    """Raises InputError for an invalid value of ``BatchNorm.statistics``."""
     if statistics not in ('global', 'frozen') and (
         isinstance(statistics, bool) or not isinstance(statistics, int) or statistics < 1
     ):
-        raise InputError(f'statistics={statistics!r} must be global, frozen, or a number of examples from 1 on')
+        raise InputError(f'statistics={statistics!r} must be global, frozen, or a positive integer')
 
 
 def _ghost_batch_norm(
@@ -150,9 +150,11 @@ def _ghost_batch_norm(
     size: int,
     normalize: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``normalize`` on each ``size`` neighbouring examples alone; mean and variance are averages over the parts."""
+    """Applies ``normalize`` to each ``size`` consecutive examples; mean and variance are averaged over these parts."""
     if x.shape[0] % size:
-        raise InputError(f'statistics={size}: a batch of {x.shape[0]} examples does not divide into such parts')
+        raise InputError(
+            f'the batch size must be a multiple of statistics={size} (the ghost batch), found {x.shape[0]}'
+        )
 
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(-1, size, *x.shape[1:])
@@ -167,35 +169,35 @@ class BatchNorm(nn.Module):
 
     ``y = scale * (x - mean) / sqrt(var + epsilon) + bias``
 
-    What to know about its numbers:
+    Details that differ between implementations:
 
     - ``decay`` is the weight of the *old* running value: 0.9 here is ``momentum=0.1`` in PyTorch.
-    - A batch is normalized with its biased variance; the running variance collects the unbiased one
-      (``n / (n - 1)``), as in the paper's Algorithm 2 and in PyTorch. Flax's own layer keeps the biased one.
-    - The variance is the mean of squared deviations (two passes), so it cannot become negative. On a TPU, mean and
-      variance come from one pass in either implementation, over deviations from the running mean, and a negative
-      variance is set to zero.
-    - Statistics are float32 whatever the compute dtype.
+    - A batch is normalized with its biased variance; the running variance averages the unbiased one
+      (``n / (n - 1)``), as in the paper's Algorithm 2 and in PyTorch. Flax's own layer averages the biased one.
+    - The variance is the mean of squared deviations (two passes), so it cannot become negative. On a TPU, both
+      implementations compute mean and variance in one pass, from deviations from the running mean, and set a negative
+      variance to zero.
+    - Statistics are float32 for any compute dtype.
     - Under ``jit`` with a batch sharded over devices, mean and variance are those of the global batch, unless
-      ``statistics`` says otherwise.
+      ``statistics`` is set otherwise.
 
     Attributes:
-      decay: weight of the old running statistics at an update.
+      decay: weight of the old running statistics in an update.
       epsilon: added to the variance.
-      zero_init: start ``scale`` at zero, which makes a residual branch that ends here start as zero
-        (Goyal et al. 2017, arXiv:1706.02677, section 5.1). The original ResNets start at one.
-      relu: take the ReLU of the result, after the addition of the shortcut.
-      statistics: what training normalizes with: ``global``, the whole batch's statistics; ``frozen``, the running
-        ones, which then stay as they are (fine-tuning, detection); or a number k, those of each k neighbouring
-        examples alone (ghost batches, Hoffer et al. 2017, arXiv:1705.08741, Algorithm 1, but for the running
-        statistics, which move once for all of them). With k examples on each
-        device, ghost batches are what other frameworks call unsynchronized.
+      zero_init: initialize ``scale`` to zero, so that a residual branch that ends here starts at zero
+        (Goyal et al. 2017, arXiv:1706.02677, section 5.1). The original ResNets initialize it to one.
+      relu: apply a ReLU to the result, after the addition of the shortcut.
+      statistics: the statistics used in training. ``global``: those of the whole batch. ``frozen``: the running
+        statistics, which are then not updated (fine-tuning, detection). An integer k: those of each k consecutive
+        examples (ghost batches, Hoffer et al. 2017, arXiv:1705.08741, Algorithm 1, except that the running statistics
+        are updated once, with the average over the ghost batches). With k examples per device, this is what other
+        frameworks call unsynchronized batch normalization.
       dtype: dtype of the result; parameters and statistics are float32.
-      implementation: ``auto`` has its gradient written by hand; ``xla`` leaves it to JAX, and also differentiates
-        forward.
-      axis_name: None, or the name of a device axis, or several, of ``jax.shard_map`` or ``jax.pmap``: there each device
-        has a part of the batch, and global statistics are those of all parts. Ghost batches stay within their device,
-        and the running statistics move by the average over all devices. Under ``jit`` there is nothing to name.
+      implementation: ``auto`` has a hand-written gradient; ``xla`` is differentiated by JAX and also supports
+        forward mode.
+      axis_name: None, or one or several device axes of ``jax.shard_map`` or ``jax.pmap``, over which the batch is
+        split: global statistics are then computed over these axes. Ghost batches stay within a device, and the running
+        statistics are updated with the average over the devices. Not needed under ``jit``.
     """
 
     decay: float = 0.9
@@ -211,26 +213,26 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: jax.Array, shortcut: jax.Array | None = None, *, train: bool, update_stats: bool | None = None
     ) -> jax.Array:
-        """Normalizes ``x``, of shape ``[N, H, W, C]``.
+        """Normalizes ``x``.
 
         Args:
           x: ``[N, H, W, C]``.
           shortcut: ``[N, H, W, C]`` to add to the result, or None.
-          train: normalize with the batch's statistics; otherwise with the running ones.
-          update_stats: whether to move the running statistics (the ``batch_stats`` collection must then be
-            mutable). None means: when training.
+          train: normalize with the batch statistics; otherwise with the running statistics.
+          update_stats: whether to update the running statistics (the ``batch_stats`` collection must then be
+            mutable). None means in training, unless ``statistics`` is ``frozen``.
 
         Returns:
           ``[N, H, W, C]`` of ``dtype``.
 
         Raises:
-          InputError: ``update_stats`` without batch statistics, unknown ``statistics``, or a batch that does not
-            divide into ghost batches.
+          InputError: ``update_stats=True`` without batch statistics, an invalid value of ``statistics``, or a batch
+            that cannot be split into ghost batches of equal size.
         """
         _check_statistics(self.statistics)
         frozen = not train or self.statistics == 'frozen'
         if update_stats and frozen:
-            raise InputError("update_stats=True needs train=True and statistics other than 'frozen'")
+            raise InputError("update_stats=True requires train=True and statistics other than 'frozen'")
         channels = x.shape[-1]
         init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         scale = self.param('scale', init, (channels,), jnp.float32)
@@ -243,13 +245,13 @@ class BatchNorm(nn.Module):
             y = _affine(x.astype(jnp.float32), running_mean.value, running_var.value, scale, bias, self.epsilon)
             y = y if shortcut is None else y + shortcut.astype(jnp.float32)
             return (nn.relu(y) if self.relu else y).astype(self.dtype)
-        axis_name = None if self.is_initializing() else self.axis_name  # which is not bound then
+        axis_name = None if self.is_initializing() else self.axis_name  # not bound during initialization
         ghost = self.statistics if isinstance(self.statistics, int) else None
         function = _batch_norm if self.implementation == 'xla' else _batch_norm_vjp
         normalize = functools.partial(
             function, epsilon=self.epsilon, relu=self.relu, axis_name=axis_name if ghost is None else None
         )
-        x, shortcut, *vectors = vary_alike(x, shortcut, scale, bias, lax.stop_gradient(running_mean.value))
+        x, shortcut, *vectors = match_varying_axes(x, shortcut, scale, bias, lax.stop_gradient(running_mean.value))
         with explaining_forward_mode():
             if ghost is None:
                 y, mean, var = normalize(x, *vectors, shortcut)
@@ -268,11 +270,11 @@ class BatchNorm(nn.Module):
 
 
 class ExampleNorm(nn.Module):
-    """What the normalizations by an example's own statistics share: they compute the same in training and evaluation.
+    """Base class of normalizations with per-example statistics, which compute the same in training and evaluation.
 
     Attributes:
-      zero_init: start ``scale`` at zero.
-      relu: activate the result, after the addition of the shortcut.
+      zero_init: initialize ``scale`` to zero.
+      relu: apply the activation to the result, after the addition of the shortcut.
       epsilon: added to the mean square or the variance.
       dtype: dtype of the result; parameters and statistics are float32.
     """
@@ -286,39 +288,49 @@ class ExampleNorm(nn.Module):
     def __call__(
         self, x: jax.Array, shortcut: jax.Array | None = None, *, train: bool, update_stats: bool | None = None
     ) -> jax.Array:
-        """``[N, H, W, C]``, plus the shortcut if there is one; the two modes are ``BatchNorm``'s and change nothing."""
+        """Normalizes ``x``.
+
+        Args:
+          x: ``[N, H, W, C]``.
+          shortcut: ``[N, H, W, C]`` to add to the result, or None.
+          train: ignored; accepted as in ``BatchNorm``.
+          update_stats: ignored; accepted as in ``BatchNorm``.
+
+        Returns:
+          ``[N, H, W, C]`` of ``dtype``.
+        """
         channels = x.shape[-1]
         scale = self.param('scale', nn.initializers.constant(0.0 if self.zero_init else 1.0), (channels,), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
         inner = self.relu and shortcut is None
-        y = self._normalized(x.astype(jnp.float32), inner) * _wide(scale) + _wide(bias)
-        y = self._activated(y) if inner else y
+        y = self._normalize(x.astype(jnp.float32), inner) * _expand(scale) + _expand(bias)
+        y = self._activate(y) if inner else y
         if shortcut is not None:
             y = y + shortcut.astype(jnp.float32)
             y = nn.relu(y) if self.relu else y
         return y.astype(self.dtype)
 
-    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+    def _normalize(self, x: jax.Array, activate: bool) -> jax.Array:
         raise NotImplementedError
 
-    def _activated(self, y: jax.Array) -> jax.Array:
+    def _activate(self, y: jax.Array) -> jax.Array:
         return nn.relu(y)
 
-    def _vector(self, name: str, value: float, channels: int) -> jax.Array:
-        """A further parameter of the layer, as ``[1, 1, 1, C]``."""
-        return _wide(self.param(name, nn.initializers.constant(value), (channels,), jnp.float32))
+    def _channel_param(self, name: str, value: float, channels: int) -> jax.Array:
+        """Creates a parameter ``[C]`` and returns it as ``[1, 1, 1, C]``."""
+        return _expand(self.param(name, nn.initializers.constant(value), (channels,), jnp.float32))
 
 
 class GroupNorm(ExampleNorm):
-    """Group normalization (Wu and He 2018, arXiv:1803.08494, Eq. 7), epsilon as in PyTorch.
+    """Group normalization (Wu and He 2018, arXiv:1803.08494, Eq. 7), with PyTorch's epsilon.
 
     Attributes:
-      groups: of neighbouring channels, a divisor of them; mean and variance are over H, W and a group.
+      groups: number of groups of consecutive channels, a divisor of C; mean and variance are over H, W and a group.
     """
 
     groups: int = 32
 
-    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+    def _normalize(self, x: jax.Array, activate: bool) -> jax.Array:
         grouped = _split_channels(x, self.groups)
         deviations = grouped - grouped.mean((1, 2, 4), keepdims=True)
         var = jnp.square(deviations).mean((1, 2, 4), keepdims=True)
@@ -326,42 +338,42 @@ class GroupNorm(ExampleNorm):
 
 
 class EvoNormS0(ExampleNorm):
-    """EvoNorm-S0 (Liu et al. 2020, arXiv:2004.02967): ``x sigmoid(v x) / std`` is normalization and activation in one.
+    """EvoNorm-S0 (Liu et al. 2020, arXiv:2004.02967): normalization and activation in one, ``x sigmoid(v x) / std``.
 
-    Where no activation is wanted, it is scale and bias alone, as in timm's layer of that name.
+    Without activation, it consists only of scale and bias, as in timm's layer of the same name.
 
     Attributes:
-      groups: of neighbouring channels, a divisor of them, whose standard deviation it is.
+      groups: number of groups of consecutive channels, a divisor of C; std is over H, W and a group.
     """
 
     groups: int = 32
 
-    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+    def _normalize(self, x: jax.Array, activate: bool) -> jax.Array:
         if not activate:
             return x
         grouped = _split_channels(x, self.groups)
         inverse_std = lax.rsqrt(grouped.var((1, 2, 4), keepdims=True) + self.epsilon)
-        gate = nn.sigmoid(x * self._vector('v', 1.0, x.shape[-1]))
+        gate = nn.sigmoid(x * self._channel_param('v', 1.0, x.shape[-1]))
         return (_split_channels(x * gate, self.groups) * inverse_std).reshape(x.shape)
 
-    def _activated(self, y: jax.Array) -> jax.Array:
+    def _activate(self, y: jax.Array) -> jax.Array:
         return y
 
 
 class FilterResponseNorm(ExampleNorm):
     """Filter response normalization (Singh and Krishnan 2019, arXiv:1911.09737): ``max(scale x / rms + bias, tau)``."""
 
-    def _normalized(self, x: jax.Array, activate: bool) -> jax.Array:
+    def _normalize(self, x: jax.Array, activate: bool) -> jax.Array:
         return x * lax.rsqrt(jnp.square(x).mean((1, 2), keepdims=True) + self.epsilon)
 
-    def _activated(self, y: jax.Array) -> jax.Array:
-        return jnp.maximum(y, self._vector('tau', 0.0, y.shape[-1]))
+    def _activate(self, y: jax.Array) -> jax.Array:
+        return jnp.maximum(y, self._channel_param('tau', 0.0, y.shape[-1]))
 
 
 def _split_channels(x: jax.Array, groups: int) -> jax.Array:
-    """``[N, H, W, C]`` to ``[N, H, W, G, C / G]``."""
+    """Reshapes ``[N, H, W, C]`` to ``[N, H, W, G, C / G]``."""
     if x.shape[-1] % groups:
-        raise InputError(f'{groups} groups of a normalization do not divide {x.shape[-1]} channels')
+        raise InputError(f'the channels must be a multiple of {groups} (the groups of the norm), found {x.shape[-1]}')
     return x.reshape(*x.shape[:3], groups, -1)
 
 

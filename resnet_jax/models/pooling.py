@@ -11,22 +11,22 @@ from resnet_jax.errors import InputError
 from resnet_jax.models.compute import explaining_forward_mode, is_constant
 
 STEM_POOLS = {
-    'max': '3x3 maximum with stride 2, padded with -inf on all sides',
-    'max_zero_padded': 'the same, padded with zeros, which take part in the maximum (BiT)',
-    'max_ceil_mode': '3x3 maximum with stride 2, padded on the right and below, where pixels are missing (Caffe)',
+    'max': '3x3 max pool with stride 2, padded with -inf on all sides',
+    'max_zero_padded': 'the same, padded with zeros, which can be the maximum (BiT)',
+    'max_ceil_mode': '3x3 max pool with stride 2, padded only at the right and bottom, if necessary (Caffe)',
     'conv': '3x3 convolution with stride 2, normalization and ReLU instead of a pool (ResNet-RS)',
 }
 ANTIALIAS = {
     'none': 'the stride is in the convolution or the pool',
     'blur': 'stride 1, then a binomial 3x3 filter with the stride (Zhang 2019, arXiv:1904.11486)',
-    'average': 'stride 1, then an average over windows as wide as the stride; in the stem, instead of the maximum',
+    'average': 'stride 1, then an average over windows as wide as the stride; in the stem, instead of the max pool',
 }
 
 
 def max_pool(x: jax.Array, implementation: str = 'auto') -> jax.Array:
-    """3x3 maximum with stride 2, padded by one pixel of -inf: ``[N, H, W, C]`` to ``[N, (H+1)//2, (W+1)//2, C]``.
+    """3x3 max pool with stride 2, padded with one pixel of -inf: ``[N, H, W, C]`` to ``[N, (H+1)//2, (W+1)//2, C]``.
 
-    The gradient goes to the first maximum of each window. ``implementation`` is that of ``conv.convolution``.
+    The gradient goes to the first maximum of each window. ``implementation`` is as in ``conv.convolution``.
     """
     if implementation == 'xla':
         return _plain_max_pool(x)
@@ -44,9 +44,10 @@ def _max_pool(x: jax.Array) -> jax.Array:
 
 
 def _windows(x: jax.Array, size: int = 3, stride: int = 2, before: int = 1, fill: float = -jnp.inf) -> list[jax.Array]:
-    """The pixels of every window, in row-major order: ``size * size`` maps ``[N, H', W', C]``.
+    """Returns the pixels of every window as ``size * size`` arrays ``[N, H', W', C]``, in row-major order.
 
-    H' is ``(H - 1) // stride + 1``. The first window begins ``before`` pixels outside of the map, which are ``fill``.
+    H' is ``(H - 1) // stride + 1``. The first window starts ``before`` pixels outside of the map; pixels outside have
+    the value ``fill``.
     """
     spans = [(length - 1) // stride * stride for length in x.shape[1:3]]  # from the first window to the last
     edges = [(before, span + size - before - length, 0) for span, length in zip(spans, x.shape[1:3], strict=True)]
@@ -61,9 +62,9 @@ def _windows(x: jax.Array, size: int = 3, stride: int = 2, before: int = 1, fill
 
 def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     def on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
-        """XLA scatters element by element; here each of a window's nine places sends dy where it is the maximum.
+        """Adds dy at each of a window's nine positions where it is the maximum; XLA scatters element by element.
 
-        Whether it is, is compared anew, since XLA would compute a stored winner again for every use of it.
+        The maximum is found again by comparison, because XLA would recompute a stored index for every use.
         """
         pixels = _windows(x)
         dx = jnp.zeros_like(x)
@@ -87,14 +88,14 @@ _max_pool.defvjp(lambda x: (_max_pool(x), x), _max_pool_backward)
 
 
 def avg_pool(x: jax.Array, stride: int = 2) -> jax.Array:
-    """Average over 2x2 windows: ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), C]``.
+    """2x2 average pool: ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), C]``.
 
-    A window that reaches over the right or lower edge is divided by the pixels it has
+    A window that extends beyond the right or bottom edge is averaged over its pixels inside of the map
     (PyTorch: ``AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)``).
     """
 
     def counts(length: int) -> jax.Array:
-        """Pixels of each window along one axis."""
+        """Number of pixels inside of the map, for each window along one axis."""
         return jnp.minimum(2, length - stride * jnp.arange((length - 1) // stride + 1)).astype(jnp.float32)
 
     rows, columns = map(counts, x.shape[1:3])
@@ -108,14 +109,14 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
 
 
 def max_pool_zero_padded(x: jax.Array) -> jax.Array:
-    """3x3 maximum with stride 2 where the padding, one pixel on all sides, is zero and not -inf."""
+    """3x3 max pool with stride 2, padded with one pixel of zeros, instead of -inf, on all sides."""
     return nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
 
 
 def max_pool_ceil_mode(x: jax.Array) -> jax.Array:
-    """3x3 maximum with stride 2 whose first window is at the first pixel: to ``[N, H', W', C]``.
+    """3x3 max pool with stride 2 whose first window starts at the first pixel: to ``[N, H', W', C]``.
 
-    H' is H // 2, and 1 where H is 1. The last window may reach over the right or lower edge
+    H' is ``max(H // 2, 1)``. The last window may extend beyond the right or bottom edge
     (PyTorch: ``MaxPool2d(3, 2, ceil_mode=True)``).
     """
     windows = [max(size // 2, 1) if is_constant([size]) else size // 2 for size in x.shape[1:3]]
@@ -124,7 +125,7 @@ def max_pool_ceil_mode(x: jax.Array) -> jax.Array:
 
 
 def avg_pool_3x3(x: jax.Array, stride: int) -> jax.Array:
-    """Average over 3x3 windows, padded by one pixel of zeros, which count (PyTorch: ``AvgPool2d(3, stride, 1)``).
+    """3x3 average pool over the map and one pixel of zero padding (PyTorch: ``AvgPool2d(3, stride, 1)``).
 
     ``[N, H, W, C]`` to ``[N, ceil(H / stride), ceil(W / stride), C]``.
     """
@@ -132,41 +133,41 @@ def avg_pool_3x3(x: jax.Array, stride: int) -> jax.Array:
 
 
 def avg_pool_in_place(x: jax.Array) -> jax.Array:
-    """Average over 2x2 windows with stride 1, padded with zeros, which count, on the right and below."""
+    """2x2 average pool with stride 1 over the map and one pixel of zero padding at the right and bottom."""
     return nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
 
 
 def blur(x: jax.Array, stride: int = 2) -> jax.Array:
-    """Binomial 3x3 filter, each channel alone, on reflected edges: ``[N, H, W, C]`` to ``[N, ceil(H/stride), …]``."""
+    """Binomial 3x3 filter per channel, with reflected edges: ``[N, H, W, C]`` to ``[N, ceil(H/stride), …]``."""
     for axis in (1, 2):
         size = x.shape[axis]
-        x = _reflected(x, axis)
+        x = _reflect_pad(x, axis)
         before, at, after = (lax.slice_in_dim(x, start, start + size, stride, axis) for start in range(3))
         x = (before + after) / 4 + at / 2
     return x
 
 
-def _reflected(x: jax.Array, axis: int) -> jax.Array:
-    """One pixel more at both ends of an axis: the pixels next to the outer ones, or the only one again."""
+def _reflect_pad(x: jax.Array, axis: int) -> jax.Array:
+    """Pads both ends of an axis with one pixel by reflection; the pixel of a map of size 1 is repeated."""
     if is_constant(x.shape):
         return jnp.pad(x, [(int(axis == each),) * 2 for each in range(4)], mode='reflect')
-    starts = 1, jnp.asarray(x.shape[axis] - 2)  # which are clamped to the map
+    starts = 1, jnp.asarray(x.shape[axis] - 2)  # dynamic_slice clamps them to the map
     inner = [lax.dynamic_slice_in_dim(x, start, 1, axis) for start in starts]
     return jnp.concatenate([inner[0], x, inner[1]], axis)
 
 
 def antialias(x: jax.Array, kind: str, stride: int) -> jax.Array:
-    """Takes a map to a lower resolution by a key of ``ANTIALIAS`` other than ``none``.
+    """Downsamples a feature map by a key of ``ANTIALIAS`` other than ``none``.
 
-    ``blur`` gives ``[N, ceil(H / stride), ceil(W / stride), C]``; ``average`` leaves out the windows that reach over an
-    edge, and so gives the floor.
+    ``blur`` returns ``[N, ceil(H / stride), ceil(W / stride), C]``; ``average`` drops windows that extend beyond an
+    edge and returns ``[N, floor(H / stride), floor(W / stride), C]``.
 
     Raises:
-      InputError: no window of the average is within the map.
+      InputError: the map is smaller than a window of the average.
     """
     if kind == 'blur':
         return blur(x, stride)
     if is_constant(x.shape) and min(x.shape[1:3]) < stride:
         size = 'x'.join(map(str, x.shape[1:3]))
-        raise InputError(f'antialias={kind!r}: a map of {size} pixels has no window of {stride}x{stride}')
+        raise InputError(f'antialias={kind!r}: height and width must be at least {stride} (the stride), found {size}')
     return nn.avg_pool(x, (stride, stride), (stride, stride))

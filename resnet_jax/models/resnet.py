@@ -1,4 +1,4 @@
-"""The module that builds a residual network from its specification."""
+"""Residual networks, built from their specifications."""
 
 import functools
 import re
@@ -17,23 +17,24 @@ from resnet_jax.models.spec import ResNetSpec
 
 
 class ResNet(nn.Module):
-    """A residual network from its specification: stem, stages of blocks, global average pool, linear head.
+    """A residual network: stem, stages of blocks, global average pool, linear head.
 
-    Parameters live at ``stem/…``, ``stage2_block1/conv2/kernel``, ``head/kernel``; these paths are stable.
+    Parameters have paths such as ``stem/…``, ``stage2_block1/conv2/kernel`` and ``head/kernel``, which are stable.
 
     Attributes:
       spec: the architecture.
-      dtype: compute dtype of everything up to the pool; parameters, statistics and logits are float32.
-      implementation: ``auto`` or ``xla``, as in ``conv.convolution``: what is fast on each platform, or plain XLA,
-        which also differentiates forward.
-      statistics: what batch normalization normalizes with in training, as in ``norm.BatchNorm``.
-      scan_blocks: compile the blocks 2, 3, … of a stage, which are alike, once, as the body of a loop, instead of one
-        after the other: a deep network then compiles in the time of a shallow one. It takes variables in the form that
-        ``scanned.as_computed`` gives.
-      remat: keep only what goes into each block for the backward pass, and compute its inside again.
-      frozen: None, or a regular expression: the stem, the blocks and the last normalization whose names it matches at
-        their beginning compute in training what they compute in evaluation.
-      axis_name: None, or the device axes over which batch normalization takes its statistics, as in ``norm.BatchNorm``.
+      dtype: compute dtype up to the pool; parameters, statistics and logits are float32.
+      implementation: ``auto`` or ``xla``, as in ``conv.convolution``: fast implementations for each platform, or plain
+        XLA, which also supports forward-mode differentiation.
+      statistics: the statistics that batch normalization uses in training, as in ``norm.BatchNorm``.
+      scan_blocks: compile the identical blocks 2, 3, … of each stage only once, as the body of a loop, so a deep
+        network compiles as fast as a shallow one. The variables must be in the form that ``scanned.as_computed``
+        returns.
+      remat: store only the input of each block for the backward pass, and recompute its intermediate results.
+      frozen: None, or a regular expression: the stem, the blocks and the final normalization whose names it matches
+        from the beginning compute the same in training as in evaluation.
+      axis_name: None, or the device axes over which batch normalization computes its statistics, as in
+        ``norm.BatchNorm``.
     """
 
     spec: ResNetSpec
@@ -49,27 +50,27 @@ class ResNet(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool, update_stats: bool | None = None, features_only: bool = False
     ) -> Any:
-        """Logits of a batch of images.
+        """Computes the logits of a batch of images.
 
         Args:
           images: ``[N, H, W, C]``, normalized, of any float dtype.
-          train: normalize with the batch's statistics and update the running ones, for which ``batch_stats`` must
-            be mutable.
-          update_stats: False leaves the running statistics alone while training.
-          features_only: give what ``features`` gives, without the head.
+          train: normalize with the batch statistics and update the running statistics; the ``batch_stats`` collection
+            must be mutable.
+          update_stats: False does not update the running statistics in training.
+          features_only: return the result of ``features`` instead; the head is not computed.
 
         Returns:
           float32 ``[N, K]``.
 
         Raises:
-          InputError: images of another rank, dtype or number of channels than the network takes.
+          InputError: the images have the wrong rank, dtype or number of channels.
         """
         check_images(images, self.variables.get('params', {}).get('stem', {}))
         spec = self.spec
         mode = Mode(train, update_stats)
         compute = Compute(self.dtype, self.implementation, spec.norm, self.statistics, spec.standardize, self.axis_name)
-        # A pre-activation network normalizes in front of every convolution but the first, which sees the images.
-        # The ImageNet stem of such a network is followed by the first block's normalization as well.
+        # A pre-activation network normalizes before every convolution except the first. Its stem therefore has no
+        # normalization after the convolution: that of the first block follows, even after an ImageNet stem's pool.
         stem = Stem(
             spec.stem.kind,
             spec.stem.width,
@@ -86,7 +87,7 @@ class ResNet(nn.Module):
             x = outputs[f'stage{stage}'] = self._stage(x, stage, compute, mode)
         if spec.pre_activation:
             x = make_normalization(compute, 'norm', self._mode('norm', mode), relu=True)(x)
-        self.sow('intermediates', 'last_map', x)  # what the pool averages: class activation maps are made of it
+        self.sow('intermediates', 'last_map', x)  # the pool's input, for class activation maps
         outputs['pooled'] = global_avg_pool(x)
         if features_only:
             return outputs
@@ -94,7 +95,7 @@ class ResNet(nn.Module):
         return new_head(spec.head.num_classes, name='head')(x)
 
     def _stage(self, x: jax.Array, number: int, compute: Compute, mode: Mode) -> jax.Array:
-        """The blocks of a stage, counted from 1."""
+        """Applies the blocks of a stage; ``number`` counts from 1."""
         spec, stage = self.spec, self.spec.stages[number - 1]
         before, size = sum(earlier.size for earlier in spec.stages[: number - 1]), stage.size
         stride, dilation, first_dilation = spec.strides_and_dilations()[number - 1]
@@ -105,7 +106,7 @@ class ResNet(nn.Module):
             compute=compute,
             **spec.block_options(number),
         )
-        # What the first block is told besides, and each block of a pruned network.
+        # Further options of the first block, and of each block of a pruned network.
         first: dict[str, Any] = {'stride': stride, 'first_dilation': first_dilation}
         if stage.block_class.pre_activation and number == 1:
             first['first'] = True
@@ -116,17 +117,19 @@ class ResNet(nn.Module):
         last = max(sum(each.size for each in spec.stages) - 1, 1)
         rates = [spec.blocks.drop_path_rate * index / last for index in range(before, before + size)]
         names = [f'stage{number}_block{index}' for index in range(1, size + 1)]
-        x = self._call(make(**first, **pruned[0], name=names[0]), x, self._mode(names[0], mode), rates[0])
+        x = self._apply_block(make(**first, **pruned[0], name=names[0]), x, self._mode(names[0], mode), rates[0])
         if self.scan_blocks and (spec.blocks.channels or self.frozen):
-            raise InputError('scan_blocks=True: pruned or frozen blocks are not alike')
+            raise InputError('scan_blocks=True is not supported with pruned or frozen blocks')
         if self.scan_blocks and is_scanned(size):
-            return apply_scanned(lambda block, x, rate: self._call(block, x, mode, rate), make, number, x, rates[1:])
+            return apply_scanned(
+                lambda block, x, rate: self._apply_block(block, x, mode, rate), make, number, x, rates[1:]
+            )
         for name, channels, rate in zip(names[1:], pruned[1:], rates[1:], strict=True):
-            x = self._call(make(**channels, name=name), x, self._mode(name, mode), rate)
+            x = self._apply_block(make(**channels, name=name), x, self._mode(name, mode), rate)
         return x
 
-    def _call(self, block: nn.Module, x: jax.Array, mode: Mode, rate: float | jax.Array) -> jax.Array:
-        """A block applied, whose inside is kept for the backward pass or not."""
+    def _apply_block(self, block: nn.Module, x: jax.Array, mode: Mode, rate: float | jax.Array) -> jax.Array:
+        """Applies a block; with ``remat``, the backward pass recomputes its intermediate results."""
 
         def call(block: nn.Module, x: jax.Array) -> jax.Array:
             return block(x, train=mode.train, update_stats=mode.update_stats, drop_rate=rate)
@@ -134,52 +137,60 @@ class ResNet(nn.Module):
         return (nn.remat(call) if self.remat else call)(block, x)
 
     def _mode(self, name: str, mode: Mode) -> Mode:
-        """The mode of a part by its name."""
+        """Returns the mode of a submodule: evaluation if its name matches ``frozen``."""
         frozen = self.frozen is not None and re.match(self.frozen, name) is not None
         return Mode(train=False) if frozen else mode
 
     def features(self, images: jax.Array, *, train: bool, update_stats: bool | None = None) -> dict[str, jax.Array]:
-        """Feature maps ``{'stem', 'stage1', …, 'pooled'}``: ``[N, H', W', C']`` each, ``pooled`` float32 ``[N, C']``.
+        """Computes the feature maps of a batch of images.
 
         Use as ``model.apply(variables, images, train=False, method=model.features)``.
+
+        Args:
+          images: as in ``__call__``.
+          train: as in ``__call__``.
+          update_stats: as in ``__call__``.
+
+        Returns:
+          A dict with ``stem``, ``stage1``, …, each ``[N, H', W', C']``, and ``pooled``, float32 ``[N, C']``.
         """
         return self(images, train=train, update_stats=update_stats, features_only=True)
 
 
 def check_images(images: Any, stem: Any) -> None:
-    """Explains what is wrong with a batch of images, before a convolution stumbles over it.
+    """Checks a batch of images, to raise a clearer error than a convolution would.
 
     Args:
-      images: should be float ``[N, H, W, C]``.
-      stem: its parameters; empty while they are made.
+      images: must be float ``[N, H, W, C]``.
+      stem: the stem's parameters; empty during initialization.
 
     Raises:
-      InputError: of another rank, dtype or number of channels.
+      InputError: the rank, dtype or number of channels is wrong.
     """
     shape, advice = list(images.shape), ''
     if images.ndim != 4:
-        advice = ': images[None] makes a batch of one' if images.ndim == 3 else ''
-        raise InputError(f'images must be [N, H, W, C], found {shape}{advice}')
+        advice = '; images[None] adds the batch axis' if images.ndim == 3 else ''
+        raise InputError(f'images must have shape [N, H, W, C], found {shape}{advice}')
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(f'images must be floats, normalized as in training, found {images.dtype}')
     channels = [layer['kernel'].shape[2] for name, layer in stem.items() if name in ('conv', 'conv1')]
     if channels and shape[3] != channels[0]:
         if shape[1] == channels[0]:
-            advice = ': jnp.moveaxis(images, 1, -1) turns [N, C, H, W] around'
+            advice = '; jnp.moveaxis(images, 1, -1) converts [N, C, H, W] to [N, H, W, C]'
         raise InputError(f'images must have {channels[0]} channels, found {shape[3]} in {shape}{advice}')
 
 
 def new_head(num_classes: int, name: str | None = None) -> nn.Dense:
-    """The linear layer ``[N, C]`` to ``[N, K]``, its kernel uniform in ±1 / sqrt(C) as PyTorch's, its bias 0."""
+    """Creates the linear layer ``[N, C]`` to ``[N, K]``: kernel uniform in ±1 / sqrt(C), as in PyTorch, bias 0."""
     init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
     return nn.Dense(num_classes, kernel_init=init, name=name)
 
 
 def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Fresh variables of a model, without running it on an image.
+    """Initializes a model's variables, without computing its outputs.
 
     Args:
-      model: a ``ResNet`` or any module with its call.
+      model: a ``ResNet``, or any module with the same call signature.
       key: a key from ``jax.random.key``.
       image_shape: ``(H, W, C)``.
 
@@ -191,17 +202,17 @@ def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int
 
 
 def variable_shapes(model: ResNet, in_channels: int = 3) -> dict[str, Any]:
-    """Shapes and dtypes of a network's variables in the stored form, from a trace that computes nothing.
+    """Returns the shapes and dtypes of a network's variables in the stored form, without computing anything.
 
     Args:
-      model: the network; how it is computed does not matter, nor does the size of the images.
-      in_channels: of the images.
+      model: the network; only its specification matters.
+      in_channels: number of image channels.
 
     Returns:
-      ``{'params': …, 'batch_stats': …}`` of ``jax.ShapeDtypeStruct``; calls share it.
+      ``{'params': …, 'batch_stats': …}`` of ``jax.ShapeDtypeStruct``; cached, so do not modify it.
     """
     spec = model.spec
-    quick = ResNet(spec, implementation='xla', scan_blocks=not spec.blocks.channels)  # the same, traced in less time
+    quick = ResNet(spec, implementation='xla', scan_blocks=not spec.blocks.channels)  # same variables, faster to trace
     return _traced_shapes(quick, in_channels)
 
 

@@ -1,10 +1,10 @@
-"""The stacked form of a stage's alike blocks, which ``ResNet(scan_blocks=True)`` computes in a loop.
+"""The stacked form of a stage's identical blocks, which ``ResNet(scan_blocks=True)`` computes in a loop.
 
-The blocks 2, 3, … of a stage have arrays of the same shapes. A loop over them wants each array once, with one more axis
-in front that counts the blocks: ``stage1_blocks/conv1/kernel`` instead of ``stage1_block2/conv1/kernel``,
-``stage1_block3/conv1/kernel``, …. Files always hold the single form. Everything that knows the difference is here:
-users go from one form to the other by ``as_computed`` and ``as_stored``, and treat what is stacked block by block with
-``block_paths``, ``split_blocks`` and ``map_blocks``.
+The blocks 2, 3, … of a stage have arrays of the same shapes. A loop over them needs these arrays stacked along a new
+leading axis: ``stage1_blocks/conv1/kernel`` instead of ``stage1_block2/conv1/kernel``, ``stage1_block3/conv1/kernel``,
+…. Files always contain the stored form, with one entry per block. Only this file depends on the difference: other code
+converts with ``as_computed`` and ``as_stored``, and processes stacked arrays block by block with ``block_paths``,
+``split_blocks`` and ``map_blocks``.
 """
 
 import collections
@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_FEWEST_BLOCKS = 3  # of a stage that is scanned: one block before the loop and two within
+_FEWEST_BLOCKS = 3  # of a scanned stage: one block before the loop and two inside
 _BLOCK = re.compile(r'(stage\d+)_block\d+')
 _BLOCKS = re.compile(r'(?:^|(?<=/))(stage\d+)_blocks(?=/|$)')
 
 
 def is_scanned(size: int) -> bool:
-    """Whether a stage of so many blocks has enough of them for a loop."""
+    """Whether a stage with this many blocks is computed in a loop."""
     return size >= _FEWEST_BLOCKS
 
 
@@ -34,24 +34,24 @@ def apply_scanned(
     x: jax.Array,
     rates: Sequence[float],
 ) -> jax.Array:
-    """Applies the blocks 2, 3, … of a stage one after the other, as a loop within the calling module.
+    """Applies the blocks 2, 3, … of a stage in a loop, as a submodule of the calling module.
 
     Args:
       call: ``call(block, x, rate)`` applies one block.
-      make: makes the block from its ``name``.
-      stage: counted from 1.
+      make: ``make(name=…)`` creates the block.
+      stage: number of the stage, from 1.
       x: ``[N, H, W, C]``.
-      rates: the drop rate of each block; where all are zero, ``call`` is given a constant 0.
+      rates: the drop rate of each block; if all are zero, ``call`` gets the constant 0.
 
     Returns:
       ``[N, H, W, C]``.
     """
 
-    def once(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
+    def body(block: nn.Module, x: jax.Array, rate: jax.Array | None) -> tuple[jax.Array, None]:
         return call(block, x, 0.0 if rate is None else rate), None
 
     repeated = nn.scan(
-        once,
+        body,
         variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
         split_rngs={'params': True, 'dropout': True},
         length=len(rates),
@@ -60,19 +60,22 @@ def apply_scanned(
 
 
 def as_computed(model: Any, tree: Any) -> Any:
-    """Variables, or a whole train state, in the form that a model computes with.
+    """Converts variables, or a whole train state, to the form that a model computes with.
 
     Args:
-      model: a ``ResNet``; any other module computes with what is stored.
-      tree: any tree that holds dicts with the keys ``stage1_block1``, …, in either form.
+      model: a ``ResNet``; any other module computes with the stored form.
+      tree: any tree that contains dicts with the keys ``stage1_block1``, …, in either form.
+
+    Returns:
+      The tree in the stacked form if ``model.scan_blocks`` is set, otherwise in the stored form.
     """
     return stack_blocks(tree) if getattr(model, 'scan_blocks', False) else as_stored(tree)
 
 
 def stack_blocks(tree: Any) -> Any:
-    """The tree with ``stage1_block2``, … of every scanned stage as ``stage1_blocks``, each array ``[blocks - 1, …]``.
+    """Replaces ``stage1_block2``, … of every scanned stage by ``stage1_blocks``, with arrays ``[blocks - 1, …]``.
 
-    Arrays on the host stay there. What is stacked already is left alone.
+    Arrays on the host stay there. Blocks that are already stacked are not changed.
     """
 
     def convert(blocks: dict[str, Any]) -> dict[str, Any]:
@@ -88,9 +91,12 @@ def stack_blocks(tree: Any) -> Any:
 
 
 def as_stored(tree: Any) -> Any:
-    """Variables, or a whole train state, in the form of files: each block by its own name.
+    """Converts variables, or a whole train state, to the stored form: each block under its own name.
 
-    The inverse of ``stack_blocks``. What is not stacked is left alone.
+    The inverse of ``stack_blocks``. Blocks that are not stacked are not changed.
+
+    Args:
+      tree: any tree that contains dicts with the keys ``stage1_block1``, …, in either form.
     """
 
     def convert(blocks: dict[str, Any]) -> dict[str, Any]:
@@ -107,16 +113,16 @@ def as_stored(tree: Any) -> Any:
 
 
 def is_stacked(path: str) -> bool:
-    """Whether the array at a path such as ``stage1_blocks/conv1/kernel`` holds several blocks, along its first axis."""
+    """Whether the array at a path such as ``stage1_blocks/conv1/kernel`` is stacked along its first axis."""
     return _BLOCKS.search(path) is not None
 
 
 def block_paths(path: str, leaf: Any) -> list[str]:
-    """The paths that an array has in the stored form: one for each block that it holds, or just its own.
+    """Returns the paths of an array in the stored form: one per block if it is stacked, otherwise its own path.
 
     Args:
-      path: such as ``stage1_blocks/conv1/kernel``.
-      leaf: the array there, or its shape and dtype.
+      path: a path such as ``stage1_blocks/conv1/kernel``.
+      leaf: the array at this path, or its ``jax.ShapeDtypeStruct``.
     """
     match = _BLOCKS.search(path)
     if match is None:
@@ -126,24 +132,24 @@ def block_paths(path: str, leaf: Any) -> list[str]:
 
 
 def block_shape(path: str, leaf: Any) -> tuple[int, ...]:
-    """The shape that an array has in the stored form: that of one block."""
+    """Returns the shape of an array in the stored form, for one block."""
     return leaf.shape[1:] if is_stacked(path) else leaf.shape
 
 
 def split_blocks(path: str, leaf: Any) -> dict[str, Any]:
-    """The array of each block by its ``block_paths``."""
+    """Returns the arrays of the individual blocks, by their ``block_paths``."""
     if not is_stacked(path):
         return {path: leaf}
     return {name: leaf[index] for index, name in enumerate(block_paths(path, leaf))}
 
 
 def map_blocks(function: Callable[..., Any], path: str, *leaves: Any) -> Any:
-    """A function of one block's array, applied to each block of a stacked one, or to the array of a single block.
+    """Applies a function to each block of stacked arrays, or directly to arrays that are not stacked.
 
     Args:
-      function: of as many arrays as there are leaves.
-      path: of the leaves.
-      *leaves: arrays of like shape, for instance a gradient and its parameter.
+      function: a function of as many arrays as there are leaves.
+      path: path of the leaves.
+      *leaves: arrays of the same shape, such as a gradient and its parameter.
     """
     return (jax.vmap(function) if is_stacked(path) else function)(*leaves)
 

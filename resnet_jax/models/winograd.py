@@ -1,12 +1,12 @@
 """3x3 convolutions with 2.25 times fewer multiplications: F(2x2, 3x3) of Lavin and Gray 2016, arXiv:1509.09308.
 
-A tile of 2x2 outputs y of a 4x4 patch d and a 3x3 kernel g is
+The 2x2 outputs y of a 4x4 patch d and a 3x3 kernel g are
 
     y = A^T [(G g G^T) * (B^T d B)] A                                                                          (Eq. 8)
 
-where * multiplies element by element. Summed over the input channels, the multiplications of all tiles are 16 matrix
-products, one for each element of the patch. The matrices hold 0, 1, -1 and 1/2 alone, so the result differs from the
-direct sum by rounding: about 1e-6 of the largest value in float32.
+where * multiplies elementwise. Summed over the input channels, the multiplications of all tiles are 16 matrix products,
+one per element of the patch. The matrices contain only 0, 1, -1 and 1/2, so the result differs from the direct sum only
+by rounding: about 1e-6 of the largest value in float32.
 """
 
 import jax
@@ -46,19 +46,19 @@ def _tiles(x: jax.Array) -> tuple[int, int]:
 
 
 def _transformed_patches(x: jax.Array) -> jax.Array:
-    """``[N, H, W, C]`` to ``[16, tiles, C]``: B^T d B of the overlapping 4x4 patches, padded by one pixel."""
+    """Computes B^T d B of the overlapping 4x4 patches, padded by one pixel: ``[N, H, W, C]`` to ``[16, tiles, C]``."""
     rows, columns = _tiles(x)
     below, right = 2 * rows - x.shape[1] + 1, 2 * columns - x.shape[2] + 1
     x = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
     patch = [[x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for i in range(4)] for j in range(4)]
     half = [_from_patch(*column) for column in patch]
     whole = [element for row in zip(*half, strict=True) for element in _from_patch(*row)]
-    # Without the barrier the transform is computed again for each of the products that read it.
+    # Without the barrier, the transform is recomputed for each product that reads it.
     return lax.optimization_barrier(jnp.stack(whole).reshape(16, -1, x.shape[3]))
 
 
 def _transformed_outputs(dy: jax.Array) -> jax.Array:
-    """``[N, H, W, C]`` to ``[16, tiles, C]``: A dy A^T of the 2x2 tiles."""
+    """Computes A dy A^T of the 2x2 tiles: ``[N, H, W, C]`` to ``[16, tiles, C]``."""
     rows, columns = _tiles(dy)
     dy = jnp.pad(dy, ((0, 0), (0, 2 * rows - dy.shape[1]), (0, 2 * columns - dy.shape[2]), (0, 0)))
     half = [_from_outputs(dy[:, 0::2, j::2], dy[:, 1::2, j::2]) for j in range(2)]
@@ -67,12 +67,12 @@ def _transformed_outputs(dy: jax.Array) -> jax.Array:
 
 
 def convolution(x: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.Array:
-    """A 3x3 convolution with stride 1 and one pixel of padding.
+    """3x3 convolution with stride 1 and one pixel of padding.
 
     Args:
       x: ``[N, H, W, C]``.
       kernel: ``[3, 3, C, C_out]``.
-      transposed: gives the convolution's input gradient instead: x is ``[N, H, W, C_out]`` then, the result
+      transposed: compute the convolution's input gradient instead; then x is ``[N, H, W, C_out]`` and the result
         ``[N, H, W, C]``.
 
     Returns:
@@ -91,7 +91,7 @@ def convolution(x: jax.Array, kernel: jax.Array, transposed: bool = False) -> ja
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """``[3, 3, C, C_out]``, by the transposed formula: G^T [(B^T d B) * (A dy A^T)] G, summed over the tiles."""
+    """Computes ``[3, 3, C, C_out]`` by the transposed formula G^T [(B^T d B) * (A dy A^T)] G, summed over the tiles."""
     products = lax.dot_general(_transformed_patches(x), _transformed_outputs(dy), (((1,), (1,)), ((0,), (0,))))
     products = products.reshape(4, 4, x.shape[3], dy.shape[3])
     half = [_to_kernel(*products[:, j]) for j in range(4)]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.devices import with_automatic_axes
+from resnet_jax.devices import with_auto_axes
 
 
 def classification_sums(
@@ -93,7 +93,7 @@ def confusion_matrix(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> j
     def count(labels: jax.Array, predicted: jax.Array, mask: jax.Array) -> jax.Array:
         return jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(mask.astype(jnp.int32))
 
-    return with_automatic_axes(count, labels, jnp.argmax(logits, -1), mask, out=(None, None))
+    return with_auto_axes(count, labels, jnp.argmax(logits, -1), mask, out_spec=(None, None))
 
 
 def add_up(sums: Iterable[dict[str, Any]]) -> dict[str, Any]:

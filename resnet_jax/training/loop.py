@@ -30,7 +30,7 @@ from resnet_jax.devices import (
     data_mesh,
     in_main_process,
     is_main_process,
-    only_mesh,
+    override_mesh,
 )
 from resnet_jax.errors import StorageError
 from resnet_jax.models.spec import ResNetSpec
@@ -100,7 +100,7 @@ def train_and_evaluate(
         check_batch_size(config.batch_size, config.execution.accumulation_steps, mesh)
         dataset = _load_dataset(config, data_dir, dataset)
         opening = functools.partial(open_run, spec, config, dataset=dataset, mesh=mesh, arch=arch, reader=reader)
-    with only_mesh(mesh):
+    with override_mesh(mesh):
         for run in _open_groups(at_one_step(remaining), opening) if remaining else ():
             with StopRequest() as stop, open_journal(run.plan, run.workdirs, run.state, run.step, sinks) as journal:
                 journal.message(run.greeting)

@@ -51,7 +51,7 @@ def test_the_image_form_agrees_with_flax():
 def test_residual_block_prints_and_draws(tmp_path):
     out, _ = run('residual_block', '--depth=20', f'--workdir={tmp_path}')
     assert '(56, 56, 64) to (28, 28, 128)   8,448 parameters' in out
-    assert 'an identity shortcut cannot take 64 channels to 128 at stride 2' in out
+    assert 'an identity shortcut cannot map 64 channels to 128 at stride 2' in out
     assert float(out.split('dF/dx - I is ')[1].split()[0]) < 1e-5
     plain, residual = (
         [float(value) for value in line.split()[1:]]

@@ -1,4 +1,4 @@
-"""What the tests of layers and blocks share: variables away from their start, and layers by hand."""
+"""Fixtures for the tests of layers and blocks: random variables, layers in NumPy, numeric gradients."""
 
 import jax
 import numpy as np
@@ -8,9 +8,9 @@ from resnet_jax import numpy_reference as reference
 
 
 class ByHand:
-    """The layers of a Flax module in NumPy, by their names, on its variables in float64.
+    """The layers of a Flax module in NumPy, by their names, with its variables in float64.
 
-    It keeps what training makes of the running statistics, to compare them as well.
+    ``new_stats`` collects the updated running statistics.
     """
 
     def __init__(self, variables, *, train=False):
@@ -21,7 +21,7 @@ class ByHand:
         self.new_stats = {}
 
     def at(self, name):
-        """Parameters by a path such as ``attention/fc1``."""
+        """Returns the parameters at a path such as ``attention/fc1``."""
         node = self.params
         for part in name.split('/'):
             node = node[part]
@@ -51,7 +51,7 @@ def sigmoid(x):
 
 
 def squeeze_excite(x, layers):
-    """Hu et al. 2018, Eq. 2 to 4, example by example."""
+    """Hu et al. 2018, Eq. 2 to 4, in a loop over examples."""
     out = np.empty_like(x)
     for n, image in enumerate(x):
         squeezed = image.mean((0, 1))
@@ -61,7 +61,7 @@ def squeeze_excite(x, layers):
 
 
 def channel_attention(x, kernel):
-    """Wang et al. 2020, Eq. 9, channel by channel; beyond the first and the last channel are zeros."""
+    """Wang et al. 2020, Eq. 9, in a loop over channels, with zero padding."""
     taps, channels = len(kernel), x.shape[-1]
     mean, out = x.mean((1, 2)), np.empty_like(x)
     for channel in range(channels):
@@ -72,7 +72,7 @@ def channel_attention(x, kernel):
 
 
 def average_3x3(x, stride):
-    """Averages of nine pixels, those outside zero."""
+    """Averages of nine pixels, with zero padding."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     height, width = (-(-size // stride) for size in x.shape[1:3])
     y = np.empty((x.shape[0], height, width, x.shape[3]))
@@ -83,7 +83,7 @@ def average_3x3(x, stride):
 
 
 def binomial_3x3(x, stride):
-    """Zhang 2019: [1 2 1] x [1 2 1] / 16, each channel alone; the image is mirrored at its outer pixels."""
+    """Zhang 2019: [1 2 1] x [1 2 1] / 16 per channel; the image is mirrored at its outer pixels."""
     n, height, width, channels = x.shape
 
     def mirrored(index, size):
@@ -110,7 +110,7 @@ ORACLES = {
 
 @pytest.fixture(scope='session')
 def by_hand():
-    """``ByHand``, with the functions above as its attributes."""
+    """Returns ``ByHand``, with the functions above as its attributes."""
     for name, function in ORACLES.items():
         setattr(ByHand, name, staticmethod(function))
     return ByHand
@@ -118,7 +118,7 @@ def by_hand():
 
 @pytest.fixture
 def variables_of(rng):
-    """A function: variables of a module for an input of this shape, away from 0 and 1, so that nothing cancels."""
+    """Returns a function that draws a module's variables for an input shape, none of them 0 or 1, to expose errors."""
 
     def draw(leaf):
         value = rng.normal(size=leaf.shape) * 0.4 if len(leaf.shape) > 1 else rng.uniform(0.2, 1.2, leaf.shape)
@@ -133,7 +133,7 @@ def variables_of(rng):
 
 @pytest.fixture(scope='session')
 def numeric_gradient():
-    """A function: the gradient of ``sum(dy * f(x))`` by central differences, for f in float64."""
+    """Returns a function that computes the gradient of ``sum(dy * f(x))`` by central differences, for f in float64."""
 
     def gradient(f, x, dy, step=1e-6):
         out = np.empty_like(x)

@@ -1,4 +1,4 @@
-"""Makes the files in goldens/ from timm's networks: ``python tests/models/make_goldens.py``. Needs timm and PyTorch."""
+"""Writes goldens/ from timm's networks: ``python tests/models/make_goldens.py``. Needs timm and PyTorch."""
 
 import json
 import lzma
@@ -23,8 +23,8 @@ from timm.models.resnet import Bottleneck, ResNet
 
 
 def build(name: str, filled: bool = True, **options: Any) -> torch.nn.Module:
-    """timm's network with the generator's weights, or with its own fresh ones, for evaluation."""
-    if name == 'resnext101_32x48d':  # whose weights timm knows, but not its name
+    """Creates timm's network in evaluation mode, with weights from ``tensor`` or with its own initialization."""
+    if name == 'resnext101_32x48d':  # timm has the weights, but no model of this name
         network = ResNet(Bottleneck, (3, 4, 23, 3), cardinality=32, base_width=48)
     else:
         network = timm.create_model(name, **options)
@@ -34,7 +34,7 @@ def build(name: str, filled: bool = True, **options: Any) -> torch.nn.Module:
 
 
 def state_of(network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The state dict without the counters, which do not count here."""
+    """Yields the entries of the state dict, except for the batch counters."""
     for key, value in network.state_dict().items():
         if not key.endswith('num_batches_tracked'):
             yield key, value
@@ -42,7 +42,7 @@ def state_of(network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 @torch.no_grad()
 def run(network: torch.nn.Module, batch: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Logits and the stages' outputs of a batch ``[N, H, W, 3]``."""
+    """Computes the logits and the outputs of the stages for a batch ``[N, H, W, 3]``."""
     children = dict(network.named_children())
     stages = children['stages'] if 'stages' in children else [children[f'layer{index}'] for index in range(1, 5)]
     outputs: list[np.ndarray] = []
@@ -54,15 +54,15 @@ def run(network: torch.nn.Module, batch: np.ndarray) -> tuple[np.ndarray, list[n
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # sums in one order
+    torch.set_num_threads(1)  # a fixed order of summation
     shapes, outputs = {}, {}
 
     def keep(key: str, network: torch.nn.Module, size: int = 64) -> None:
         shapes[key] = {name: list(value.shape) for name, value in state_of(network)}
         logits, stages = run(network, images(size))
         outputs[f'{key}/logits'], outputs[f'{key}/statistics'] = logits[:, ::EVERY], statistics(stages)
-        largest, apart = np.abs(logits).max(), np.ptp(logits, 0).max()
-        print(f'{key}: logits up to {largest:.3g}, up to {apart:.3g} from image to image', flush=True)
+        largest, spread = np.abs(logits).max(), np.ptp(logits, 0).max()
+        print(f'{key}: logits up to {largest:.3g}, differing by up to {spread:.3g} between images', flush=True)
 
     for name in NAMES:
         keep(name, build(name))

@@ -1,8 +1,8 @@
-"""Weights and images that anyone can make again, and what PyTorch computes from them.
+"""Reproducible weights and images, and PyTorch's outputs for them.
 
-The goldens are files of ``make_goldens.py``: ``shapes.json.xz`` has the names and shapes of each network's state dict,
-``outputs.npz`` the logits and the statistics of the stages that the network gives with weights from ``tensor`` for
-``images``. Nothing here needs PyTorch.
+The goldens are written by ``make_goldens.py``: ``shapes.json.xz`` has the names and shapes of each network's state
+dict, ``outputs.npz`` the network's logits and the statistics of its stages for ``images``, with weights from
+``tensor``. Nothing here needs PyTorch.
 """
 
 import dataclasses
@@ -25,19 +25,19 @@ from resnet_jax.models.imagenet import IMAGENET
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
 SHAPES, OUTPUTS = GOLDENS / 'shapes.json.xz', GOLDENS / 'outputs.npz'
 
-# Every network that timm has as well.
+# All networks that are also in timm.
 NAMES = sorted(set(IMAGENET) - {'plain18', 'plain34'})
-# Of those, one for each kind of block, stem, normalization and attention, that compile quickly.
+# Networks that compile quickly, with every kind of block, stem, normalization and attention.
 SAMPLE = (
     *('test_resnet', 'resnet10t', 'seresnet18', 'resnetblur18', 'ecaresnet26t', 'resnetaa34d', 'resnetv2_18d'),
     *('resnetv2_50x1_bit', 'legacy_seresnet18', 'skresnet18', 'resnest14d', 'res2net50_48w_2s'),
 )
-EVERY = 4  # of the classes, one in so many is stored
+EVERY = 4  # one in so many logits is stored
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A network that differs from its name's, in our words and in timm's, and the size of its images."""
+    """A variant of a named network, with our options and timm's, and the size of its images."""
 
     name: str
     ours: dict[str, Any]
@@ -46,7 +46,7 @@ class Variant:
 
 
 _ONE_EACH = {'stage_sizes': (1, 1, 1, 1)}, {'layers': (1, 1, 1, 1)}
-# With one block in each stage, what no network of the sample has compiles quickly, too.
+# With one block per stage, networks with features that are not in the sample compile quickly, too.
 VARIANTS = {
     **{
         f'{name}, output stride 8': Variant(name, {'output_stride': 8}, {'output_stride': 8}, 65)
@@ -60,15 +60,15 @@ VARIANTS = {
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The float32 tensor of a name and a shape, on every machine and in every order the same.
+    """Generates a float32 tensor from its name and shape, identically on every machine and in any order.
 
-    Kernels are uniform, with a gain on their variance that keeps activations of order one through networks of any
-    depth: 2 where the signal has no way around (stem, shortcuts, head), 0.7 within the branches, which are added to
-    it. All vectors are away from 0 and 1, and differ among channels, so that none can be forgotten or mistaken for
-    another: ``weight`` of a normalization in [1.1, 1.5), ``running_var`` in [1.1, 1.7), ``running_mean`` and ``bias``
-    in [-0.1, 0.1), EvoNorm's ``v`` in [0.5, 0.9), and ``tau``, the threshold of filter response normalization, in
-    [-0.3, 0.1). In front of the last convolution of a pre-activation bottleneck, ``weight`` is in [0.25, 0.4): where
-    kernels are standardized, nothing else keeps the branches from outweighing the signal, and rounding grows with them.
+    Kernels are uniform. A gain on their variance keeps activations of order one in networks of any depth: 2 outside of
+    the residual branches (stem, shortcuts, head), 0.7 within them. Vectors differ between channels and are not 0 or 1,
+    so that none can be omitted or confused with another: ``weight`` of a normalization is in [1.1, 1.5),
+    ``running_var`` in [1.1, 1.7), ``running_mean`` and ``bias`` in [-0.1, 0.1), EvoNorm's ``v`` in [0.5, 0.9), and
+    ``tau``, the threshold of filter response normalization, in [-0.3, 0.1). Before the last convolution of a
+    pre-activation bottleneck, ``weight`` is in [0.25, 0.4): with standardized kernels, the branches would otherwise
+    dominate the signal and amplify rounding errors.
     """
     uniform = np.random.default_rng(zlib.crc32(name.encode())).random(shape, dtype=np.float32)
     if len(shape) > 1:
@@ -99,7 +99,7 @@ _RANGES: dict[str, tuple[np.float32, np.float32]] = {
 
 
 class Generated:
-    """``tensor(name, shape)``, made when it is read: a large network's tensors need not be in memory together."""
+    """``tensor(name, shape)``, generated when it is read, so that a large network need not fit in memory."""
 
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
         self.name, self.shape = name, shape
@@ -109,19 +109,19 @@ class Generated:
 
 
 def images(size: int = 64) -> np.ndarray:
-    """Two clearly different images, ``[2, size, size, 3]``: noise, and noise that is smooth from top to bottom."""
+    """Returns two very different images, ``[2, size, size, 3]``: noise, and noise that is smooth along the height."""
     noise = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
     noise[1] = noise[1].cumsum(0) / 4
     return noise
 
 
 def sampled(names: Iterable[str]) -> list[Any]:
-    """Names as parameters of a test, those outside the sample marked as slow."""
+    """Returns names as parameters of a test; those outside of ``SAMPLE`` are marked as slow."""
     return [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def outputs_of(model: ResNet, variables: Any, batch: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Logits and the stages' outputs of one of our networks for a batch ``[N, H, W, C]``."""
+    """Computes the logits and the outputs of the stages of one of our networks for a batch ``[N, H, W, C]``."""
 
     @jax.jit
     def run(variables: Any, batch: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
@@ -134,16 +134,16 @@ def outputs_of(model: ResNet, variables: Any, batch: np.ndarray) -> tuple[np.nda
 
 
 def tolerance(spec: ResNetSpec) -> float:
-    """The largest ``difference`` to PyTorch, whose sums go in another order.
+    """Returns the largest allowed ``difference`` from PyTorch, which sums in a different order.
 
-    Standardized kernels give logits that depend on the image far more than those of the other networks do, and on
-    rounding as well: PyTorch's own for ``resnetv2_152x2_bit`` are 4e-6 from what it computes in float64, ours 6e-6.
+    With standardized kernels, logits depend much more on the image, and on rounding, than in other networks: for
+    ``resnetv2_152x2_bit``, PyTorch's differ by 4e-6 from its own in float64, ours by 6e-6.
     """
     return 2e-5 if spec.standardize is not None else 1e-5
 
 
 def bit_arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A state dict of one of Big Transfer's networks under the names and with the axes of its authors' files."""
+    """Converts a state dict of a Big Transfer network to the names and axes of its authors' files."""
     arrays = {}
     for name, value in tensors.items():
         value = np.asarray(value)
@@ -171,19 +171,19 @@ _TO_BIT: tuple[tuple[str, Any], ...] = (
 
 
 def statistics(stages: Iterable[np.ndarray]) -> np.ndarray:
-    """Mean, standard deviation and largest magnitude of each stage's output, float32 ``[stages, 3]``."""
+    """Computes mean, standard deviation and largest magnitude of each stage's output, float32 ``[stages, 3]``."""
     rows = [(x.mean(dtype=np.float64), x.std(dtype=np.float64), np.abs(x).max()) for x in map(np.asarray, stages)]
     return np.array(rows, np.float32)
 
 
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest magnitude."""
+    """Returns the largest difference, relative to the largest magnitude."""
     assert actual.shape == expected.shape
     return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())
 
 
 def golden_shapes(key: str) -> dict[str, tuple[int, ...]]:
-    """The shapes by name of a state dict, without the counters of batches; of a name, or of a key of ``VARIANTS``."""
+    """Returns the shapes of the state dict of a network, or of a key of ``VARIANTS``, without the batch counters."""
     return {name: tuple(shape) for name, shape in _shapes()[key].items()}
 
 
@@ -194,7 +194,7 @@ def _shapes() -> dict[str, dict[str, list[int]]]:
 
 
 def golden_tensors(key: str) -> dict[str, Generated]:
-    """The whole state dict; the key as in ``golden_shapes``."""
+    """Returns the whole state dict; the key is as in ``golden_shapes``."""
     return {name: Generated(name, shape) for name, shape in golden_shapes(key).items()}
 
 

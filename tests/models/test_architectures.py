@@ -1,4 +1,4 @@
-"""Every name against its published parameter count."""
+"""The architectures by name: published parameter counts, specifications, custom blocks."""
 
 import functools
 import json
@@ -27,10 +27,10 @@ from resnet_jax.models.resnet import variable_shapes
 
 TORCHVISION = 'torchvision model documentation, num_params'
 TIMM = 'timm results table (results/results-imagenet.csv); exact: the parameters of the network that timm 1.0.31 builds'
-TIMM_BUILDS = 'the parameters of the network that timm 1.0.31 builds; its results table does not have it'
+TIMM_BUILDS = 'the parameters of the network that timm 1.0.31 builds; it is not in the results table'
 HE2015 = 'arXiv:1512.03385, Table 6'
-HE2015_PLAIN = "arXiv:1512.03385, section 3.3: a plain net has its residual net's layers; option A adds no parameters"
-PLAIN_IMAGENET = 'the ResNet of that depth (torchvision) less the projections and their normalization'
+HE2015_PLAIN = 'arXiv:1512.03385, section 3.3: the layers of the residual network; option A adds no parameters'
+PLAIN_IMAGENET = 'the ResNet of that depth (torchvision) minus the projections and their normalization'
 HE2016 = 'arXiv:1603.05027, Table 4'
 WRN = 'arXiv:1605.07146, Tables 4 and 5'
 RESNEXT = 'arXiv:1611.05431, Table 7'
@@ -200,7 +200,7 @@ COUNTS = {
         'arXiv:1605.07146, Table 1, at depth 40 and width 10; github.com/szagoruyko/wide-residual-networks',
     ),
     'resnext29_8x64d': (34_426_698, 34.4, RESNEXT),
-    # Printed as 68.1 M, cut off rather than rounded.
+    # Printed as 68.1 M, truncated instead of rounded.
     'resnext29_16x64d': (68_155_210, 68.2, RESNEXT + ' (there 68.1)'),
     'resnet18_cifar': (11_173_962, None, SMALL),
     'resnet34_cifar': (21_282_122, None, SMALL),
@@ -242,7 +242,7 @@ def test_plain10_count_in_closed_form():
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'resnet56', 'preact_resnet56', 'wrn40_2', 'resnext29_8x64d'])
-def test_projections_stand_only_where_the_shape_changes(name):
+def test_only_blocks_that_change_the_shape_have_projections(name):
     spec, params = get_spec(name), variables_of(name)['params']
     projected = {block for block, layers in params.items() if 'shortcut' in layers}
     if spec.blocks.shortcut == 'A':
@@ -254,15 +254,15 @@ def test_projections_stand_only_where_the_shape_changes(name):
         assert projected == {f'stage{stage}_block1' for stage in range(first, len(spec.stages) + 1)}
 
 
-def test_parameter_paths_are_the_stored_ones(root):
-    """Paths are public: whoever changes them breaks checkpoints, and must say so in CHANGELOG.md."""
+def test_parameter_paths_are_stable(root):
+    """Changing a path breaks checkpoints and must be listed in CHANGELOG.md."""
     for name, stored in json.loads((root / 'tests' / 'models' / 'parameter_paths.json').read_text()).items():
         leaves = jax.tree_util.tree_flatten_with_path(variables_of(name), is_leaf=lambda x: isinstance(x, tuple))[0]
         listing = {jax.tree_util.keystr(path, simple=True, separator='/'): list(shape) for path, shape in leaves}
         assert listing == stored, name
 
 
-def test_specs_survive_json():
+def test_specs_can_be_restored_from_json():
     for spec in ARCHITECTURES.values():
         record = json.loads(json.dumps(spec.to_json()))
         assert ResNetSpec.from_json(record) == spec
@@ -281,33 +281,33 @@ def test_list_models_takes_patterns():
         ({'block': 'fancy'}, "unknown block 'fancy'"),
         ({'shortcut': 'E'}, "unknown shortcut 'E'"),
         ({'stem': 'none'}, "unknown stem 'none'"),
-        ({'widths': (16, 32)}, 'one a stage'),
+        ({'widths': (16, 32)}, 'one per stage'),
         ({'strides': (1, 0, 2)}, 'positive'),
         ({'num_classes': 0}, 'num_classes=0'),
         ({'cardinality': 32}, "cardinality=32: block 'basic' has no such option"),
-        ({'widht': (16, 32, 64)}, "unknown setting 'widht' of an architecture; nearest known: widths, "),
-        ({'stride': 2}, "unknown setting 'stride' of an architecture; nearest known: strides, "),
+        ({'widht': (16, 32, 64)}, "unknown architecture setting 'widht'; nearest known: widths, "),
+        ({'stride': 2}, "unknown architecture setting 'stride'; nearest known: strides, "),
         ({'stem_pol': 'max'}, 'nearest known: stem_pool, '),
         ({'radix': 2}, "radix=2: block 'basic' has no such option"),
         ({'widths': 16}, 'widths=16 must be a sequence'),
-        ({'widths': (16, '32', 64)}, "widths=.*'32'.* must be 3 positive whole numbers"),
-        ({'num_classes': '10'}, "num_classes='10' must be a whole number"),
-        ({'stem_width': 8.5}, 'stem_width=8.5 must be a whole number'),
+        ({'widths': (16, '32', 64)}, "widths=.*'32'.* must be 3 positive integers"),
+        ({'num_classes': '10'}, "num_classes='10' must be an integer"),
+        ({'stem_width': 8.5}, 'stem_width=8.5 must be an integer'),
         ({'zero_init_last': 1}, 'zero_init_last=1 must be True or False'),
         ({'dropout_rate': '0.1'}, "dropout_rate='0.1' must be a number"),
         ({'standardize': True}, 'standardize=True must be a number'),
         ({'implementation': 'cuda'}, "implementation='cuda' must be one of auto, xla"),
-        ({'q': 3}, "unknown setting 'q' of an architecture; known: block, stage_sizes, "),
+        ({'q': 3}, "unknown architecture setting 'q'; known: block, stage_sizes, "),
     ],
 )
-def test_a_wrong_field_is_named(overrides, message):
+def test_invalid_settings_raise(overrides, message):
     with pytest.raises(InputError, match=message) as raised:
         create_model('resnet20', **overrides)
     assert '\n' not in str(raised.value)
 
 
 class Scaled(ResidualBlock):
-    """A basic block whose branch has a factor that is learned."""
+    """A basic block with a learned factor on its branch."""
 
     start: float = 0.5
 
@@ -320,8 +320,8 @@ class Scaled(ResidualBlock):
         return finish_block(self, mode, h, self.shortcut_of(x, mode), conv=conv, norm='norm2', branch=steps)
 
 
-def test_a_block_from_outside_goes_wherever_a_name_does(rng):
-    """``create_model('resnet20', block=MyBlock)``; with a factor of 1 it computes what the basic block does."""
+def test_a_custom_block_can_replace_a_name(rng):
+    """``create_model('resnet20', block=MyBlock)``; with a factor of 1, it computes the same as the basic block."""
     tiny = {'stage_sizes': (1, 3), 'widths': (4, 8), 'strides': (1, 2), 'stem_width': 4, 'implementation': 'xla'}
     images = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
     plain, ours = (create_model('resnet20', block=block, **tiny) for block in ('basic', Scaled))
@@ -345,12 +345,12 @@ def test_a_block_from_outside_goes_wherever_a_name_does(rng):
 
 
 @pytest.mark.parametrize('block', [object, nn.Dense, Scaled(8), 3], ids=['object', 'Dense', 'instance', 'number'])
-def test_what_is_no_block_is_refused(block):
+def test_only_blocks_are_accepted(block):
     with pytest.raises(InputError, match='must be a subclass of Block, or one of: plain, basic, ') as raised:
         create_model('resnet20', block=block)
     assert '\n' not in str(raised.value)
 
 
-def test_an_unknown_name_gets_the_nearest_ones():
+def test_an_unknown_name_suggests_similar_names():
     with pytest.raises(InputError, match=r"unknown architecture 'resnet21'.*resnet20"):
         create_model('resnet21')

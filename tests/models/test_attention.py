@@ -1,4 +1,4 @@
-"""Attention over channels and branches against NumPy: values in both modes, statistics, gradients."""
+"""Channel attention against NumPy: values in both modes, running statistics, gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,18 @@ SHAPE = (3, 5, 4, 8)
     [
         (4, 8, None, 8),  # at least one divisor
         (11.9, 8, None, 8),
-        (12, 8, None, 16),  # the middle goes up
+        (12, 8, None, 16),  # ties are rounded up
         (32, 8, 32, 32),
-        (16, 8, 32, 32),  # at least what is asked for
+        (16, 8, 32, 32),  # at least ``least``
         (50, 16, None, 48),
     ],
 )
-def test_make_divisible_takes_the_nearest_multiple(value, divisor, least, expected):
+def test_make_divisible_rounds_to_the_nearest_multiple(value, divisor, least, expected):
     assert make_divisible(value, divisor, least) == expected
 
 
 def check_gate(module, theirs, rng, variables_of, numeric_gradient):
-    """A module without normalization: values, and the gradient of its input by differences of the oracle."""
+    """Checks values and the input gradient of a module without normalization."""
     x = rng.normal(size=(2, 3, 2, 8)).astype(np.float32)
     variables = variables_of(module, x.shape)
     y, pullback = jax.vjp(lambda x: module.apply(variables, x), x)
@@ -50,21 +50,21 @@ def test_squeeze_excite_equals_its_formula(rng, variables_of, numeric_gradient, 
 
 @pytest.mark.parametrize('channels', [8, 512])
 def test_efficient_channel_attention_equals_its_formula(channels, rng, variables_of, numeric_gradient, by_hand):
-    """The width of the convolution is that of ``channels``, whatever the map has: pruned networks need it."""
+    """The kernel size depends on ``channels``, not on the input, as pruned networks need it."""
     module = EfficientChannelAttention(channels)
     check_gate(module, lambda x, p: by_hand.channel_attention(x, p['kernel']), rng, variables_of, numeric_gradient)
 
 
 @pytest.mark.parametrize(('channels', 'taps'), [(2, 3), (16, 3), (64, 3), (128, 5), (256, 5), (512, 5), (2048, 7)])
-def test_the_width_of_channel_attention_follows_from_the_channels(channels, taps):
-    """Wang et al. 2020, Eq. 12 with gamma 2 and b 1, made odd upwards as in the authors' code."""
+def test_the_kernel_size_of_channel_attention(channels, taps):
+    """Wang et al. 2020, Eq. 12 with gamma 2 and b 1, rounded up to an odd number as in the authors' code."""
     module = EfficientChannelAttention(channels)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2, 2, 8), jnp.float32))
     assert shapes['params']['kernel'].shape == (taps, 1, 1)
 
 
 @pytest.mark.parametrize('module', [SqueezeExcite(2, jnp.bfloat16), EfficientChannelAttention(8, jnp.bfloat16)])
-def test_gates_keep_half_precision_and_float32_parameters(module):
+def test_gates_in_bfloat16_have_float32_parameters(module):
     x = jax.ShapeDtypeStruct((1, 2, 2, 8), jnp.bfloat16)
     y, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
     assert y.dtype == jnp.bfloat16
@@ -87,7 +87,7 @@ def check_branches(module, theirs, train, rng, variables_of, by_hand):
 
 
 def split_attention(module, layers, x):
-    """Zhang et al. 2020, section 3.1, branch by branch and group by group."""
+    """Zhang et al. 2020, section 3.1, in loops over groups and branches."""
     radix, groups, features = module.radix, module.groups, module.features
     options = {'stride': module.stride, 'dilation': module.dilation, 'groups': groups * radix}
     h = layers.conv_norm_relu('conv', 'norm0', x, **options)
@@ -155,12 +155,12 @@ def test_selective_kernel_equals_its_formula(options, train, rng, variables_of, 
     check_branches(module, lambda layers, x: selective_kernel(module, layers, x), train, rng, variables_of, by_hand)
 
 
-def test_mistakes_are_named():
+def test_invalid_channels_raise():
     def init(module, channels):
         x = jax.ShapeDtypeStruct((1, 4, 4, channels), jnp.float32)
         jax.eval_shape(lambda key, x: module.init(key, x, train=False), jax.random.key(0), x)
 
-    with pytest.raises(InputError, match='split_input=True: 7 channels cannot be split in half'):
+    with pytest.raises(InputError, match='split_input=True requires an even number of channels, found 7'):
         init(SelectiveKernel(8), 7)
     with pytest.raises(InputError, match=r'groups=6 must divide the input channels \(8\)'):
         init(SplitAttention(6, groups=3), 8)

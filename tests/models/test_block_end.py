@@ -1,4 +1,4 @@
-"""The end of a block: the parts in their order, each of which may be missing."""
+"""The end of a block: the order of its parts, all of which are optional."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ from resnet_jax.models.branch_blocks import BLOCKS
 
 
 class Ending(Block):
-    """The end alone."""
+    """A block that consists only of ``finish_block``."""
 
     norm: str | None = 'norm'
     zero_init: bool = False
@@ -41,7 +41,7 @@ def halved(h):
     return h / 2
 
 
-def raised(h):
+def shifted(h):
     return h + 1
 
 
@@ -53,13 +53,13 @@ def raised(h):
         {'relu': False},
         {'norm': None, 'relu': False},
         {'norm': None, 'relu': False, 'steps': (halved,)},
-        {'steps': (halved, raised)},
-        {'steps': (halved, raised), 'relu_in_branch': True},
-        {'steps': (raised,), 'relu': False, 'has_shortcut': False},
+        {'steps': (halved, shifted)},
+        {'steps': (halved, shifted), 'relu_in_branch': True},
+        {'steps': (shifted,), 'relu': False, 'has_shortcut': False},
     ],
     ids=lambda options: ' '.join(options) or 'plain',
 )
-def test_the_parts_come_in_their_order(options, rng, variables_of, by_hand):
+def test_order_of_the_parts(options, rng, variables_of, by_hand):
     block = Ending(4, **options)
     x = rng.normal(size=(3, 2, 3, 4)).astype(np.float32)
     variables = variables_of(block, x.shape, train=False)
@@ -75,14 +75,14 @@ def test_the_parts_come_in_their_order(options, rng, variables_of, by_hand):
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_the_normalization_may_start_at_zero():
+def test_zero_init():
     variables = Ending(4, zero_init=True).init(jax.random.key(0), jnp.ones((1, 2, 2, 4)), train=False)
     np.testing.assert_array_equal(variables['params']['norm']['scale'], np.zeros(4))
 
 
 @pytest.mark.parametrize('name', BLOCKS)
-def test_every_block_ends_here(name, monkeypatch):
-    """What this function gives is what the block gives: a platform's own form is a change of one place."""
+def test_every_block_returns_the_result_of_finish_block(name, monkeypatch):
+    """So a version for one platform only needs a change of this function."""
     ends = []
 
     def spy(*args, **kwargs):
@@ -90,7 +90,7 @@ def test_every_block_ends_here(name, monkeypatch):
         return ends[-1]
 
     for module in (blocks, branch_blocks):
-        monkeypatch.setattr(module, 'finish_block', spy, raising=False)  # not all files call it by themselves
+        monkeypatch.setattr(module, 'finish_block', spy, raising=False)  # not all files call it
     block = BLOCKS[name](32)
     x = jax.ShapeDtypeStruct((1, 4, 4, 8), jnp.float32)
     same = []
@@ -105,6 +105,6 @@ def test_every_block_ends_here(name, monkeypatch):
     assert len(ends) == 1
 
 
-def test_no_block_activates_a_sum_by_itself():
+def test_only_finish_block_calls_relu():
     for module in (blocks, branch_blocks):
         assert 'nn.relu(' not in pathlib.Path(module.__file__).read_text()

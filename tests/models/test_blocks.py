@@ -93,22 +93,22 @@ def test_block_equals_the_reference(case, train, rng, variables_of):
     jax.tree.map(close, dict(grads), expected_grads)
 
 
-def test_zero_init_last_starts_as_the_shortcut(rng):
+def test_with_zero_init_last_a_block_starts_as_its_shortcut(rng):
     x = np.abs(rng.normal(size=(2, 4, 4, IN)).astype(np.float32))
     for block in (BasicBlock(IN, zero_init_last=True), BottleneckBlock(IN // 4, zero_init_last=True)):
         y, _ = jax.jit(lambda key, x, block=block: block.init_with_output(key, x, train=False))(jax.random.key(0), x)
         np.testing.assert_array_equal(y, x)
 
 
-def test_groups_see_only_their_own_channels(variables_of):
-    """Xie et al. 2017, Figure 3: a change in one group's input reaches only that group of the 3x3's output."""
+def test_kernel_shape_of_a_grouped_convolution(variables_of):
+    """Xie et al. 2017, Figure 3: each output channel depends only on the input channels of its group."""
     module = BottleneckBlock(4, shortcut='identity', cardinality=2, base_width=32)
     assert module.inner_width == 4
     kernel = variables_of(module, (1, 3, 3, 16), train=False)['params']['conv2']['kernel']
     assert kernel.shape == (3, 3, 2, 4)
 
 
-def test_an_identity_over_a_change_of_shape_is_explained():
+def test_an_identity_shortcut_cannot_change_the_shape():
     with pytest.raises(InputError, match='use shortcut A'):
         BasicBlock(16, 2, shortcut='identity').init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)), train=False)
 
@@ -120,14 +120,14 @@ def attended(block, layers, h):
 
 
 def filtered(block, layers, h):
-    """What stands in the place of the stride."""
+    """The anti-aliasing filter that replaces the stride."""
     if block.antialias == 'blur':
         return layers.binomial_3x3(h, block.stride)
     return reference.avg_pool(h)[0] if block.antialias == 'average' and block.stride == 2 else h
 
 
 def post_activation_block(block, layers, x):
-    """The options of the blocks of 2015, layer by layer."""
+    """``PostActivation`` blocks with their options, layer by layer."""
     plain = block.antialias == 'none'
     dilation = block.dilation if block.first_dilation is None else block.first_dilation
     strided = {'stride': block.stride if plain else 1, 'dilation': dilation}
@@ -184,7 +184,7 @@ OPTIONS = [
         'legacy-narrow',
     ],
 )
-def test_an_option_equals_its_layers_one_by_one(block, train, rng, variables_of, by_hand):
+def test_options_equal_the_layers_in_numpy(block, train, rng, variables_of, by_hand):
     block = block.clone(compute=XLA)
     x = rng.normal(size=(3, 6, 4, IN)).astype(np.float32)
     variables = variables_of(block, x.shape, train=False)
@@ -213,13 +213,13 @@ def test_an_option_equals_its_layers_one_by_one(block, train, rng, variables_of,
         (BasicBlock(64, attention='se', se_ratio=0.25), 'attention/fc1', (64, 16)),
         (BasicBlock(64, attention='se'), 'attention/fc1', (64, 8)),  # at least eight
         (BottleneckBlock(64, attention='eca'), 'attention', (5, 1, 1)),
-        (BottleneckBlock(64, attention='eca', channels=(3, 5, 7)), 'attention', (5, 1, 1)),  # as without pruning
+        (BottleneckBlock(64, attention='eca', channels=(3, 5, 7)), 'attention', (5, 1, 1)),  # as in the unpruned block
         (LegacySEBasicBlock(64), 'attention/fc1', (64, 4)),
         (LegacySEBasicBlock(12), 'attention/fc1', (12, 1)),
     ],
     ids=short,
 )
-def test_sizes_of_the_kernels_of_options(block, path, shape, variables_of):
+def test_kernel_shapes_with_options(block, path, shape, variables_of):
     node = variables_of(block, (1, 4, 4, IN), train=False)['params']
     for part in path.split('/'):
         node = node[part]
@@ -239,9 +239,9 @@ DROPPING = [
 @pytest.mark.parametrize(
     'block', DROPPING, ids=lambda block: f'{type(block).__name__}-{getattr(block, "attention", "")}'
 )
-def test_a_dropped_branch_leaves_the_shortcut(block, rng, variables_of):
-    """Each example's branch is zero or doubled at rate 1/2; a rate of 0, or evaluation, asks for no random numbers."""
-    block = block.clone(compute=FROZEN)  # so that branches do not depend on other examples
+def test_stochastic_depth_drops_branches(block, rng, variables_of):
+    """At rate 1/2, branches are zero or doubled; with rate 0, and in evaluation, no random numbers are drawn."""
+    block = block.clone(compute=FROZEN)  # branches must not depend on other examples
     x = np.abs(rng.normal(size=(16, 3, 3, IN))).astype(np.float32)
     variables = variables_of(block, x.shape, train=False)
     run = jax.jit(functools.partial(block.apply, variables, train=True))
@@ -252,14 +252,14 @@ def test_a_dropped_branch_leaves_the_shortcut(block, rng, variables_of):
     y = np.asarray(run(x, drop_rate=0.5, rngs={'dropout': jax.random.key(0)}))
     kept = [not np.allclose(each, alone, atol=1e-6) for each, alone in zip(y, x, strict=True)]
     assert 2 < sum(kept) < 14
-    if block.pre_activation:  # without a ReLU behind the addition, what is kept can be read off
+    if block.pre_activation:  # without a ReLU after the addition, the kept branches are known
         np.testing.assert_allclose(y[kept], (x + 2 * (whole - x))[kept], rtol=1e-3, atol=1e-4)
     with pytest.raises(flax.errors.InvalidRngError, match='needs PRNG for "dropout"'):
         run(x, drop_rate=0.5)
 
 
-def test_drop_block_zeroes_squares_behind_the_strided_convolution(rng, variables_of):
-    """With all of the map dropped but for luck, training differs from evaluation; evaluation ignores it."""
+def test_drop_block_is_active_only_in_training(rng, variables_of):
+    """It follows its random key, and evaluation ignores it."""
     x = rng.normal(size=(4, 6, 6, IN)).astype(np.float32)
     plain = BasicBlock(IN, compute=FROZEN)
     variables = variables_of(plain, x.shape, train=False)
@@ -282,21 +282,24 @@ def test_drop_block_zeroes_squares_behind_the_strided_convolution(rng, variables
     [
         (BasicBlock(8, attention='cbam'), "unknown attention 'cbam'; known: none, se, eca"),
         (BasicBlock(8, 2, antialias='sinc'), "unknown antialias 'sinc'; known: none, blur, average"),
-        (BasicBlock(8, 2, antialias='average'), 'a map of 5x4 pixels does not divide by the stride 2'),
-        (BottleneckBlock(8, reduce_first=0), 'reduce_first=0 must be from 1 to the inner width, 8'),
-        (BottleneckBlock(8, 2, stride_in_1x1=True, antialias='blur'), "antialias='blur'.*not with stride_in_1x1"),
-        (BottleneckBlock(8, base_width=4), 'base_width=4 leaves no channels at a stage width of 8'),
+        (BasicBlock(8, 2, antialias='average'), 'must be multiples of 2 .*, found 5x4'),
+        (BottleneckBlock(8, reduce_first=0), r'reduce_first=0 must be from 1 to 8 \(the inner width\)'),
+        (
+            BottleneckBlock(8, 2, stride_in_1x1=True, antialias='blur'),
+            "antialias='blur' is not supported with stride_in_1x1=True",
+        ),
+        (BottleneckBlock(8, base_width=4), 'base_width=4 is too small: a width of 8 leaves no channels'),
         (BottleneckBlock(8, channels=(6, 6, 8), cardinality=4), r'groups=4 must divide the input channels \(6\)'),
     ],
     ids=short,
 )
-def test_mistakes_are_named(block, message):
+def test_invalid_options_raise(block, message):
     x = jax.ShapeDtypeStruct((1, 5, 4, 8), jnp.float32)
     with pytest.raises(InputError, match=message):
         jax.eval_shape(lambda key, x: block.init(key, x, train=False), jax.random.key(0), x)
 
 
-def test_a_plain_block_has_nothing_to_drop():
+def test_a_plain_block_does_not_support_stochastic_depth():
     variables = PlainBlock(8).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)), train=False)
-    with pytest.raises(InputError, match='drop_path_rate: a plain block'):
+    with pytest.raises(InputError, match='drop_path_rate is not supported by a plain block'):
         PlainBlock(8).apply(variables, jnp.zeros((1, 4, 4, 8)), train=True, drop_rate=0.1)

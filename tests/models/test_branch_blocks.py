@@ -1,4 +1,4 @@
-"""Blocks of several branches against NumPy, layer by layer: values and statistics in both modes, gradients."""
+"""Blocks with several branches against NumPy: values and running statistics in both modes, gradients."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ SHAPE = (3, 5, 6, 8)
 
 
 class Inner:
-    """One submodule's layers, as the layers of the whole block under its name: ``conv2/conv``."""
+    """The layers of a submodule, which the block's layers have as ``conv2/conv``."""
 
     def __init__(self, layers, prefix):
         self.layers, self.prefix = layers, prefix
@@ -45,7 +45,7 @@ def softmax(logits, axis):
 
 
 def split_attention_block(block, layers, x):
-    """Zhang et al. 2020; cardinality 1, so that the softmax is over ``[radix, features]`` as it stands."""
+    """Zhang et al. 2020, for cardinality 1, where the softmax is over ``[radix, features]`` without a permutation."""
     inner, width, radix = Inner(layers, 'conv2'), block.inner_width, block.radix
     h = layers.conv_norm_relu('conv1', 'norm1', x)
     h = layers.average_3x3(h, block.stride) if block.stride > 1 and block.pool_first else h
@@ -132,7 +132,7 @@ def describe(case):
 
 
 @pytest.mark.parametrize('case', CASES, ids=describe)
-def test_block_equals_its_layers_one_by_one(case, rng, variables_of, by_hand):
+def test_block_equals_its_layers_in_numpy(case, rng, variables_of, by_hand):
     block, theirs, train = case
     block = block.clone(compute=Compute(implementation='xla'))
     x = rng.normal(size=SHAPE).astype(np.float32)
@@ -151,8 +151,8 @@ def test_block_equals_its_layers_one_by_one(case, rng, variables_of, by_hand):
 
 
 @pytest.mark.parametrize('block', [SplitAttentionBlock(4, 2), Res2NetBlock(2, scale=3)], ids=lambda b: type(b).__name__)
-def test_gradients_are_those_of_plain_xla(block, rng, variables_of):
-    """The fast forms of convolution and normalization with gradients by hand, against JAX's own through the block."""
+def test_gradients_equal_those_of_plain_xla(block, rng, variables_of):
+    """The hand-written gradients of convolution and normalization against JAX's own, for a whole block."""
     x = rng.normal(size=SHAPE).astype(np.float32)
     variables = variables_of(block, SHAPE, train=False)
 
@@ -165,40 +165,40 @@ def test_gradients_are_those_of_plain_xla(block, rng, variables_of):
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(variables['params'], x)
 
     ours, plain = gradients('auto'), gradients('xla')
-    # The bias in front of a normalization has no gradient but rounding: small against the others, not against itself.
+    # The gradient of a bias before a normalization is only rounding error: compare it with the largest gradient.
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * largest), ours, plain)
 
 
 def shapes_of(block, shape=(2, 6, 6, 8)):
-    """Of the result and the variables."""
+    """Returns the shapes of the result and of the variables."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(lambda key, x: block.init_with_output(key, x, train=False), jax.random.key(0), x)
 
 
-def test_attention_behind_the_branches():
-    """Any of these blocks takes channel attention as well, with its own parameters."""
+def test_channel_attention_after_the_branches():
+    """All of these blocks support channel attention, with its own parameters."""
     for block in (SplitAttentionBlock(4, attention='eca'), Res2NetBlock(4, attention='se')):
         _, variables = shapes_of(block)
         assert 'attention' in variables['params']
 
 
-def test_mistakes_are_named():
+def test_invalid_options_raise():
     with pytest.raises(InputError, match='scale=1 must be at least 2'):
         shapes_of(Res2NetBlock(8, scale=1))
     with pytest.raises(InputError, match='radix=0 must be at least 1'):
         shapes_of(SplitAttentionBlock(8, radix=0))
-    with pytest.raises(InputError, match='base_width=1 leaves no channels at a stage width of 8'):
+    with pytest.raises(InputError, match='base_width=1 is too small: a width of 8 leaves no channels'):
         shapes_of(Res2NetBlock(8, base_width=1))
     with pytest.raises(InputError, match=r'groups=4 must divide the input channels \(2\)'):
         shapes_of(SelectiveKernelBottleneckBlock(8, cardinality=4, base_width=8))
-    with pytest.raises(InputError, match='split_input=True: 7 channels cannot be split in half'):
+    with pytest.raises(InputError, match='split_input=True requires an even number of channels, found 7'):
         shapes_of(SelectiveKernelBasicBlock(8), (2, 6, 6, 7))
 
 
 @pytest.mark.parametrize('name', BLOCKS)
-def test_every_block_gives_the_size_that_it_says(name):
-    """``[N, ceil(H / stride), ceil(W / stride), out_features]`` at odd sizes, dilated or not."""
+def test_output_shape(name):
+    """``[N, ceil(H / stride), ceil(W / stride), out_features]`` for odd sizes, with and without dilation."""
     for options in ({'stride': 2}, {'dilation': 2, 'first_dilation': 1}):
         block = BLOCKS[name](16, **options)
         y, _ = shapes_of(block, (2, 7, 5, 8))

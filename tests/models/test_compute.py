@@ -1,4 +1,4 @@
-"""Forward mode: the plain implementation has it, and the other says so."""
+"""Forward-mode differentiation: only plain XLA supports it, and the error of ``auto`` says so."""
 
 import jax
 import numpy as np
@@ -9,11 +9,11 @@ from resnet_jax.models.compute import explaining_forward_mode
 from resnet_jax.models.pooling import max_pool
 
 X = np.random.default_rng(7).normal(size=(2, 5, 4, 3)).astype(np.float32)
-WAY_OUT = r"implementation='auto' .* forward mode \(jax.jvp, jax.jacfwd, jax.hessian\) needs implementation='xla'"
+MESSAGE = r"implementation='auto' .* forward mode \(jax.jvp, jax.jacfwd, jax.hessian\) requires implementation='xla'"
 
 
 def layer(module, **options):
-    """A function of the module's input, and of nothing else."""
+    """Returns a function of the module's input alone."""
     variables = module.init(jax.random.key(0), X, **options)
     return lambda x: module.apply(variables, x, mutable=['batch_stats'], **options)[0]
 
@@ -27,8 +27,8 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize('name', FUNCTIONS)
-def test_forward_mode_needs_the_plain_implementation(name, rng):
-    """There it is the derivative; elsewhere one line names the way out."""
+def test_forward_mode_requires_xla(name, rng):
+    """With ``xla``, it is the derivative; with ``auto``, a one-line error names ``xla``."""
     dx = rng.normal(size=X.shape).astype(np.float32)
     plain = FUNCTIONS[name]('xla')
     _, tangent = jax.jvp(plain, (X,), (dx,))
@@ -36,13 +36,13 @@ def test_forward_mode_needs_the_plain_implementation(name, rng):
     difference = (plain(X + step * dx) - plain(X - step * dx)) / (2 * step)
     np.testing.assert_allclose(tangent, difference, rtol=0.05, atol=0.02 * np.abs(difference).max())
     fast = FUNCTIONS[name]('auto')
-    with pytest.raises(InputError, match=WAY_OUT) as raised:
+    with pytest.raises(InputError, match=MESSAGE) as raised:
         jax.jvp(fast, (X,), (dx,))
     assert '\n' not in str(raised.value)
 
 
-def test_a_network_says_what_forward_mode_needs(rng):
-    """``create_model(implementation=…)`` is the door."""
+def test_forward_mode_of_a_network(rng):
+    """``create_model(implementation=…)`` selects it."""
     tiny = {'stage_sizes': (1,), 'widths': (4,), 'strides': (2,), 'stem_width': 4}
     fast, plain = (create_model('resnet20', implementation=name, **tiny) for name in ('auto', 'xla'))
     assert (fast.implementation, plain.implementation) == ('auto', 'xla')
@@ -55,12 +55,12 @@ def test_a_network_says_what_forward_mode_needs(rng):
     _, pullback = jax.vjp(lambda x: fast.apply(variables, x, train=False), images)
     ones = np.ones((1, 10), np.float32)
     np.testing.assert_allclose(directional(plain).sum(), (pullback(ones)[0] * change).sum(), rtol=1e-3)
-    with pytest.raises(InputError, match=WAY_OUT):
+    with pytest.raises(InputError, match=MESSAGE):
         directional(fast)
-    with pytest.raises(InputError, match=WAY_OUT):  # forward over reverse
+    with pytest.raises(InputError, match=MESSAGE):  # forward over reverse
         jax.jvp(jax.grad(lambda x: fast.apply(variables, x, train=False).sum()), (images,), (change,))
 
 
-def test_other_errors_pass():
+def test_other_errors_are_not_changed():
     with pytest.raises(TypeError, match='of another kind'), explaining_forward_mode():
         raise TypeError('of another kind')

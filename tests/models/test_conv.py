@@ -1,4 +1,4 @@
-"""Convolution against the NumPy reference: values and both gradients."""
+"""Convolution against the NumPy reference and plain XLA: values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_values_and_gradients(height, width, size, stride, dilation, groups, rng
 
 
 def test_padding_is_symmetric():
-    """SAME would pad an even image at stride 2 on the far side only, and shift the result by a pixel."""
+    """``SAME`` would pad an image of even size at stride 2 only at the end, and shift the result by a pixel."""
     x = np.arange(4.0, dtype=np.float32).reshape(1, 4, 1, 1)
     kernel = np.zeros((3, 3, 1, 1), np.float32)
     kernel[0, 1] = 1  # takes the pixel above
@@ -56,11 +56,11 @@ def test_groups_must_divide_the_channels():
 
 
 def random_case(rng):
-    """Sizes 1 to 17, strides 1 to 3, dilation 1 and 2, groups that divide the channels."""
+    """Sizes 1 to 17, strides 1 to 3, dilations 1 and 2, and groups that divide the channels."""
     groups = int(rng.choice([1, 1, 2, 4]))
     channels, features = (groups * int(rng.integers(1, 5)) for _ in range(2))
     size, stride, dilation = int(rng.choice([1, 2, 3, 5, 7])), int(rng.integers(1, 4)), int(rng.integers(1, 3))
-    reach = dilation * (size - 1) + 1 - 2 * ((size - 1) // 2 * dilation)  # the smallest image that a window fits in
+    reach = dilation * (size - 1) + 1 - 2 * ((size - 1) // 2 * dilation)  # the smallest image that contains a window
     height, width = (int(rng.integers(max(reach, 1), 18)) for _ in range(2))
     x = rng.normal(size=(2, height, width, channels)).astype(np.float32)
     kernel = rng.normal(size=(size, size, channels // groups, features)).astype(np.float32)
@@ -85,13 +85,13 @@ def assert_equal_to_xla(x, kernel, options, tolerance=1e-5):
 
 
 @pytest.mark.parametrize('seed', range(24))
-def test_every_form_equals_xla(seed):
+def test_random_convolutions_equal_xla(seed):
     assert_equal_to_xla(*random_case(np.random.default_rng(seed)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(1000, 1400))
-def test_many_forms_equal_xla(seed):
+def test_many_random_convolutions_equal_xla(seed):
     assert_equal_to_xla(*random_case(np.random.default_rng(seed)))
 
 
@@ -105,14 +105,14 @@ def test_many_forms_equal_xla(seed):
         ((2, 6, 6, 48), 48, 3, 2, 48),  # depthwise
     ],
 )
-def test_forms_of_wide_layers_equal_xla(shape, features, size, stride, groups, rng):
+def test_wide_convolutions_equal_xla(shape, features, size, stride, groups, rng):
     x = rng.normal(size=shape).astype(np.float32)
     kernel = rng.normal(size=(size, size, shape[-1] // groups, features)).astype(np.float32)
     assert_equal_to_xla(x, kernel, (stride, 1, groups))
 
 
 @pytest.mark.parametrize(('stride', 'groups', 'size'), [(1, 1, 3), (2, 1, 3), (2, 4, 1), (1, 2, 5)])
-def test_half_precision(stride, groups, size, rng):
+def test_bfloat16(stride, groups, size, rng):
     x = jnp.asarray(rng.normal(size=(2, 9, 8, 8)), jnp.bfloat16)
     kernel = jnp.asarray(rng.normal(size=(size, size, 8 // groups, 8)), jnp.bfloat16)
     assert_equal_to_xla(x, kernel, (stride, 1, groups), tolerance=0.03)
@@ -131,7 +131,7 @@ def test_second_derivatives(shape, stride, rng):
     np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-5 * float(np.abs(plain).max()))
 
 
-def test_xla_differentiates_forward(rng):
+def test_xla_supports_forward_mode(rng):
     x, kernel = rng.normal(size=(1, 5, 5, 2)), rng.normal(size=(3, 3, 2, 2))
     _, tangent = jax.jvp(lambda x: convolution(x, jnp.asarray(kernel), implementation='xla'), (x,), (x,))
     np.testing.assert_allclose(tangent, convolution(x, kernel), rtol=1e-4, atol=1e-5)
@@ -139,8 +139,8 @@ def test_xla_differentiates_forward(rng):
         convolution(x, kernel, implementation='fast')
 
 
-def test_a_standardized_kernel_has_mean_0_and_variance_1_in_each_output_channel(rng, numeric_gradient):
-    """Qiao et al. 2019, Eq. 3 to 5, channel by channel; the gradient goes through the standardization."""
+def test_weight_standardization(rng, numeric_gradient):
+    """Qiao et al. 2019, Eq. 3 to 5, in a loop over channels; the gradient goes through the standardization."""
     x = rng.normal(size=(2, 4, 3, 4)).astype(np.float32)
     kernel = (3 + rng.normal(size=(3, 3, 2, 4))).astype(np.float32)
     bias, epsilon = rng.normal(size=4).astype(np.float32), 0.1
@@ -161,7 +161,7 @@ def test_a_standardized_kernel_has_mean_0_and_variance_1_in_each_output_channel(
     np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], slope, rtol=1e-3, atol=1e-4)
 
 
-def test_a_bias_starts_at_zero_and_is_added(rng):
+def test_bias(rng):
     module, x = Conv(3, 1, use_bias=True), rng.normal(size=(1, 2, 2, 2)).astype(np.float32)
     params = module.init(jax.random.key(0), x)['params']
     np.testing.assert_array_equal(params['bias'], np.zeros(3))

@@ -1,4 +1,4 @@
-"""The compiled CPU program of a training step: none of the slow forms is left in it."""
+"""The compiled CPU program of a training step contains no slow operations."""
 
 import re
 
@@ -42,8 +42,8 @@ def compiled_step(spec, size=None, **options):
     return step.lower(state, batch).compile().as_text()
 
 
-def slow_forms(text):
-    """Dilated inputs, grouped windows, layouts that XLA has no kernel for, and scatters of pools."""
+def slow_operations(text):
+    """Finds dilated inputs, grouped windows, layouts for which XLA has no fast kernel, and scatters of pools."""
     convolutions = re.findall(r'.*\bconvolution\(.*', text)
     return [
         line.strip()[:160]
@@ -56,8 +56,8 @@ def slow_forms(text):
 
 
 @pytest.mark.parametrize('name', SPECS)
-def test_no_slow_form_is_left(name):
-    assert slow_forms(compiled_step(SPECS[name])) == []
+def test_training_step(name):
+    assert slow_operations(compiled_step(SPECS[name])) == []
 
 
 @pytest.mark.slow
@@ -73,20 +73,20 @@ def test_no_slow_form_is_left(name):
         ('resnext50_32x4d', 128, {}),
     ],
 )
-def test_no_slow_form_is_left_in_whole_networks(name, size, overrides):
-    assert slow_forms(compiled_step(get_spec(name, **overrides), size)) == []
+def test_training_step_of_whole_networks(name, size, overrides):
+    assert slow_operations(compiled_step(get_spec(name, **overrides), size)) == []
 
 
 @pytest.mark.parametrize('name', ['basic', pytest.param('grouped', marks=pytest.mark.slow)])
-def test_no_slow_form_is_left_inside_a_loop(name):
-    """Outside of a program's main computation XLA brings no convolution into a form that has a kernel."""
+def test_training_step_with_scanned_blocks(name):
+    """XLA chooses fast layouts for convolutions only in a program's main computation, not in loops."""
     deep = with_changes(SPECS[name], stage_sizes=(1, 3))
     text = compiled_step(deep, scan_blocks=True)
     assert text.count(' while(') >= 2
-    assert slow_forms(text) == []
+    assert slow_operations(text) == []
 
 
-def test_the_plain_step_has_them():
-    """So that the test above is known to see them."""
+def test_plain_xla_has_slow_operations():
+    """The tests above would find them."""
     one_block = make_spec('basic', (1,), (16,), (2,), 'cifar', 16, num_classes=4)
-    assert slow_forms(compiled_step(one_block, implementation='xla'))
+    assert slow_operations(compiled_step(one_block, implementation='xla'))

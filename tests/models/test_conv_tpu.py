@@ -1,4 +1,4 @@
-"""The forms for TPUs, computed on a CPU."""
+"""The convolutions for TPUs, computed on a CPU."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def run(form, x, kernel, dy, *options):
     ],
 )
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_values_and_gradients_are_those_of_xla(shape, features, size, stride, dilation, groups, dtype, rng):
+def test_values_and_gradients_equal_those_of_xla(shape, features, size, stride, dilation, groups, dtype, rng):
     x = rng.normal(size=shape).astype(dtype)
     kernel = rng.normal(size=(size, size, shape[3] // groups, features)).astype(dtype)
     options = (stride, dilation, groups)
@@ -61,8 +61,8 @@ def test_convolutions_of_resnext50(size, channels, stride, groups, convolutions)
     assert ('feature_group_count=32' in program) == (size == 7)
 
 
-def test_the_program_for_a_tpu_has_no_groups_left():
-    """Lowered for the platform, without a compiler for it: forward and both gradients."""
+def test_the_program_for_a_tpu_has_no_groups():
+    """Convolution and both gradients, lowered for the platform without compiling."""
 
     def gradients(x, kernel):
         return jax.grad(lambda x, kernel: convolution(x, kernel, groups=4).sum(), (0, 1))(x, kernel)

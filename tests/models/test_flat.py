@@ -1,4 +1,4 @@
-"""Flat names: to a specification, within it, and back."""
+"""Flat names: building, changing and reading a specification."""
 
 import pytest
 
@@ -48,19 +48,19 @@ FLAT = {
     'standardize': 1e-8,
     'output_stride': 8,
 }
-OWN = {'se_ratio': 0.25, 'reduce_first': 2}
+BLOCK_OPTIONS = {'se_ratio': 0.25, 'reduce_first': 2}
 
 
 def test_flat_names_are_the_fields_of_the_groups():
-    assert make_spec(**FLAT, **OWN) == NESTED
+    assert make_spec(**FLAT, **BLOCK_OPTIONS) == NESTED
     assert sorted(FLAT_NAMES) == sorted(FLAT)
     assert make_spec(**flat_settings(NESTED.to_json())) == NESTED
-    assert flat_settings(NESTED.to_json()).keys() == FLAT.keys() | OWN.keys()
+    assert flat_settings(NESTED.to_json()).keys() == FLAT.keys() | BLOCK_OPTIONS.keys()
 
 
 @pytest.mark.parametrize('name', FLAT)
 def test_each_name_can_be_changed_alone(name):
-    """From another specification, to what ``NESTED`` has there and nowhere else."""
+    """From another specification to the value in ``NESTED``, with no other change."""
     plain = make_spec('basic', (1, 2), (4, 8), (2, 1), 'imagenet', 8, 'B', num_classes=3)
     changed = {'block': 'bottleneck'} | ({'stem': 'deep'} if name == 'stem_pool' else {}) | {name: FLAT[name]}
     if name == 'channels':
@@ -70,25 +70,25 @@ def test_each_name_can_be_changed_alone(name):
     assert (with_changes(plain, **changed) == with_changes(plain, block='bottleneck')) == (name in ('block', 'norm'))
 
 
-def test_stages_change_together():
-    """One block goes for as many stages as there are; numbers must be as many."""
+def test_changing_the_number_of_stages():
+    """A single block is used for any number of stages; the other settings must have one value per stage."""
     spec = make_spec('basic', (1, 2), (4, 8), (1, 2))
     assert with_changes(spec, stage_sizes=(1, 1, 1), widths=(4, 8, 16), strides=(1, 2, 2)).stages == (
         StageSpec('basic', 1, 4),
         StageSpec('basic', 1, 8, 2),
         StageSpec('basic', 1, 16, 2),
     )
-    with pytest.raises(InputError, match=r'widths=\(4, 8\) must be 3 positive whole numbers, one a stage'):
+    with pytest.raises(InputError, match=r'widths=\(4, 8\) must be 3 positive integers, one per stage'):
         with_changes(spec, stage_sizes=(1, 1, 1))
     mixed = with_changes(spec, block=('basic', 'bottleneck'))
     assert [stage.block for stage in with_changes(mixed, widths=(8, 16)).stages] == ['basic', 'bottleneck']
     assert flat_settings(mixed.to_json())['block'] == ('basic', 'bottleneck')
-    with pytest.raises(InputError, match=r"block=\('basic', 'bottleneck'\) must be one block, or 1"):
+    with pytest.raises(InputError, match=r"block=\('basic', 'bottleneck'\) must be one block, or a sequence of 1"):
         with_changes(mixed, stage_sizes=(1,), widths=(8,), strides=(1,))
 
 
-def test_options_reach_the_block_by_name():
-    """``get_spec`` takes a block's own options beside the others, and keeps those that it does not replace."""
+def test_options_of_a_block():
+    """``get_spec`` accepts options that are specific to the block, and keeps those that it does not replace."""
     spec = get_spec('senet154', reduce_first=4, se_ratio=0.5, norm='group')
     assert dict(spec.blocks.options) == {'shortcut_kernel_size': 3, 'reduce_first': 4, 'se_ratio': 0.5}
     assert spec.norm == 'group'
@@ -100,13 +100,13 @@ class Gained(ResidualBlock):
     gain: float = 0.5
 
 
-def test_the_nearest_names_are_those_of_the_block_too():
+def test_options_of_a_custom_block():
     assert dict(get_spec('resnet20', block=Gained, gain=0.1).blocks.options) == {'gain': 0.1}
-    with pytest.raises(InputError, match="unknown setting 'gian' of an architecture; nearest known: gain"):
+    with pytest.raises(InputError, match="unknown architecture setting 'gian'; nearest known: gain"):
         get_spec('resnet20', block=Gained, gian=0.1)
-    with pytest.raises(InputError, match="unknown setting 'gain' of an architecture"):
+    with pytest.raises(InputError, match="unknown architecture setting 'gain'"):
         get_spec('resnet20', gain=0.1)
     with pytest.raises(InputError, match="gain='big' must be a number"):
         get_spec('resnet20', block=Gained, gain='big')
-    with pytest.raises(InputError, match="unknown setting 'first_dilation' of an architecture"):
-        get_spec('resnet20', first_dilation=2)  # the network's own to give
+    with pytest.raises(InputError, match="unknown architecture setting 'first_dilation'"):
+        get_spec('resnet20', first_dilation=2)  # set by the network

@@ -1,4 +1,4 @@
-"""Names of the ImageNet forms: what their letters and numbers say is what they build."""
+"""Names of the ImageNet networks: their letters and numbers match the specification."""
 
 import functools
 import re
@@ -13,16 +13,16 @@ from resnet_jax.models.imagenet import IMAGENET
 
 THREE_CONVOLUTIONS = {'bottleneck', 'preact_bottleneck', 'split_attention', 'selective_kernel_bottleneck', 'scale'}
 DEPTH = re.compile(r'(?:net|next|nest|rs|v2_|aa|blur|plain)(\d+)')
-# Their names have no depth, or count otherwise: 201 for 200, and ResNet-RS from 270 on.
+# Their names have no depth, or another: 201 instead of 200, and ResNet-RS from 270 on.
 OTHER_DEPTHS = {'test_resnet', 'ecaresnetlight', 'seresnextaa201d_32x8d', 'resnetrs270', 'resnetrs350', 'resnetrs420'}
 
 
 @pytest.mark.parametrize('name', sorted(IMAGENET.keys() - OTHER_DEPTHS))
-def test_the_depth_in_a_name_is_that_of_the_network(name):
-    """The convolutions of the blocks on the longest path, one for the stem and one for the head."""
+def test_the_depth_in_a_name_matches_the_network(name):
+    """Depth counts the convolutions of the blocks on the longest path, one for the stem, and one for the head."""
     spec = IMAGENET[name]
     depth = 2 + sum(stage.size * (3 if stage.block in THREE_CONVOLUTIONS else 2) for stage in spec.stages)
-    depth += 2 if 'senet154' in name else 0  # the only name that counts all of a deep stem
+    depth += 2 if 'senet154' in name else 0  # only this name counts all convolutions of a deep stem
     assert int(DEPTH.search(name)[1]) == depth
 
 
@@ -42,7 +42,7 @@ def test_the_depth_in_a_name_is_that_of_the_network(name):
         ('wide_resnet50_2', {'base_width': 128}),
     ],
 )
-def test_letters_and_numbers_are_the_fields(name, fields):
+def test_letters_and_numbers_match_the_settings(name, fields):
     settings = flat_settings(IMAGENET[name].to_json())
     assert {field: settings[field] for field in fields} == fields
 
@@ -63,15 +63,15 @@ def test_options_of_the_blocks(name, options):
     assert dict(IMAGENET[name].blocks.options) == options
 
 
-def test_all_names_are_lower_case_networks_for_a_thousand_classes():
+def test_all_networks_have_lower_case_names_and_1000_classes():
     assert all(re.fullmatch('[a-z0-9_]+', name) for name in IMAGENET)
     assert {spec.head.num_classes for spec in IMAGENET.values()} == {1000}
     assert {spec.stem.kind for spec in IMAGENET.values()} == {'imagenet', 'deep', 'tiered'}
 
 
 @pytest.mark.parametrize('name', ['ecaresnet50d_pruned', 'ecaresnet101d_pruned'])
-def test_pruned_networks_only_shrink_what_they_are_made_from(name):
-    """Within a stage all blocks give the same number of channels, and no convolution is wider than before."""
+def test_pruned_networks_are_not_wider_than_unpruned_ones(name):
+    """Within a stage, all blocks have the same number of output channels."""
     spec, start = IMAGENET[name], 0
     for stage in spec.stages:
         width, blocks = stage.width, spec.blocks.channels[start : start + stage.size]

@@ -1,4 +1,4 @@
-"""Stems and shortcuts against NumPy, and what stochastic depth and DropBlock drop."""
+"""Stems and shortcuts against NumPy, stochastic depth, DropBlock."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from resnet_jax import numpy_reference as reference
 from resnet_jax.models.layers import Stem, drop_block, drop_path
 
 
-def test_option_a_puts_the_zeros_on_both_sides():
+def test_option_a_pads_channels_on_both_sides():
     x = jnp.ones((1, 4, 4, 2))
     y, variables = Shortcut(6, 2, 'A').init_with_output(jax.random.key(0), x, train=False)
     np.testing.assert_array_equal(y[0, 0, 0], [0, 0, 1, 1, 0, 0])
@@ -21,20 +21,20 @@ def test_option_a_puts_the_zeros_on_both_sides():
 @pytest.mark.parametrize(
     ('kind', 'has_projection'), [('identity', False), ('A', False), ('B', False), ('C', True), ('D', False)]
 )
-def test_only_option_c_projects_where_nothing_changes(kind, has_projection, rng):
+def test_only_option_c_projects_if_the_shape_does_not_change(kind, has_projection, rng):
     x = rng.normal(size=(2, 4, 4, 8)).astype(np.float32)
     y, variables = Shortcut(8, 1, kind).init_with_output(jax.random.key(0), x, train=False)
     assert bool(variables) == has_projection
     assert np.array_equal(y, x) != has_projection
 
 
-def test_mistakes_name_the_way_out():
+def test_invalid_shortcuts_raise():
     def shortcut(features, stride, kind):
         Shortcut(features, stride, kind).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)), train=False)
 
-    with pytest.raises(InputError, match=r'8 channels to 16 at stride 2: use shortcut A'):
+    with pytest.raises(InputError, match=r'cannot map 8 channels to 16 at stride 2; use shortcut A'):
         shortcut(16, 2, 'identity')
-    with pytest.raises(InputError, match=r'to fewer \(4\)'):
+    with pytest.raises(InputError, match='shortcut A cannot reduce 8 channels to 4; use shortcut B'):
         shortcut(4, 1, 'A')
     with pytest.raises(InputError, match=r"unknown shortcut 'Z'; known: identity, A, B, C, D"):
         shortcut(16, 2, 'Z')
@@ -61,11 +61,11 @@ def stem_by_hand(stem, layers, x):
     if stem.antialias == 'blur':
         return layers.binomial_3x3(reference.max_pool(h, stride=1)[0], 2)
     if stem.antialias == 'average':
-        return reference.avg_pool(h)[0][:, : h.shape[1] // 2, : h.shape[2] // 2]  # without a window over the edge
+        return reference.avg_pool(h)[0][:, : h.shape[1] // 2, : h.shape[2] // 2]  # without windows beyond the edge
     if stem.pool == 'max_zero_padded':
         return reference.max_pool(np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)[0]
     if stem.pool == 'max_ceil_mode':
-        below, right = (1 - size % 2 for size in h.shape[1:3])  # where the last window of three lacks a pixel
+        below, right = (1 - size % 2 for size in h.shape[1:3])  # where the last 3x3 window extends beyond the edge
         padded = np.pad(h, ((0, 0), (0, below), (0, right), (0, 0)), constant_values=-np.inf)
         return reference.max_pool(padded, padding=0)[0]
     return reference.max_pool(h)[0]
@@ -90,8 +90,8 @@ STEMS_TO_TEST = [
     STEMS_TO_TEST,
     ids=[f'{s.kind}-{s.pool}-{s.antialias}-{s.activate}-{t}' for s, t in STEMS_TO_TEST],
 )
-def test_a_stem_equals_its_layers_one_by_one(stem, train, rng, variables_of, by_hand):
-    """Maps of 8x7 pixels behind the convolution: an even side and an odd one."""
+def test_a_stem_equals_its_layers_in_numpy(stem, train, rng, variables_of, by_hand):
+    """The pool's input has an even height and an odd width, 8x7."""
     stem = stem.clone(compute=Compute(implementation='xla'))
     x = rng.normal(size=(2, 16, 13, 3)).astype(np.float32)
     variables = variables_of(stem, x.shape, train=False)
@@ -127,28 +127,28 @@ def average_in_place(x):
 @pytest.mark.parametrize(
     ('kind', 'widths'), [('deep', [(3, 32), (32, 32), (32, 64)]), ('tiered', [(3, 24), (24, 32), (32, 64)])]
 )
-def test_widths_of_the_stems_of_three_convolutions(kind, widths, variables_of):
+def test_widths_of_stems_with_three_convolutions(kind, widths, variables_of):
     params = variables_of(Stem(kind, 64), (1, 8, 8, 3), train=False)['params']
     assert [params[f'conv{index}']['kernel'].shape[2:] for index in (1, 2, 3)] == widths
 
 
-# options of a shortcut, and what comes before its normalization
+# options of a shortcut, and its layers before the normalization
 PROJECTIONS = {
-    'D with a dilation keeps its pool at stride 1': (
+    'D with dilation, pool with stride 1': (
         {'kind': 'D', 'dilation': 2},
         lambda layers, x: layers.conv('conv', average_in_place(x)),
     ),
     'D at stride 2': ({'kind': 'D', 'stride': 2}, lambda layers, x: layers.conv('conv', reference.avg_pool(x)[0])),
-    'D without either': ({'kind': 'D'}, lambda layers, x: layers.conv('conv', x)),
-    '3x3 pixels at stride 2': (
+    'D without stride and dilation': ({'kind': 'D'}, lambda layers, x: layers.conv('conv', x)),
+    '3x3 at stride 2': (
         {'kind': 'B', 'kernel_size': 3, 'stride': 2},
         lambda layers, x: layers.conv('conv', x, stride=2),
     ),
-    '3x3 pixels, dilated as the first convolution': (
+    '3x3, dilated as the first convolution': (
         {'kind': 'B', 'kernel_size': 3, 'dilation': 4, 'first_dilation': 2},
         lambda layers, x: layers.conv('conv', x, dilation=2),
     ),
-    '1x1 pixels where the block has neither': (
+    '1x1 without stride and dilation': (
         {'kind': 'C', 'kernel_size': 3},
         lambda layers, x: layers.conv('conv', x),
     ),
@@ -157,7 +157,7 @@ PROJECTIONS = {
 
 @pytest.mark.parametrize('name', PROJECTIONS)
 @pytest.mark.parametrize('train', [False, True])
-def test_a_projection_equals_its_layers_one_by_one(name, train, rng, variables_of, by_hand):
+def test_a_projection_equals_its_layers_in_numpy(name, train, rng, variables_of, by_hand):
     options, before = PROJECTIONS[name]
     module = Shortcut(6, **options, compute=Compute(implementation='xla'))
     x = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
@@ -172,17 +172,17 @@ def test_a_projection_equals_its_layers_one_by_one(name, train, rng, variables_o
 
 
 def test_drop_path_drops_whole_examples_and_keeps_the_mean():
-    """An example is zero, or 1 / (1 - rate) times itself in all pixels and channels; on average it is itself."""
+    """All pixels and channels of an example are multiplied by 0 or by 1 / (1 - rate)."""
     y = np.asarray(jax.jit(drop_path)(jnp.ones((4000, 2, 3, 2)), 0.25, jax.random.key(0)))
     each = y.reshape(len(y), -1)
     np.testing.assert_array_equal(each.min(1), each.max(1))
     np.testing.assert_allclose(np.unique(each), [0, 1 / 0.75], rtol=1e-6)
     kept = each[:, 0] > 0
     assert abs(kept.mean() - 0.75) < 0.03  # four standard deviations
-    assert abs(np.corrcoef(kept[:-1], kept[1:])[0, 1]) < 0.07  # neighbours are independent
+    assert abs(np.corrcoef(kept[:-1], kept[1:])[0, 1]) < 0.07  # consecutive examples are independent
 
 
-def test_drop_path_follows_its_key_and_its_rate():
+def test_drop_path_depends_on_key_and_rate():
     x = jnp.ones((64, 1, 1, 1))
     first, again, other = (drop_path(x, 0.5, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
@@ -198,7 +198,7 @@ def test_the_gradient_of_drop_path_is_its_mask():
 
 
 def covered_by_squares(dropped, rows, columns):
-    """Whether each dropped pixel belongs to a rectangle of this size that is dropped as a whole."""
+    """Whether each dropped pixel belongs to a completely dropped rectangle of this size."""
     covered = np.zeros_like(dropped)
     for i in range(dropped.shape[0] - rows + 1):
         for j in range(dropped.shape[1] - columns + 1):
@@ -209,7 +209,7 @@ def covered_by_squares(dropped, rows, columns):
 
 @pytest.mark.parametrize(('shape', 'size'), [((8, 9), 3), ((8, 9), 2), ((6, 5), 1), ((2, 7), 3), ((2, 2), 5)], ids=str)
 def test_drop_block_drops_whole_squares(shape, size):
-    """All channels at once, squares within the map (smaller ones where the map is), scaled to keep the mean."""
+    """The same in all channels, inside of the map, clipped to its size, and rescaled to preserve the mean."""
     y = np.asarray(drop_block(jnp.ones((256, *shape, 2)), 0.1, size, 1.0, jax.random.key(0)))
     np.testing.assert_array_equal(y[..., 0], y[..., 1])
     dropped = y[..., 0] == 0
@@ -221,13 +221,13 @@ def test_drop_block_drops_whole_squares(shape, size):
 
 
 @pytest.mark.parametrize(('rate', 'scale'), [(0.1, 1.0), (0.4, 0.25)])
-def test_drop_block_drops_about_its_share(rate, scale):
-    """Ghiasi et al. 2018, Eq. 1: a bit less than the rate, since squares overlap."""
+def test_drop_block_drops_about_the_given_fraction(rate, scale):
+    """Ghiasi et al. 2018, Eq. 1: slightly less than the rate, because squares overlap."""
     y = np.asarray(drop_block(jnp.ones((2000, 14, 14, 1)), rate, 5, scale, jax.random.key(1)))
     assert 0.85 * rate * scale < (y == 0).mean() < rate * scale
 
 
-def test_drop_block_follows_its_key_and_its_rate():
+def test_drop_block_depends_on_key_and_rate():
     x = jnp.ones((8, 6, 6, 1))
     first, again, other = (drop_block(x, 0.3, 3, 1.0, jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)

@@ -1,4 +1,4 @@
-"""Batch normalization against the NumPy reference."""
+"""Normalizations against the NumPy reference and formulas."""
 
 import functools
 
@@ -49,7 +49,7 @@ def test_running_statistics_by_hand():
     """Decay 0.9 from mean 0 and variance 1, twice, on values 1 and 3: mean 2, unbiased variance 2."""
     x = jnp.array([1.0, 3.0]).reshape(2, 1, 1, 1)
     variables = BatchNorm().init(jax.random.key(0), x, train=True)
-    assert float(variables['batch_stats']['mean'][0]) == 0  # initialization does not count as a batch
+    assert float(variables['batch_stats']['mean'][0]) == 0  # initialization does not update the statistics
     for mean, var in ((0.2, 1.1), (0.38, 1.19)):
         _, updates = BatchNorm().apply(variables, x, train=True, mutable=['batch_stats'])
         variables = variables | updates
@@ -57,7 +57,7 @@ def test_running_statistics_by_hand():
         np.testing.assert_allclose(variables['batch_stats']['var'], [var], rtol=1e-6)
 
 
-def test_half_precision_input_keeps_float32_statistics(problem):
+def test_bfloat16_has_float32_statistics(problem):
     x, params, stats = problem
     half = jnp.asarray(x, jnp.bfloat16)
     y, updates = BatchNorm(dtype=jnp.bfloat16).apply(
@@ -69,7 +69,7 @@ def test_half_precision_input_keeps_float32_statistics(problem):
     np.testing.assert_allclose(updates['batch_stats']['var'], var, rtol=1e-5)
 
 
-def test_a_large_mean_does_not_spoil_the_variance():
+def test_the_variance_is_accurate_for_a_large_mean():
     x = 1000 + jnp.array([-0.5, 0.5]).reshape(2, 1, 1, 1)
     y, _ = BatchNorm().init_with_output(jax.random.key(0), x, train=True)
     np.testing.assert_allclose(y.ravel(), [-1, 1], rtol=1e-3)
@@ -81,8 +81,8 @@ def test_zero_init():
 
 
 @pytest.mark.parametrize('implementation', ['auto', 'xla'])
-def test_ghost_batches_are_normalized_alone(problem, implementation, rng):
-    """Values, gradients and running statistics equal those of the parts, one by one."""
+def test_ghost_batches_are_normalized_independently(problem, implementation, rng):
+    """Values, gradients and running statistics equal those of the individual parts."""
     x, params, stats = problem
     dy, shortcut = rng.normal(size=(2, *x.shape)).astype(np.float32)
     options = {'relu': True, 'implementation': implementation}
@@ -108,41 +108,43 @@ def test_ghost_batches_are_normalized_alone(problem, implementation, rng):
         np.testing.assert_allclose(updates['batch_stats'][name], means, rtol=1e-5)
 
 
-def test_a_batch_that_does_not_divide_into_ghost_batches(problem):
+def test_ghost_batches_must_divide_the_batch(problem):
     x, params, stats = problem
-    with pytest.raises(InputError, match='statistics=3: a batch of 4 examples'):
+    with pytest.raises(
+        InputError, match=r'the batch size must be a multiple of statistics=3 \(the ghost batch\), found 4'
+    ):
         BatchNorm(statistics=3).apply({'params': params, 'batch_stats': stats}, x, train=True, mutable=['batch_stats'])
 
 
-def test_frozen_statistics_are_used_and_kept(problem):
+def test_frozen_statistics_are_used_and_not_updated(problem):
     x, params, stats = problem
     variables = {'params': params, 'batch_stats': stats}
     frozen = BatchNorm(statistics='frozen')
     y, updates = frozen.apply(variables, x, train=True, mutable=['batch_stats'])
     np.testing.assert_array_equal(y, BatchNorm().apply(variables, x, train=False))
     jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'], stats)
-    with pytest.raises(InputError, match='update_stats=True needs'):
+    with pytest.raises(InputError, match='update_stats=True requires'):
         frozen.apply(variables, x, train=True, update_stats=True, mutable=['batch_stats'])
 
 
 @pytest.mark.parametrize('mean', [0, 3, -1e4])
 def test_moments_in_one_pass_equal_those_in_two(mean, rng):
-    """As on a TPU: shifted by about the mean, the squares do not cancel however large it is."""
+    """As on a TPU: if deviations are from about the mean, the squares do not cancel even for a large mean."""
     x = jnp.asarray(mean + rng.normal(size=(8, 6, 6, 5)), jnp.float32)
     shift = jnp.full(5, mean + 0.5, jnp.float32)
-    ours, theirs = norm._moments_in_one_pass(x, shift), norm._moments_in_two_passes(x, shift)
+    ours, theirs = norm._moments_in_one_pass(x, shift, None), norm._moments_in_two_passes(x, shift, None)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_variance_of_one_pass_is_never_negative():
+def test_the_variance_of_one_pass_is_never_negative():
     x = jnp.full((2, 3, 3, 4), 1e4 + 1 / 3, jnp.float32)
-    _, var = norm._moments_in_one_pass(x, jnp.zeros(4))
+    _, var = norm._moments_in_one_pass(x, jnp.zeros(4), None)
     assert float(var.min()) >= 0
 
 
 def group_norm(x, p, groups, relu, shortcut, epsilon=1e-5):
-    """Wu and He 2018, Eq. 1 and 7, example by example and group by group."""
+    """Wu and He 2018, Eq. 1 and 7, in a loop over examples and groups."""
     y, size = np.empty_like(x), x.shape[-1] // groups
     for n, g in np.ndindex(x.shape[0], groups):
         at = (n, slice(None), slice(None), slice(g * size, (g + 1) * size))
@@ -152,7 +154,7 @@ def group_norm(x, p, groups, relu, shortcut, epsilon=1e-5):
 
 
 def evo_norm(x, p, groups, relu, shortcut, epsilon=1e-5):
-    """Liu et al. 2020, EvoNorm-S0; scale and bias alone where no activation is wanted, or only behind a shortcut."""
+    """Liu et al. 2020, EvoNorm-S0; only scale and bias without activation, or with a shortcut."""
     if not relu or np.any(shortcut):
         y = x * p['scale'] + p['bias'] + shortcut
         return np.maximum(y, 0) if relu else y
@@ -165,7 +167,7 @@ def evo_norm(x, p, groups, relu, shortcut, epsilon=1e-5):
 
 
 def filter_response_norm(x, p, groups, relu, shortcut, epsilon=1e-5):
-    """Singh and Krishnan 2019, Eq. 1 to 3: by the mean square of each example's map, with a learned threshold."""
+    """Singh and Krishnan 2019, Eq. 1 to 3: divides by the rms of each example's channel; with a learned threshold."""
     y = np.empty_like(x)
     for n, c in np.ndindex(x.shape[0], x.shape[3]):
         y[n, :, :, c] = x[n, :, :, c] / np.sqrt(np.square(x[n, :, :, c]).mean() + epsilon)
@@ -185,8 +187,8 @@ EXAMPLE_NORMS = {
 
 @pytest.mark.parametrize('name', EXAMPLE_NORMS)
 @pytest.mark.parametrize(('relu', 'has_shortcut'), [(True, False), (False, False), (True, True), (False, True)])
-def test_norms_of_each_example_equal_their_formulas(name, relu, has_shortcut, rng, numeric_gradient, variables_of):
-    """Values and the gradient of the input: training and evaluation are the same."""
+def test_per_example_norms_equal_their_formulas(name, relu, has_shortcut, rng, numeric_gradient, variables_of):
+    """Values and input gradients; training and evaluation are the same."""
     kind, options, theirs = EXAMPLE_NORMS[name]
     layer = kind(relu=relu, **options)
     x = (1 + 2 * rng.normal(size=(2, 3, 4, 6))).astype(np.float32)
@@ -216,7 +218,7 @@ def test_norms_of_each_example_equal_their_formulas(name, relu, has_shortcut, rn
         (norm.FilterResponseNorm, False, {'scale', 'bias'}),
     ],
 )
-def test_norms_of_each_example_have_no_running_statistics(kind, relu, names):
+def test_per_example_norms_have_no_running_statistics(kind, relu, names):
     x = jax.ShapeDtypeStruct((1, 1, 1, 32), jnp.bfloat16)
     layer = kind(relu=relu, dtype=jnp.bfloat16)
     y, variables = jax.eval_shape(lambda key, x: layer.init_with_output(key, x, train=True), jax.random.key(0), x)
@@ -227,8 +229,8 @@ def test_norms_of_each_example_have_no_running_statistics(kind, relu, names):
 
 
 @pytest.mark.parametrize('kind', [norm.GroupNorm, norm.EvoNormS0, norm.FilterResponseNorm])
-def test_norms_of_each_example_are_finite_on_a_constant_map(kind):
-    """A single pixel has no variance; epsilon keeps values and gradients finite, zero included."""
+def test_per_example_norms_are_finite_for_a_single_pixel(kind):
+    """Its variance is 0, but epsilon keeps values and gradients finite."""
     layer = kind(relu=True)
     for value in (0.0, 5.0):
         x = jnp.full((2, 1, 1, 32), value)
@@ -240,5 +242,5 @@ def test_norms_of_each_example_are_finite_on_a_constant_map(kind):
 
 @pytest.mark.parametrize('kind', [norm.GroupNorm, norm.EvoNormS0])
 def test_groups_of_a_norm_must_divide_the_channels(kind):
-    with pytest.raises(InputError, match='32 groups of a normalization do not divide 48 channels'):
+    with pytest.raises(InputError, match=r'the channels must be a multiple of 32 .*, found 48'):
         kind(relu=True).init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)), train=False)

@@ -1,4 +1,4 @@
-"""Our networks beside timm's, where it is installed: the goldens are its own, and it takes our files."""
+"""Comparison with timm, if it is installed: it computes the goldens and loads our weight files."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip('torch')
 timm = pytest.importorskip('timm')
 
-import safetensors.torch  # noqa: E402, for it needs PyTorch
+import safetensors.torch  # noqa: E402, because it needs PyTorch
 from make_goldens import build, run, state_of  # noqa: E402
 from parity import (  # noqa: E402
     EVERY,
@@ -35,7 +35,7 @@ _QUICK = (('resnet34', 16, 65), ('resnet50', 8, 65))
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Sums in one order."""
+    """Fixes the order of summation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,21 +43,21 @@ def one_thread():
 
 
 def assert_equals_golden(key, logits, stages):
-    """Up to what another version of PyTorch, on another processor, may sum in another order."""
+    """Allows for another order of summation in another version of PyTorch or on another processor."""
     expected_logits, expected_statistics = golden_outputs(key)
     assert difference(logits[:, ::EVERY], expected_logits) <= 1e-5
     assert np.all(np.abs(statistics(stages) - expected_statistics) <= 1e-5 * expected_statistics[:, 2:])
 
 
 @pytest.mark.parametrize('name', sampled(NAMES))
-def test_goldens_are_those_of_timm(name):
+def test_timm_computes_the_goldens(name):
     network = build(name)
     assert {key: tuple(value.shape) for key, value in state_of(network)} == golden_shapes(name)
     assert_equals_golden(name, *run(network, images()))
 
 
 @pytest.mark.parametrize('key', VARIANTS)
-def test_goldens_of_variants_are_those_of_timm(key):
+def test_timm_computes_the_goldens_of_variants(key):
     variant = VARIANTS[key]
     network = build(variant.name, **variant.timms)
     assert {name: tuple(value.shape) for name, value in state_of(network)} == golden_shapes(key)
@@ -65,8 +65,8 @@ def test_goldens_of_variants_are_those_of_timm(key):
 
 
 @pytest.mark.parametrize('name', sampled(NAMES))
-def test_timm_takes_our_files_and_gives_our_logits(name, tmp_path):
-    """A file of ``save_weights`` goes into ``load_state_dict(…, strict=True)``, of which counters alone may lack."""
+def test_timm_loads_our_files_and_computes_our_logits(name, tmp_path):
+    """A file from ``save_weights`` passes ``load_state_dict(…, strict=True)``, except for the batch counters."""
     model = create_model(name)
     variables = variables_from_tensors(golden_tensors(name), model)
     path = tmp_path / 'weights.safetensors'
@@ -89,7 +89,7 @@ def test_timm_takes_our_files_and_gives_our_logits(name, tmp_path):
         for case in itertools.product(_DILATED_NAMES, (8, 16), (65, 224))
     ],
 )
-def test_dilation_is_that_of_timm(name, output_stride, size):
+def test_dilation_equals_that_of_timm(name, output_stride, size):
     batch = images(size)
     logits, stages = run(build(name, output_stride=output_stride), batch)
     model = create_model(name, output_stride=output_stride)
@@ -101,8 +101,8 @@ def test_dilation_is_that_of_timm(name, output_stride, size):
 
 @pytest.mark.parametrize('name', ['test_resnet', 'resnetv2_18', 'legacy_seresnet18'])
 @pytest.mark.parametrize('channels', [1, 4])
-def test_other_input_channels_are_adapted_as_by_timm(name, channels):
-    """Through the module's own path: ``adapt_input_conv`` on the first kernel of the same state dict."""
+def test_input_channels_are_adapted_as_by_timm(name, channels):
+    """Compared with timm's ``adapt_input_conv`` for the first kernel of the same state dict."""
     tensors = golden_tensors(name)
     first = next(key for key, value in tensors.items() if value.shape[1:2] == (3,))
     expected = timm.models.adapt_input_conv(channels, torch.from_numpy(np.asarray(tensors[first])))
@@ -112,8 +112,8 @@ def test_other_input_channels_are_adapted_as_by_timm(name, channels):
     assert difference(kernel, expected.numpy().transpose(2, 3, 1, 0)) <= 1e-6
 
 
-def test_big_transfers_arrays_are_named_as_timm_reads_them(tmp_path):
-    """What our own loader is tested with goes through timm's as well, and fills its network."""
+def test_timm_loads_the_arrays_of_big_transfer(tmp_path):
+    """The arrays that our own loader is tested with also pass timm's loader."""
     name = 'resnetv2_50x1_bit'
     path = tmp_path / 'BiT-M-R50x1.npz'
     np.savez(path, **bit_arrays(golden_tensors(name)))

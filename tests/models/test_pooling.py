@@ -1,4 +1,4 @@
-"""Pools and anti-aliasing against the NumPy reference, and against loops over windows."""
+"""Pools and anti-aliasing against the NumPy reference and loops over windows."""
 
 import functools
 
@@ -25,8 +25,8 @@ SHAPES = [(2, 8, 8, 3), (1, 7, 9, 2), (2, 1, 5, 1)]
 
 
 def value_and_pullback(function, x):
-    """As ``jax.vjp``, each of the two one compiled program."""
-    pullback = jax.jit(lambda x, dy: jax.vjp(function, x)[1](dy))  # a constant x would be folded away
+    """As ``jax.vjp``, but value and pullback are compiled programs."""
+    pullback = jax.jit(lambda x, dy: jax.vjp(function, x)[1](dy))  # as a constant, x would be folded
     return jax.jit(function)(x), functools.partial(pullback, x)
 
 
@@ -42,7 +42,7 @@ def value_and_pullback(function, x):
 )
 @pytest.mark.parametrize('shape', SHAPES)
 def test_values_and_gradients(ours, theirs, shape, rng):
-    # Few distinct values: the maximum has ties, and its gradient must go to the first.
+    # Few distinct values, for ties: the gradient must go to the first maximum.
     x = rng.integers(0, 4, shape).astype(np.float32) - 2
     y, pullback = value_and_pullback(ours, x)
     expected, backward = theirs(np.float64(x))
@@ -56,7 +56,7 @@ def test_max_pool_ignores_its_padding():
 
 
 def over_windows(reduce, x, size, stride, before, counts, outside):
-    """``reduce`` of each window; ``counts`` are the windows along H and W, the first ``before`` pixels outside."""
+    """Applies ``reduce`` to ``counts`` windows along H and W, the first of which starts ``before`` pixels outside."""
     n, height, width, channels = x.shape
     y = np.empty((n, *counts, channels))
     for i, j in np.ndindex(*counts):
@@ -69,21 +69,21 @@ def over_windows(reduce, x, size, stride, before, counts, outside):
     return y
 
 
-def halves_up(x):
+def halves_rounded_up(x):
     return [-(-size // 2) for size in x.shape[1:3]]
 
 
-# ours, and the same by loops
+# our function, and the same in loops
 POOLS = {
-    'max of zeros': (max_pool_zero_padded, lambda x: over_windows(np.max, x, 3, 2, 1, halves_up(x), 0.0)),
-    'max to the right': (
+    'max, zero padding': (max_pool_zero_padded, lambda x: over_windows(np.max, x, 3, 2, 1, halves_rounded_up(x), 0.0)),
+    'max, ceil mode': (
         max_pool_ceil_mode,
         lambda x: over_windows(np.max, x, 3, 2, 0, [max(size // 2, 1) for size in x.shape[1:3]], -np.inf),
     ),
     'average 3x3': (lambda x: avg_pool_3x3(x, 1), lambda x: over_windows(np.mean, x, 3, 1, 1, x.shape[1:3], 0.0)),
     'average 3x3 stride 2': (
         lambda x: avg_pool_3x3(x, 2),
-        lambda x: over_windows(np.mean, x, 3, 2, 1, halves_up(x), 0.0),
+        lambda x: over_windows(np.mean, x, 3, 2, 1, halves_rounded_up(x), 0.0),
     ),
     'average in place': (avg_pool_in_place, lambda x: over_windows(np.mean, x, 2, 1, 0, x.shape[1:3], 0.0)),
 }
@@ -92,7 +92,7 @@ POOLS = {
 @pytest.mark.parametrize('name', POOLS)
 @pytest.mark.parametrize('shape', [(2, 6, 4, 2), (1, 5, 7, 2), (1, 3, 2, 1), (2, 1, 5, 1)])
 def test_pools_equal_loops_over_windows(name, shape, rng, numeric_gradient):
-    """Values around -1, mostly below zero: padding by zeros, by -inf and by nothing differ."""
+    """Values are around -1, mostly negative, so that padding with zeros, with -inf and no padding differ."""
     ours, theirs = POOLS[name]
     x = (rng.normal(size=shape) - 1).astype(np.float32)
     y, pullback = value_and_pullback(ours, x)
@@ -118,14 +118,14 @@ def test_blur_is_a_binomial_filter_on_mirrored_edges(stride, shape, rng, by_hand
     np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], slope, rtol=1e-4, atol=1e-6)
 
 
-def test_blur_removes_what_aliases(rng):
-    """The point of the filter: the highest frequency is gone, a constant stays."""
+def test_blur_removes_the_highest_frequency(rng):
+    """A constant is not changed."""
     stripes = jnp.asarray(np.indices((1, 6, 6, 1)).sum(0) % 2, jnp.float32)
     np.testing.assert_allclose(blur(stripes), np.full((1, 3, 3, 1), 0.5), rtol=1e-6)
     np.testing.assert_allclose(blur(jnp.full((1, 6, 5, 1), 3.0)), np.full((1, 3, 3, 1), 3.0), rtol=1e-6)
 
 
-def test_antialias_by_averages_leaves_out_what_reaches_over_the_edge(rng):
+def test_antialias_by_averages_drops_windows_beyond_the_edge(rng):
     x = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
     expected = over_windows(np.mean, np.float64(x), 2, 2, 0, (2, 3), np.nan)
     np.testing.assert_allclose(antialias(x, 'average', 2), expected, rtol=1e-5, atol=1e-6)
@@ -133,11 +133,11 @@ def test_antialias_by_averages_leaves_out_what_reaches_over_the_edge(rng):
     np.testing.assert_array_equal(antialias(x, 'blur', 2), blur(x, 2))
 
 
-def test_a_map_without_a_single_window_is_named():
-    with pytest.raises(InputError, match="antialias='average': a map of 1x4 pixels has no window of 2x2"):
+def test_a_map_smaller_than_a_window_raises():
+    with pytest.raises(InputError, match=r"antialias='average': height and width must be at least 2 .*, found 1x4"):
         antialias(jnp.zeros((1, 1, 4, 2)), 'average', 2)
 
 
 @pytest.mark.parametrize('pool', [max_pool_zero_padded, max_pool_ceil_mode, avg_pool_in_place, blur])
-def test_pools_keep_half_precision(pool):
+def test_pools_keep_bfloat16(pool):
     assert pool(jnp.zeros((1, 4, 4, 2), jnp.bfloat16)).dtype == jnp.bfloat16

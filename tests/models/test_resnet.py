@@ -1,4 +1,4 @@
-"""Whole networks against the NumPy reference, and their calls."""
+"""Whole networks against the NumPy reference, and their options."""
 
 import functools
 
@@ -33,7 +33,7 @@ SPECS = {
 
 
 def randomized(variables, rng):
-    """Variables away from 0 and 1, so that nothing cancels."""
+    """Returns variables that are not 0 or 1, so that errors cannot cancel."""
     return jax.tree.map(lambda x: np.float32(x + 0.3 * rng.uniform(0.2, 1, x.shape)), variables)
 
 
@@ -93,7 +93,7 @@ def test_resnet18_equals_the_reference(rng):
     np.testing.assert_allclose(logits, outputs['logits'], rtol=1e-3, atol=1e-4 * np.abs(outputs['logits']).max())
 
 
-def test_features_are_the_stages(rng):
+def test_features(rng):
     model = ResNet(SPECS['basic'])
     variables = init_variables(model, jax.random.key(0), (8, 8, 3))
     images = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -110,7 +110,7 @@ def test_features_are_the_stages(rng):
     np.testing.assert_allclose(found, logits, rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_computes_in_it_and_keeps_the_rest_float32():
+def test_bfloat16_has_float32_variables_and_logits():
     model = create_model('resnet20', dtype=jnp.bfloat16)
     variables = jax.eval_shape(lambda key: init_variables(model, key, (8, 8, 3)), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
@@ -121,7 +121,7 @@ def test_bfloat16_computes_in_it_and_keeps_the_rest_float32():
     assert jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images).dtype == jnp.float32
 
 
-def test_statistics_can_be_left_alone_while_training(rng):
+def test_update_stats_false_keeps_the_running_statistics(rng):
     model = ResNet(SPECS['basic'])
     variables = init_variables(model, jax.random.key(0), (8, 8, 3))
     images = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
@@ -134,16 +134,16 @@ def test_statistics_can_be_left_alone_while_training(rng):
 def test_statistics_cannot_be_updated_without_training():
     model = ResNet(SPECS['basic'])
     variables = init_variables(model, jax.random.key(0), (8, 8, 3))
-    with pytest.raises(InputError, match='update_stats=True needs train=True'):
+    with pytest.raises(InputError, match='update_stats=True requires train=True'):
         model.apply(variables, jnp.zeros((1, 8, 8, 3)), train=False, update_stats=True)
 
 
-def test_train_must_be_said():
+def test_train_is_required():
     with pytest.raises(TypeError, match='train'):
         create_model('resnet20').apply({}, jnp.zeros((1, 8, 8, 3)))
 
 
-def test_stride_placement_changes_values_not_shapes(rng):
+def test_stride_in_1x1_changes_values_not_shapes(rng):
     images = rng.normal(size=(2, 9, 9, 3)).astype(np.float32)
     tiny = {key: value for key, value in TINY.items() if key != 'stem'} | {'stem': 'cifar'}
     models = [ResNet(make_spec('bottleneck', stride_in_1x1=v1, **tiny)) for v1 in (False, True)]
@@ -154,7 +154,7 @@ def test_stride_placement_changes_values_not_shapes(rng):
 
 
 def test_zero_init_last_makes_blocks_the_identity(rng):
-    """With every branch at zero, a basic network of one width is its stem, seen through ReLUs."""
+    """If every branch is zero, a basic network of one width returns the output of its stem."""
     spec = make_spec('basic', (2,), (8,), (1,), 'cifar', 8, zero_init_last=True, num_classes=3)
     model = ResNet(spec)
     variables = init_variables(model, jax.random.key(0), (6, 6, 3))
@@ -167,13 +167,13 @@ DEEP = make_spec('basic', (4, 2, 3), (8, 8, 16), (1, 1, 2), 'cifar', 8, 'A', num
 
 
 @pytest.mark.parametrize('statistics', ['batch', 0, -1, 2.5, True])
-def test_unknown_statistics(statistics):
-    with pytest.raises(InputError, match='must be global, frozen, or a number'):
+def test_invalid_statistics_raise(statistics):
+    with pytest.raises(InputError, match='must be global, frozen, or a positive integer'):
         jax.eval_shape(lambda: init_variables(ResNet(DEEP, statistics=statistics), jax.random.key(0), (8, 8, 3)))
 
 
 def test_statistics_reach_every_normalization(rng):
-    """Frozen training computes what evaluation computes; ghost batches of one are other networks."""
+    """With frozen statistics, training equals evaluation; with ghost batches of one, examples are independent."""
     variables = randomized(init_variables(ResNet(DEEP), jax.random.key(0), (8, 8, 3)), rng)
     images = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
 
@@ -202,13 +202,13 @@ SMALL = {
 
 
 def shapes_of(model, image_shape):
-    """Of features and variables."""
+    """Returns the shapes of features and variables."""
     run = functools.partial(model.init_with_output, train=False, method=model.features)
     return jax.eval_shape(run, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
 
 
-def test_each_stage_has_its_block():
-    """``ResNetSpec.block`` with one name a stage: the variables of each, and its options where it has them."""
+def test_stages_with_different_blocks():
+    """Each stage has the variables of its block, which gets only the options that it has."""
     spec = make_spec(('basic', 'bottleneck'), **SMALL, attention='se', reduce_first=2, se_ratio=0.25)
     assert spec.block_options(1).keys() == {'shortcut', 'attention', 'antialias', 'zero_init_last', 'se_ratio'}
     assert spec.block_options(2)['reduce_first'] == 2
@@ -221,7 +221,7 @@ def test_each_stage_has_its_block():
 
 
 @pytest.mark.parametrize('block', ['basic', 'bottleneck', 'preact_bottleneck', 'split_attention', 'scale'])
-def test_a_dilated_network_has_the_weights_of_the_other_and_larger_maps(block):
+def test_a_dilated_network_has_the_same_weights_and_larger_maps(block):
     spec = make_spec(block, (1, 1, 2, 2), (8, 16, 32, 64), stem_width=8, shortcut='D', num_classes=3)
     whole = shapes_of(ResNet(spec), (64, 64, 3))
     for output_stride, sizes in ((16, (16, 8, 4, 4)), (8, (16, 8, 8, 8))):
@@ -230,8 +230,8 @@ def test_a_dilated_network_has_the_weights_of_the_other_and_larger_maps(block):
         assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, whole[1])
 
 
-def test_a_dilated_network_has_the_pixels_of_the_other_between_its_own(rng, variables_of):
-    """With the same variables, the strided maps are every second and fourth pixel of the dilated ones."""
+def test_a_dilated_network_contains_the_pixels_of_the_strided_one(rng, variables_of):
+    """With the same variables, strided maps are every second or fourth pixel of dilated maps."""
     spec = make_spec('basic', (1, 2, 2), (4, 6, 8), (2, 2, 2), stem_width=4, num_classes=3)
     images = rng.normal(size=(2, 64, 48, 3)).astype(np.float32)
     plain, dilated = (ResNet(with_changes(spec, output_stride=o), implementation='xla') for o in (None, 8))
@@ -246,7 +246,7 @@ def test_a_dilated_network_has_the_pixels_of_the_other_between_its_own(rng, vari
         np.testing.assert_allclose(ours, strided[stage], rtol=1e-4, atol=1e-4 * np.abs(ours).max())
 
 
-def test_drop_rates_rise_from_0_at_the_first_block_to_the_whole_at_the_last(monkeypatch):
+def test_drop_rates_increase_linearly_from_block_to_block(monkeypatch):
     """Huang et al. 2016, Eq. 4, counted over all stages."""
     seen = []
     block = BasicBlock
@@ -266,12 +266,12 @@ def test_drop_rates_rise_from_0_at_the_first_block_to_the_whole_at_the_last(monk
     np.testing.assert_allclose([rate for _, rate in seen], np.linspace(0, 0.4, 9), rtol=1e-6)
     seen.clear()
     shapes_of(ResNet(make_spec('basic', (1,), (8,), (1,), 'cifar', 8, drop_path_rate=0.4)), (8, 8, 3))
-    assert seen == [('stage1_block1', 0)]  # a single block is the first
+    assert seen == [('stage1_block1', 0)]  # a single block has the rate of the first
 
 
 @pytest.mark.parametrize('scan_blocks', [False, True])
-def test_the_last_block_of_three_is_dropped_at_its_own_rate(scan_blocks, rng, variables_of):
-    """Rates 0, 0.49 and 0.98: examples are the whole network, or lose the second block, the third, or both."""
+def test_every_block_has_its_drop_rate(scan_blocks, rng, variables_of):
+    """With rates 0, 0.49 and 0.98, examples can lose the second block, the third, or both."""
     spec = make_spec('preact_basic', (3,), (4,), (1,), 'cifar', 4, num_classes=3, drop_path_rate=0.98)
     model = ResNet(spec, implementation='xla', statistics='frozen', scan_blocks=scan_blocks)
     variables = variables_of(ResNet(spec), (1, 4, 4, 3), train=False)
@@ -284,7 +284,7 @@ def test_the_last_block_of_three_is_dropped_at_its_own_rate(scan_blocks, rng, va
     two = ResNet(with_changes(spec, stage_sizes=(1,), drop_path_rate=0.0), implementation='xla')
     after_first = np.asarray(two.apply(variables, image, train=False, method=two.features)['stage1'])[0]
     only_first = np.array([np.allclose(each, after_first, rtol=1e-4, atol=1e-4) for each in stage1])
-    assert 0.25 < only_first.mean() < 0.75  # the second block is dropped at 0.49, the third nearly always
+    assert 0.25 < only_first.mean() < 0.75  # the second block is dropped with probability 0.49, the third almost always
     block = PreActBasicBlock(4, compute=Compute(implementation='xla'))
     second = {key: variables[key]['stage1_block2'] for key in ('params', 'batch_stats')}
     branch = np.asarray(block.apply(second, after_first[None], train=False))[0] - after_first
@@ -297,7 +297,7 @@ def test_the_last_block_of_three_is_dropped_at_its_own_rate(scan_blocks, rng, va
 
 
 def test_dropout_of_the_head(rng, variables_of):
-    """Pooled features are zero or doubled at rate 1/2, in training alone."""
+    """At rate 1/2, pooled features are zero or doubled, only in training."""
     spec = make_spec('basic', **SMALL, dropout_rate=0.5)
     model = ResNet(spec, implementation='xla', statistics='frozen')
     images = np.repeat(rng.normal(size=(1, 8, 8, 3)).astype(np.float32), 200, 0)
@@ -313,8 +313,8 @@ def test_dropout_of_the_head(rng, variables_of):
         run(variables, images)
 
 
-def test_frozen_parts_compute_in_training_what_they_compute_in_evaluation(rng, variables_of):
-    """Their running statistics stay, nothing of them is dropped, and the rest trains as ever."""
+def test_frozen_parts_compute_the_same_in_training_and_evaluation(rng, variables_of):
+    """They keep their running statistics and drop nothing; the other parts are not affected."""
     spec = make_spec('basic', **SMALL, drop_path_rate=0.9)
     model = ResNet(spec, implementation='xla', frozen='stem|stage1|stage2_block1')
     images = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
@@ -335,8 +335,8 @@ def test_frozen_parts_compute_in_training_what_they_compute_in_evaluation(rng, v
     )
 
 
-def test_channels_are_those_of_the_blocks():
-    """Three numbers a block, in the network's order; shortcuts and the head follow."""
+def test_channels_of_a_pruned_network():
+    """Three numbers per block, in the order of the network; the shortcuts match."""
     spec = make_spec('bottleneck', **SMALL, channels=((3, 4, 10), (5, 6, 20), (7, 8, 20)))
     _, variables = shapes_of(ResNet(spec), (8, 8, 3))
     params = variables['params']
@@ -348,17 +348,17 @@ def test_channels_are_those_of_the_blocks():
     assert params['stage2_block1']['shortcut']['conv']['kernel'].shape == (1, 1, 10, 20)
 
 
-def test_an_image_too_small_for_averages_is_refused():
-    """Averages over two pixels leave nothing of one, where the shortcut has one: the sum would be broadcast."""
+def test_images_too_small_for_averages_raise():
+    """The average over two pixels would drop the last pixel of an odd size, and the sum would be broadcast."""
     spec = make_spec('basic', (1, 1), (8, 8), (1, 2), 'cifar', 8, antialias='average')
-    with pytest.raises(InputError, match="antialias='average': a map of 5x5 pixels does not divide by the stride 2"):
+    with pytest.raises(InputError, match=r"antialias='average': height and width must be multiples of 2 .*, found 5x5"):
         shapes_of(ResNet(spec), (5, 5, 3))
-    with pytest.raises(InputError, match="antialias='average': a map of 1x1 pixels has no window of 2x2"):
+    with pytest.raises(InputError, match=r"antialias='average': height and width must be at least 2 .*, found 1x1"):
         shapes_of(ResNet(with_changes(spec, stem='imagenet')), (1, 1, 3))
 
 
 @pytest.mark.parametrize('options', [{'antialias': 'blur'}, {'norm': 'evo'}, {'stem_pool': 'max_ceil_mode'}], ids=str)
-def test_an_image_of_one_pixel_is_enough_for_the_others(options, variables_of):
+def test_other_networks_accept_images_of_one_pixel(options, variables_of):
     kind = 'preact_basic' if 'norm' in options else 'basic'
     model = ResNet(make_spec(kind, (1, 1), (32, 32), (1, 2), stem_width=32, **options), implementation='xla')
     variables = variables_of(model, (2, 1, 1, 3), train=False)
@@ -369,15 +369,18 @@ def test_an_image_of_one_pixel_is_enough_for_the_others(options, variables_of):
 @pytest.mark.parametrize(
     ('images', 'message'),
     [
-        (np.zeros((17, 18, 3), np.float32), 'images must be [N, H, W, C], found [17, 18, 3]: images[None] makes'),
-        (np.zeros((2, 17), np.float32), 'images must be [N, H, W, C], found [2, 17]'),
+        (
+            np.zeros((17, 18, 3), np.float32),
+            'images must have shape [N, H, W, C], found [17, 18, 3]; images[None] adds',
+        ),
+        (np.zeros((2, 17), np.float32), 'images must have shape [N, H, W, C], found [2, 17]'),
         (np.zeros((2, 17, 18, 3), np.uint8), 'images must be floats, normalized as in training, found uint8'),
         (np.zeros((2, 17, 18, 1), np.float32), 'images must have 3 channels, found 1 in [2, 17, 18, 1]'),
-        (np.zeros((2, 3, 17, 18), np.float32), 'found 18 in [2, 3, 17, 18]: jnp.moveaxis(images, 1, -1) turns'),
+        (np.zeros((2, 3, 17, 18), np.float32), 'found 18 in [2, 3, 17, 18]; jnp.moveaxis(images, 1, -1) converts'),
     ],
 )
 @pytest.mark.parametrize('stem', ['cifar', 'deep'])
-def test_images_of_another_kind_are_explained(images, message, stem):
+def test_invalid_images_raise(images, message, stem):
     model = ResNet(with_changes(SPECS['basic'], stem=stem))
     variables = jax.eval_shape(lambda key: init_variables(model, key, (17, 18, 3)), jax.random.key(0))
     with pytest.raises(InputError) as error:

@@ -1,4 +1,4 @@
-"""Networks whose blocks are computed in a loop, and what goes from one form of their variables to the other."""
+"""Networks with scanned blocks, and the conversion between the forms of their variables."""
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,13 @@ UNROLLED, SCANNED = ResNet(DEEP), ResNet(DEEP, scan_blocks=True)
 
 @pytest.fixture
 def variables(rng):
-    """In the stored form, away from 0 and 1."""
+    """Variables in the stored form, not 0 or 1."""
     fresh = init_variables(UNROLLED, jax.random.key(0), (8, 8, 3))
     return jax.tree.map(lambda x: np.float32(x + 0.3 * rng.uniform(0.2, 1, x.shape)), fresh)
 
 
-def test_scanned_blocks_are_the_same_network(variables, rng):
-    """Logits, gradients and running statistics, with variables taken from one form to the other and back."""
+def test_scanned_blocks_compute_the_same(variables, rng):
+    """Logits, gradients and running statistics, with variables converted to the stacked form and back."""
     images = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
 
     def run(model, variables):
@@ -53,8 +53,8 @@ def test_scanned_blocks_are_the_same_network(variables, rng):
     )
 
 
-def test_either_form_goes_to_the_other(variables):
-    """To the bit; what has the form already is left alone, and arrays on the host stay there."""
+def test_conversion_between_the_forms(variables):
+    """Bit for bit; variables that already have the form are not changed, and arrays on the host stay there."""
     stacked = as_computed(SCANNED, variables)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(stacked))
     for model, form in ((SCANNED, stacked), (UNROLLED, variables), (object(), variables)):
@@ -73,8 +73,8 @@ def test_a_whole_train_state_is_converted(variables):
     assert jax.tree.structure(as_stored(stacked)) == jax.tree.structure(state)
 
 
-def test_shapes_are_those_of_the_stored_form(variables):
-    """However the network is computed."""
+def test_variable_shapes_has_the_stored_form(variables):
+    """For any way to compute the network."""
     for model in (UNROLLED, SCANNED, ResNet(DEEP, frozen='stem')):
         shapes = variable_shapes(model)
         assert jax.tree.map(lambda leaf: leaf.shape, shapes) == jax.tree.map(jnp.shape, variables)
@@ -93,7 +93,7 @@ STACKED = np.arange(6.0).reshape(3, 2)
         ('head/stage1_blocks_of_another/kernel', None),
     ],
 )
-def test_paths_of_both_forms(path, stored):
+def test_paths_in_both_forms(path, stored):
     assert is_stacked(path) == (stored is not None)
     assert block_paths(path, STACKED) == (stored or [path])
     assert block_shape(path, STACKED) == ((2,) if stored else (3, 2))
@@ -102,7 +102,7 @@ def test_paths_of_both_forms(path, stored):
     np.testing.assert_array_equal(np.stack(list(parts.values())) if stored else parts[path], STACKED)
 
 
-def test_paths_are_those_that_the_tree_has_in_both_forms(variables):
+def test_split_blocks_has_the_paths_of_the_stored_form(variables):
     def leaves(tree):
         flat = jax.tree_util.tree_flatten_with_path(tree)[0]
         return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in flat}
@@ -116,8 +116,8 @@ def test_paths_are_those_that_the_tree_has_in_both_forms(variables):
 
 
 @pytest.mark.parametrize('number', [1, 2])
-def test_a_function_of_one_block_is_applied_to_each(number):
-    """``x / |x| + y``: a norm over all of a stacked array would be another."""
+def test_map_blocks_applies_a_function_per_block(number):
+    """``x / |x| + y``: the norm of a whole stacked array would be different."""
 
     def function(*leaves):
         return leaves[0] / jnp.linalg.norm(leaves[0]) + sum(leaves[1:])
@@ -130,11 +130,11 @@ def test_a_function_of_one_block_is_applied_to_each(number):
     assert not np.allclose(single, expected)
 
 
-def test_scanned_blocks_must_be_alike():
+def test_pruned_or_frozen_blocks_cannot_be_scanned():
     channels = ((4, 4, 16),) * 3
     for model in (
         ResNet(DEEP, scan_blocks=True, frozen='stem'),
         ResNet(make_spec('bottleneck', (3,), (4,), (1,), 'cifar', 4, channels=channels), scan_blocks=True),
     ):
-        with pytest.raises(InputError, match='scan_blocks=True: pruned or frozen blocks are not alike'):
+        with pytest.raises(InputError, match='scan_blocks=True is not supported with pruned or frozen blocks'):
             jax.eval_shape(lambda model=model: init_variables(model, jax.random.key(0), (8, 8, 3)))

@@ -1,4 +1,4 @@
-"""Specifications: what they refuse, what they give the blocks, and what becomes of them in JSON."""
+"""Specifications: invalid values, the options of blocks, conversion to JSON."""
 
 import json
 
@@ -37,13 +37,13 @@ SMALL = {
     ],
 )
 def test_strides_become_dilations(strides, stem, output_stride, expected):
-    """The first convolution behind a lost stride still sees neighbours at the old distance."""
+    """The first convolution of a stage whose stride became dilation still has the previous dilation."""
     spec = make_spec('basic', (2,) * 4, strides=strides, stem=stem, output_stride=output_stride)
     assert spec.strides_and_dilations() == expected
 
 
 def test_drop_block_is_in_the_last_two_of_four_stages():
-    """As in timm: squares of 5 at a quarter of the rate, then of 3."""
+    """As in timm: 5x5 squares at a quarter of the rate, then 3x3 squares."""
     spec = make_spec('basic', (1,) * 4, drop_block_rate=0.1)
     assert [spec.block_options(stage)['drop_block'] for stage in (1, 2, 3, 4)] == [
         None,
@@ -62,12 +62,15 @@ def test_drop_block_is_in_the_last_two_of_four_stages():
         ({'antialias': 'sinc'}, "unknown antialias 'sinc'; known: none, blur, average"),
         ({'norm': 'layer'}, "unknown norm 'layer'; known: batch, group, evo, filter_response"),
         ({'block': ('basic', 'fancy')}, "unknown block 'fancy'; known: plain, basic, "),
-        ({'block': ('basic',)}, r"block=\('basic',\) must be one block, or 2, one a stage"),
-        ({'block': ('basic', 'preact_basic')}, 'blocks with pre-activation do not go with blocks without'),
+        ({'block': ('basic',)}, r"block=\('basic',\) must be one block, or a sequence of 2, one per stage"),
+        ({'block': ('basic', 'preact_basic')}, 'blocks with and without pre-activation cannot be combined'),
         ({'drop_path_rate': 1.0}, r'drop_path_rate=1.0 must be at least 0 and less than 1'),
         ({'drop_block_rate': -0.1}, r'drop_block_rate=-0.1 must be at least 0'),
         ({'dropout_rate': float('nan')}, r'dropout_rate=nan must be at least 0'),
-        ({'block': 'plain', 'drop_path_rate': 0.1}, "drop_path_rate=0.1: block 'plain' has no shortcut"),
+        (
+            {'block': 'plain', 'drop_path_rate': 0.1},
+            "drop_path_rate=0.1 is not supported by block 'plain', which has no",
+        ),
         ({'block': 'plain', 'drop_block_rate': 0.1}, "drop_block_rate=0.1: block 'plain' has no such option"),
         ({'block': 'preact_basic', 'attention': 'se'}, "attention='se': block 'preact_basic' has no such option"),
         ({'block': 'legacy_se_basic', 'zero_init_last': True}, 'zero_init_last=True: block .* has no such option'),
@@ -76,14 +79,14 @@ def test_drop_block_is_in_the_last_two_of_four_stages():
         ({'stem_pool': 'conv'}, "stem_pool='conv': stem 'cifar' has no pool"),
         (
             {'stem': 'imagenet', 'stem_pool': 'max_zero_padded', 'antialias': 'blur'},
-            "stem_pool='max_zero_padded' has no anti-aliasing",
+            "antialias='blur' is not supported with stem_pool='max_zero_padded'; use 'max' or 'conv'",
         ),
-        ({'block': 'bottleneck', 'channels': ((1, 1, 4),)}, 'channels: 1 entries for 3 blocks'),
-        ({'block': 'bottleneck', 'channels': ((1, 4),) * 3}, r'channels: \(1, 4\) must be three positive numbers'),
+        ({'block': 'bottleneck', 'channels': ((1, 1, 4),)}, r'channels must have 3 entries \(one per block\), found 1'),
+        ({'block': 'bottleneck', 'channels': ((1, 4),) * 3}, r'channels: \(1, 4\) must be 3 positive integers'),
         ({'channels': ((1, 1, 4),) * 3}, "block 'basic' has no such option"),
         ({'radix': 2}, "radix=2: block 'basic' has no such option"),
         ({'block': ('basic', 'legacy_se_basic'), 'radix': 2}, "block 'basic', 'legacy_se_basic' has no such option"),
-        ({'block': 'split_attention', 'radix': 2.5}, 'radix=2.5 must be a whole number'),
+        ({'block': 'split_attention', 'radix': 2.5}, 'radix=2.5 must be an integer'),
         ({'block': 'split_attention', 'pool_first': 1}, 'pool_first=1 must be True or False'),
         ({'se_ratio': '1/4'}, "se_ratio='1/4' must be a number"),
         ({'block': int}, r"block=<class 'int'> must be a subclass of Block, or one of: plain, basic, "),
@@ -91,14 +94,14 @@ def test_drop_block_is_in_the_last_two_of_four_stages():
         ({'block': BasicBlock(8)}, 'must be a subclass of Block, or one of: plain, basic, '),
     ],
 )
-def test_a_specification_refuses_what_it_cannot_build(fields, message):
+def test_invalid_specifications_raise(fields, message):
     with pytest.raises(InputError, match=message) as raised:
         make_spec(**{'block': 'basic'} | SMALL | fields)
     assert '\n' not in str(raised.value)
 
 
-def test_specifications_survive_json_with_options_and_channels():
-    """JSON makes lists of tuples; equality and the hash must come back."""
+def test_specifications_with_options_and_channels_can_be_restored_from_json():
+    """JSON converts tuples to lists; the restored specification must be equal and have the same hash."""
     spec = make_spec(
         ('bottleneck', 'basic'),
         **SMALL,
@@ -121,9 +124,9 @@ def test_specifications_survive_json_with_options_and_channels():
     [
         (lambda: StemSpec(width=0), 'stem_width=0 must be at least 1'),
         (lambda: StageSpec('basic', 0, 8), 'size=0 must be at least 1'),
-        (lambda: StageSpec('basic', 1, 8, True), 'stride=True must be a whole number'),
-        (lambda: HeadSpec('10'), "num_classes='10' must be a whole number"),
-        (lambda: ResNetSpec(()), r'stages=\(\) must be at least one stage'),
+        (lambda: StageSpec('basic', 1, 8, True), 'stride=True must be an integer'),
+        (lambda: HeadSpec('10'), "num_classes='10' must be an integer"),
+        (lambda: ResNetSpec(()), r'stages=\(\) must have at least one stage'),
         (
             lambda: ResNetSpec(STAGES, blocks=BlockSpec(options={'stride': 2})),
             "stride=2: block 'basic' has no such option",
@@ -134,7 +137,7 @@ def test_specifications_survive_json_with_options_and_channels():
         ),
     ],
 )
-def test_groups_refuse_what_they_cannot_hold(make, message):
+def test_invalid_groups_raise(make, message):
     with pytest.raises(InputError, match=message):
         make()
 
@@ -142,8 +145,8 @@ def test_groups_refuse_what_they_cannot_hold(make, message):
 STAGES = (StageSpec('basic', 1, 8),)
 
 
-class Mine(ResidualBlock):
-    """A block from outside, with a field of its own."""
+class Custom(ResidualBlock):
+    """A custom block with a further field."""
 
     gain: float = 0.5
 
@@ -152,47 +155,47 @@ class Other(ResidualBlock):
     gain: float = 0.5
 
 
-MINE = f'{__name__}:Mine'
+CUSTOM = f'{__name__}:Custom'
 
 
-def test_a_class_that_has_a_name_is_that_name():
+def test_the_class_of_a_known_block_equals_its_name():
     assert StageSpec(BasicBlock, 1, 8) == StageSpec('basic', 1, 8)
 
 
-def test_a_block_from_outside_is_recorded_by_its_qualified_name_and_given_again():
-    spec = make_spec(('basic', Mine), **SMALL, gain=0.25)
+def test_a_custom_block_is_recorded_by_its_qualified_name():
+    spec = make_spec(('basic', Custom), **SMALL, gain=0.25)
     record = json.loads(json.dumps(spec.to_json()))
-    assert [stage['block'] for stage in record['stages']] == ['basic', MINE]
+    assert [stage['block'] for stage in record['stages']] == ['basic', CUSTOM]
     assert record['blocks']['options'] == {'gain': 0.25}
-    assert ResNetSpec.from_json(record, block=Mine) == spec
-    assert ResNetSpec.from_json(record, block=('basic', Mine)) == spec
-    assert hash(ResNetSpec.from_json(record, block=[Mine])) == hash(spec)
+    assert ResNetSpec.from_json(record, block=Custom) == spec
+    assert ResNetSpec.from_json(record, block=('basic', Custom)) == spec
+    assert hash(ResNetSpec.from_json(record, block=[Custom])) == hash(spec)
 
 
-@pytest.mark.parametrize('given', [None, Other, (Mine, Other), 'bottleneck'], ids=str)
-def test_a_missing_or_another_block_is_refused(given):
-    """In one line that names what was recorded and what is given."""
-    record = make_spec(Mine, **SMALL).to_json()
+@pytest.mark.parametrize('given', [None, Other, (Custom, Other), 'bottleneck'], ids=str)
+def test_a_missing_or_different_custom_block_raises(given):
+    """The one-line error names the recorded block and the one passed."""
+    record = make_spec(Custom, **SMALL).to_json()
     with pytest.raises(InputError) as raised:
         ResNetSpec.from_json(record, block=given)
     message = str(raised.value)
-    assert f'block: {MINE} was recorded' in message
+    assert f'block: the record has {CUSTOM}, found' in message
     assert '\n' not in message
-    found = {None: 'none given', Other: f'{__name__}:Other given', 'bottleneck': 'bottleneck given'}
-    assert found.get(given, f'{MINE}, {__name__}:Other given') in message
+    found = {None: 'found none;', Other: f'found {__name__}:Other;', 'bottleneck': 'found bottleneck;'}
+    assert found.get(given, f'found {CUSTOM}, {__name__}:Other;') in message
 
 
-def test_a_block_that_was_not_recorded_is_refused():
+def test_a_block_that_was_not_recorded_raises():
     record = make_spec('basic', **SMALL).to_json()
     assert ResNetSpec.from_json(record, block=BasicBlock) == ResNetSpec.from_json(record)
-    with pytest.raises(InputError, match=f'block: basic was recorded, and {MINE} given'):
-        ResNetSpec.from_json(record, block=Mine)
+    with pytest.raises(InputError, match=f'block: the record has basic, found {CUSTOM}'):
+        ResNetSpec.from_json(record, block=Custom)
 
 
 @pytest.mark.parametrize(
     'record',
     [
-        {'block': 'basic', 'stage_sizes': [1, 1], 'num_classes': 10},  # before there were groups
+        {'block': 'basic', 'stage_sizes': [1, 1], 'num_classes': 10},  # the format before groups were introduced
         make_spec('basic', **SMALL).to_json() | {'depth': 3},
         make_spec('basic', **SMALL).to_json() | {'stem': {'kind': 'cifar', 'depth': 3}},
         make_spec('basic', **SMALL).to_json() | {'head': None},
@@ -201,16 +204,16 @@ def test_a_block_that_was_not_recorded_is_refused():
     ],
     ids=str,
 )
-def test_a_record_of_another_form_is_refused(record):
-    with pytest.raises(InputError, match='not a specification of this version: ') as raised:
+def test_a_record_in_another_format_raises(record):
+    with pytest.raises(InputError, match='the record is not a specification of this version: ') as raised:
         ResNetSpec.from_json(record)
     assert '\n' not in str(raised.value)
 
 
-def test_an_option_that_cannot_be_recorded_is_named():
-    with pytest.raises(InputError, match=r'options=.*cannot be recorded: .*complex'):
-        make_spec(Anything, **SMALL, thing=1j).to_json()
+def test_an_option_that_json_does_not_support_raises():
+    with pytest.raises(InputError, match=r'options=.*cannot be saved as JSON: .*complex'):
+        make_spec(AnyOption, **SMALL, thing=1j).to_json()
 
 
-class Anything(ResidualBlock):
+class AnyOption(ResidualBlock):
     thing: object = None

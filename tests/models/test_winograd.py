@@ -1,4 +1,4 @@
-"""Winograd's convolution against the NumPy reference."""
+"""Winograd convolution against the NumPy reference."""
 
 import jax
 import numpy as np

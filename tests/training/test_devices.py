@@ -1,4 +1,4 @@
-"""Training on one device, eight devices and two processes gives the same result."""
+"""Training on one device, on eight, and in two processes gives the same results."""
 
 import json
 import os
@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import InputError, load_variables
-from resnet_jax import devices as sharding
+from resnet_jax import InputError, devices, load_variables
 from resnet_jax.devices import data_mesh, in_main_process, join_processes, split_evenly
 from tests.training.ports import free_address
 
@@ -66,17 +65,17 @@ def test_two_processes_agree_with_one(root, one, tmp_path):
     assert not list((tmp_path / 'run').rglob('*.partial*'))
 
 
-def test_job_arguments_are_checked():
-    with pytest.raises(InputError, match=r'coordinator_address=here:1, num_processes=None and process_index=None are'):
+def test_arguments_of_a_job_must_be_set_together():
+    with pytest.raises(InputError, match=r'coordinator_address=here:1, num_processes=None and process_index=None must'):
         join_processes('here:1')
     with pytest.raises(InputError, match='process_index=2 must be from 0 to 1'):
         join_processes('here:1', 2, 2)
-    join_processes()  # no job: does nothing
+    join_processes()  # does nothing without a job
     assert jax.process_count() == 1
 
 
-def test_jobs_are_detected_from_the_environment(monkeypatch):
-    assert not sharding._in_a_job()
+def test_a_job_is_detected_from_the_environment(monkeypatch):
+    assert not devices._in_a_job()
     for name, value in (
         ('SLURM_STEP_NUM_TASKS', '4'),
         ('OMPI_COMM_WORLD_SIZE', '2'),
@@ -85,12 +84,12 @@ def test_jobs_are_detected_from_the_environment(monkeypatch):
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            assert sharding._in_a_job(), name
-    monkeypatch.setattr(sharding, '_tpu_vm_workers', lambda: 'unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2')
-    assert sharding._in_a_job()
+            assert devices._in_a_job(), name
+    monkeypatch.setattr(devices, '_tpu_vm_workers', lambda: 'unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2')
+    assert devices._in_a_job()
 
 
-def test_errors_of_process_0_are_raised():
+def test_errors_in_process_0_are_raised():
     def fail():
         raise InputError('no')
 

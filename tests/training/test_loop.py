@@ -176,10 +176,10 @@ def test_invalid_values_write_nothing(shades, tmp_path):
     workdir = tmp_path / 'run'
     with pytest.raises(InputError, match='batch_size=38 must be between 1 and 37'):
         train_and_evaluate(SPEC, CONFIG.replace(batch_size=38), workdir, dataset=shades)
-    with pytest.raises(InputError, match='batch_size=7 must be divisible by the 2 devices'):
+    with pytest.raises(InputError, match=r'batch_size=7 must be a multiple of 2 \(the number of devices\)'):
         train_and_evaluate(SPEC, CONFIG.replace(batch_size=7), workdir, dataset=shades)
     identity = with_changes(SPEC, shortcut='identity')
-    with pytest.raises(InputError, match='an identity shortcut cannot take 8 channels to 16'):
+    with pytest.raises(InputError, match='an identity shortcut cannot map 8 channels to 16'):
         train_and_evaluate(identity, CONFIG, workdir, dataset=shades)
     for path, message in (
         (tmp_path, 'is not the folder of a run'),
@@ -205,7 +205,7 @@ def test_invalid_values_write_nothing(shades, tmp_path):
 
 def test_batch_size_is_checked_before_loading_the_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, 'load_dataset', lambda *_, **__: pytest.fail('loaded'))
-    with pytest.raises(InputError, match='batch_size=7 must be divisible by the 2 devices'):
+    with pytest.raises(InputError, match=r'batch_size=7 must be a multiple of 2 \(the number of devices\)'):
         train_and_evaluate(SPEC, CONFIG.replace(batch_size=7), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 

@@ -36,7 +36,7 @@ def test_a_run_by_its_folder_or_one_of_its_checkpoints(trained):
         assert_equal(loaded.variables, saved[step])  # keeps the run's single channel
     assert_equal(load_variables(folder, 'best'), saved[4])
     assert from_pretrained(folder, drop_path_rate=0.5).model.spec == with_changes(SPEC, drop_path_rate=0.5)
-    with pytest.raises(InputError, match="unknown setting 'depth' of an architecture"):
+    with pytest.raises(InputError, match="unknown architecture setting 'depth'"):
         from_pretrained(folder, depth=3)
     with pytest.warns(UserWarning, match='the first kernel is adapted from 1 to 3 channels'):
         kernel = from_pretrained(folder, in_channels=3).variables['params']['stem']['conv']['kernel']
