@@ -244,7 +244,7 @@ def sharding_spec(x: jax.Array) -> tuple[Any, ...]:
     return (*spec, *[None] * (x.ndim - len(spec)))
 
 
-def with_auto_axes(function: Callable[..., Any], *operands: jax.Array, out_spec: Any) -> Any:
+def with_auto_axes(function: Callable[..., Any], *operands: jax.Array | None, out_spec: Any) -> Any:
     """Computes ``function(*operands)`` with explicit mesh axes treated as automatic.
 
     With explicit axes, JAX rejects operations whose result could be sharded in several ways. Inside the function, the
@@ -255,7 +255,7 @@ def with_auto_axes(function: Callable[..., Any], *operands: jax.Array, out_spec:
       *operands: arrays.
       out_spec: sharding of the result, as returned by ``sharding_spec``; a list if the function returns a tuple.
     """
-    meshes = [mesh for x in operands if (mesh := jax.typeof(x).sharding.mesh).axis_names]
+    meshes = [mesh for x in operands if x is not None and (mesh := jax.typeof(x).sharding.mesh).axis_names]
     types = zip(meshes[0].axis_names, meshes[0].axis_types, strict=True) if meshes else ()
     explicit = tuple(name for name, kind in types if kind == AxisType.Explicit)
     if not explicit:

@@ -92,10 +92,8 @@ def _convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, gr
         tpu=with_options(conv_tpu.forward),
         default=with_options(plain),
     )
-    examples, channels = sharding_spec(x)[0], sharding_spec(kernel)[3]
-    return with_auto_axes(
-        choose, x, kernel, out_spec=(examples, None, None, None if channels == examples else channels)
-    )
+    # Only the examples stay split, whatever the kernel is: what follows has parameters for all channels.
+    return with_auto_axes(choose, x, kernel, out_spec=(sharding_spec(x)[0], None, None, None))
 
 
 def _forward(

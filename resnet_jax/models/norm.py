@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resnet_jax.devices import match_varying_axes
+from resnet_jax.devices import match_varying_axes, sharding_spec, with_auto_axes
 from resnet_jax.errors import InputError
 from resnet_jax.models.compute import explaining_forward_mode, is_constant
 
@@ -61,7 +61,7 @@ def _batch_norm(
     shortcut: jax.Array | None,
     epsilon: float,
     relu: bool,
-    axis_name: AxisName,
+    axis_name: AxisName = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes with the batch statistics, then adds the shortcut, then applies the ReLU.
 
@@ -88,8 +88,22 @@ def _batch_norm(
     return (nn.relu(y) if relu else y).astype(x.dtype), mean, var
 
 
-# Hand-written gradient: two passes over the feature map; automatic differentiation makes about six.
-_batch_norm_vjp = jax.custom_vjp(_batch_norm, nondiff_argnums=(5, 6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _batch_norm_vjp(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    shortcut: jax.Array | None,
+    epsilon: float,
+    relu: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``_batch_norm`` with a hand-written gradient: two passes over the map; automatic differentiation makes about six.
+
+    It has no ``axis_name``: a hand-written gradient cannot communicate where JAX differentiates a ``jax.vmap`` that
+    names its axis, because the axis is unknown outside of it.
+    """
+    return _batch_norm(x, scale, bias, shift, shortcut, epsilon, relu)
 
 
 def _batch_norm_forward(x: jax.Array, scale: jax.Array, *rest: Any) -> tuple[Any, Any]:
@@ -99,15 +113,13 @@ def _batch_norm_forward(x: jax.Array, scale: jax.Array, *rest: Any) -> tuple[Any
     return (y, mean, var), (x, y, mean, var, scale, shortcut is not None)
 
 
-def _batch_norm_backward(
-    epsilon: float, relu: bool, axis_name: AxisName, saved: Any, cotangents: Any
-) -> tuple[Any, ...]:
+def _batch_norm_backward(epsilon: float, relu: bool, saved: Any, cotangents: Any) -> tuple[Any, ...]:
     """Computes the gradient (Ioffe and Szegedy 2015, section 3), with xhat = (x - mean) / std and sums over N, H and W:
 
     dbias = sum dz,  dscale = sum dz xhat,  dx = scale / std (dz - dbias / n - xhat dscale / n)
 
     The ReLU's mask is computed from its output, which the next convolution stores anyway. The statistics have no
-    gradient. With ``axis_name``, dx uses sums over all devices, while dbias and dscale are sums over one device.
+    gradient.
     """
     x, y, mean, var, scale, has_shortcut = saved
     dy = cotangents[0].astype(jnp.float32)
@@ -117,10 +129,8 @@ def _batch_norm_backward(
     dbias = dz.sum((0, 1, 2))
     dscale = (dz * centered).sum((0, 1, 2)) * inverse_std
     count = x.size // x.shape[-1]
-    slope, offset, drift = scale * inverse_std, dscale * inverse_std / count, dbias / count
-    if axis_name is not None:
-        offset, drift = lax.pmean((offset, drift), axis_name)
-    dx = _expand(slope) * (dz - _expand(drift) - centered * _expand(offset))
+    slope, offset = scale * inverse_std, dscale * inverse_std / count
+    dx = _expand(slope) * (dz - _expand(dbias / count) - centered * _expand(offset))
     return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(dbias), dz.astype(y.dtype) if has_shortcut else None
 
 
@@ -159,9 +169,13 @@ def _ghost_batch_norm(
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(-1, size, *x.shape[1:])
 
-    axes = (0, None, None, None, None if shortcut is None else 0)
-    y, mean, var = jax.vmap(normalize, axes)(split(x), *vectors, None if shortcut is None else split(shortcut))
-    return y.reshape(x.shape), mean.mean(0), var.mean(0)
+    def compute(x: jax.Array, shortcut: jax.Array | None, *vectors: jax.Array) -> tuple[jax.Array, ...]:
+        axes = (0, None, None, None, None if shortcut is None else 0)
+        y, mean, var = jax.vmap(normalize, axes)(split(x), *vectors, None if shortcut is None else split(shortcut))
+        return y.reshape(x.shape), mean.mean(0), var.mean(0)
+
+    # A ghost batch may be split over several devices.
+    return with_auto_axes(compute, x, shortcut, *vectors, out_spec=[sharding_spec(x), (None,), (None,)])
 
 
 class BatchNorm(nn.Module):
@@ -247,10 +261,11 @@ class BatchNorm(nn.Module):
             return (nn.relu(y) if self.relu else y).astype(self.dtype)
         axis_name = None if self.is_initializing() else self.axis_name  # not bound during initialization
         ghost = self.statistics if isinstance(self.statistics, int) else None
-        function = _batch_norm if self.implementation == 'xla' else _batch_norm_vjp
-        normalize = functools.partial(
-            function, epsilon=self.epsilon, relu=self.relu, axis_name=axis_name if ghost is None else None
-        )
+        # Ghost batches stay within a device.
+        function: Callable[..., Any] = functools.partial(_batch_norm, axis_name=axis_name if ghost is None else None)
+        if self.implementation == 'auto' and (axis_name is None or ghost is not None):
+            function = _batch_norm_vjp
+        normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
         x, shortcut, *vectors = match_varying_axes(x, shortcut, scale, bias, lax.stop_gradient(running_mean.value))
         with explaining_forward_mode():
             if ghost is None:

@@ -91,7 +91,10 @@ class ResNet(nn.Module):
         outputs['pooled'] = global_avg_pool(x)
         if features_only:
             return outputs
-        x = nn.Dropout(spec.head.dropout_rate)(outputs['pooled'], deterministic=not train)
+        x = outputs['pooled']
+        if train and spec.head.dropout_rate:
+            # A factor, because nn.Dropout selects from arrays that must be split alike under explicit mesh axes.
+            x = x * nn.Dropout(spec.head.dropout_rate, deterministic=False)(jnp.ones(x.shape, x.dtype))
         return new_head(spec.head.num_classes, name='head')(x)
 
     def _stage(self, x: jax.Array, number: int, compute: Compute, mode: Mode) -> jax.Array:

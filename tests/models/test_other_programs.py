@@ -105,13 +105,19 @@ def test_mesh_with_explicit_axes(case, name):
     assert_same(found, expected)
 
 
-def test_mesh_with_two_explicit_axes_without_set_mesh(case):
-    """Only the arrays carry the mesh; its second axis could split channels."""
-    variables, images, expected = case(QUICK)
-    types = (AxisType.Explicit,) * 2
-    mesh = jax.make_mesh((NUM, 1), ('data', 'model'), axis_types=types)
-    operands = jax.device_put((variables, images), (NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))))
-    assert_same(jax.jit(everything(network(QUICK)))(*operands), expected)
+@pytest.mark.parametrize('statistics', ['global', BATCH])
+def test_two_explicit_axes_of_the_arrays_alone(case, statistics):
+    """Without ``jax.set_mesh``: kernels are split over one axis, images over the other; a ghost batch spans devices."""
+    variables, images, expected = case(QUICK, statistics=statistics)
+    mesh = jax.make_mesh((1, NUM), ('data', 'model'), axis_types=(AxisType.Explicit,) * 2)
+    if statistics == BATCH:
+        mesh = jax.make_mesh((NUM, 1), ('data', 'model'), axis_types=(AxisType.Explicit,) * 2)
+
+    def place(leaf):
+        return jax.device_put(leaf, NamedSharding(mesh, P(*[None] * 3, 'model') if leaf.ndim == 4 else P()))
+
+    operands = jax.tree.map(place, variables), jax.device_put(images, NamedSharding(mesh, P('data')))
+    assert_same(jax.jit(everything(network(QUICK, statistics=statistics)))(*operands), expected)
 
 
 def sharded(model, mesh):
@@ -186,6 +192,22 @@ def test_vmap_over_parameters(case, name):
     several = jax.tree.map(lambda leaf: jnp.stack([1.1 * leaf, leaf]), variables)
     found = jax.jit(jax.vmap(everything(network(name)), (0, None)))(several, images)
     assert_same(jax.tree.map(lambda leaf: leaf[1], found), expected)
+
+
+def test_gradient_of_a_vmap_that_names_its_axis(case):
+    """The parts of a batch along a mapped axis, whose statistics are shared; the gradient is taken outside."""
+    variables, images, expected = case(QUICK)
+    model = network(QUICK, axis_name='part')
+    parts = images.reshape(2, -1, *images.shape[1:])
+
+    def loss_fn(params):
+        def local(images):
+            return model.apply(variables | {'params': params}, images, train=True, update_stats=False)
+
+        return jnp.square(jax.vmap(local, axis_name='part')(parts)).mean()
+
+    loss, grads = jax.jit(jax.value_and_grad(loss_fn))(variables['params'])
+    assert_same({'loss': loss, 'grads': grads}, {key: expected[key] for key in ('loss', 'grads')})
 
 
 @each_network

@@ -357,3 +357,24 @@ class TestCustomLoss:
         views = {'image': batch['image'][:, None], 'label': batch['label']}
         with pytest.raises(InputError, match='1 views per image need a custom loss'):
             loss_fn(state.params, state.batch_stats, views, model=MODEL)
+
+
+@pytest.mark.parametrize('kind', ['Auto', 'Explicit'])
+def test_a_step_on_a_mesh_equals_one_device(batch, kind):
+    """With dropout, stochastic depth, an average, and the batch in parts; then an evaluation."""
+    model = ResNet(with_changes(SPEC, dropout_rate=0.3, drop_path_rate=0.2))
+    options = StepOptions(accumulation_steps=2, averaging=Averaging(0.9), log_norms=True)
+    variables = init_variables(model, jax.random.key(1), (6, 6, 3))
+    state = create_train_state(variables, OPTIMIZER, average=True)
+
+    @jax.jit
+    def compute(state, batch):
+        state, sums = train_step(state, batch, model=model, optimizer=OPTIMIZER, key=jax.random.key(2), options=options)
+        return state, sums, eval_step(state.variables, batch | {'mask': batch['label'] > 0}, model=model)
+
+    expected = compute(state, batch)
+    mesh = jax.make_mesh((2,), ('data',), axis_types=(getattr(jax.sharding.AxisType, kind),))
+    whole, split = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((), ('data',)))
+    found = compute(jax.device_put(state, whole), jax.device_put(batch, split))
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=1e-4, atol=1e-5)
