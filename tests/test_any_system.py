@@ -74,6 +74,7 @@ def bare(monkeypatch):
     monkeypatch.setattr(os, 'fsync', sync_as_windows)
     monkeypatch.setattr(storage, '_IS_WINDOWS', True)
     monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
+    monkeypatch.setattr(os, 'process_cpu_count', os.cpu_count, raising=False)  # Python 3.13's asks for the affinity
     monkeypatch.setattr(ctypes, 'CDLL', library_without_libc)
     monkeypatch.setattr(ctypes.util, 'find_library', lambda name: None)
     for name in ('resource', 'fcntl', 'pwd', 'grp', 'termios', 'array_record'):
@@ -99,7 +100,7 @@ def test_two_steps_on_digits(bare, monkeypatch, tmp_path):
     out, err = run(
         'resnet', '--epochs=1', '--batch_size=718', f'--workdir={tmp_path / "run"}', f'--data_dir={tmp_path / "data"}'
     )
-    assert out.splitlines()[-1].endswith(f'on 360 examples; see {tmp_path / "run"}')
+    assert out.splitlines()[-1].endswith(f'on 360 examples; results in {tmp_path / "run"}')
     assert err == ''
     assert json.loads((tmp_path / 'run' / 'result.json').read_text())['steps'] == 2
     assert (tmp_path / 'run' / 'checkpoints' / '2' / MANIFEST).is_file()

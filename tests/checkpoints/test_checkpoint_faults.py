@@ -134,7 +134,7 @@ DAMAGES = {
     'files of wrong type': (edit_and_sign(files=['state']), MANIFEST + 'wrong type of a field'),
     'no files': (edit_and_sign(files={}), MANIFEST + 'wrong type of a field'),
     'score of wrong type': (edit_and_sign(score='high'), MANIFEST + 'wrong type of a field'),
-    'zero byte in a name': (edit_and_sign(files={'a\0b': [1, 2]}), MANIFEST + 'embedded null byte'),
+    'zero byte in a name': (edit_and_sign(files={'a\0b': [1, 2]}), MANIFEST + 'embedded null'),
 }
 
 

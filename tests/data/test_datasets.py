@@ -360,7 +360,7 @@ class TestArrays:
             ({'train_labels': np.zeros(12, bool)}, 'train.npz: labels must be integers, found bool'),
             (
                 {'train_labels': np.zeros((12, 2), int), 'test_labels': np.zeros((6, 2), int)},
-                'task=multilabel takes columns of 0 and 1',
+                'columns of 0 and 1 need task=multilabel',
             ),
             ({'train_images': np.zeros((12, 60), np.uint8)}, '1 or 3 channels, found (12, 60)'),
             ({'train_images': np.zeros((12, 5, 4, 4), np.uint8)}, '1 or 3 channels, found (12, 5, 4, 4)'),
@@ -384,7 +384,7 @@ class TestArrays:
             ({'train_labels': np.arange(12) * 10**6}, 'labels must be from 0 to 9999, found 11000000'),
             (
                 {'train_labels': np.array([0, 1, 2, 255] * 3)},
-                'labels go up to 255, but none is 3; classes.txt can name them',
+                'labels go up to 255, but label 3 is missing; classes.txt can name the classes',
             ),
             ({'test_labels': np.arange(6)}, 'test.npz: labels must be from 0 to 2, found 5'),
         ],
@@ -430,16 +430,16 @@ class TestArrays:
     @pytest.mark.parametrize(
         ('task', 'labels', 'message'),
         [
-            ('binary', np.arange(12) % 3, 'train.npz: task=binary takes labels 0 and 1, found 2'),
-            ('binary', np.zeros((12, 1), int), 'train.npz: task=binary takes labels [N], found (12, 1)'),
+            ('binary', np.arange(12) % 3, 'train.npz: task=binary expects labels 0 and 1, found 2'),
+            ('binary', np.zeros((12, 1), int), 'train.npz: task=binary expects labels of shape [N], found (12, 1)'),
             ('binary', np.zeros(12), 'train.npz: labels must be integers or bool, found float64'),
-            ('multilabel', np.zeros(12, int), 'task=multilabel takes labels [N, K], found (12,)'),
-            ('multilabel', -np.ones((12, 2), int), 'task=multilabel takes labels 0 and 1, found -1'),
-            ('regression', np.full(12, np.nan), 'train.npz: task=regression takes finite float32 numbers, found nan'),
-            ('regression', np.zeros((12, 2, 2)), 'takes numbers [N] or [N, D], found float64 (12, 2, 2)'),
-            ('regression', np.array(['a'] * 12), 'takes numbers [N] or [N, D], found <U1 (12,)'),
-            ('regression', np.full(12, 1e300), 'train.npz: task=regression takes finite float32 numbers, found 1e+300'),
-            ('regression', np.zeros(12, complex), 'takes numbers [N] or [N, D], found complex128 (12,)'),
+            ('multilabel', np.zeros(12, int), 'task=multilabel expects labels of shape [N, K], found (12,)'),
+            ('multilabel', -np.ones((12, 2), int), 'task=multilabel expects labels 0 and 1, found -1'),
+            ('regression', np.full(12, np.nan), 'train.npz: task=regression expects finite float32 numbers, found nan'),
+            ('regression', np.zeros((12, 2, 2)), 'expects numbers [N] or [N, D], found float64 (12, 2, 2)'),
+            ('regression', np.array(['a'] * 12), 'expects numbers [N] or [N, D], found <U1 (12,)'),
+            ('regression', np.full(12, 1e300), 'train.npz: task=regression expects finite float32 numbers, found 1e+300'),
+            ('regression', np.zeros(12, complex), 'expects numbers [N] or [N, D], found complex128 (12,)'),
             (
                 'multilabel',
                 np.zeros((12, 0), int),

@@ -91,7 +91,7 @@ def test_a_run_is_ready_to_predict_without_its_optimizer(trained):
     assert_equal(predictor.variables, saved[4])
     assert (predictor.model.dtype, predictor.model.implementation) == (np.dtype('bfloat16'), 'xla')
     assert predictor(np.zeros((2, 6, 6, 1), np.uint8)).shape == (2, 3)
-    with pytest.raises(InputError, match='arch=resnet20: a run names its network itself'):
+    with pytest.raises(InputError, match='arch=resnet20: a run records its architecture'):
         load_predictor(folder, arch='resnet20')
 
 
