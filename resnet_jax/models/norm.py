@@ -137,6 +137,21 @@ def _batch_norm_backward(epsilon: float, relu: bool, saved: Any, cotangents: Any
 _batch_norm_vjp.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
+def _axis_size(axis_name: AxisName) -> int:
+    """Number of parts into which ``axis_name`` splits a batch; 1 without an axis.
+
+    Raises:
+      InputError: the axis is not bound.
+    """
+    try:
+        return 1 if axis_name is None else lax.psum(1, axis_name)
+    except NameError as error:
+        raise InputError(
+            f'axis_name={axis_name!r} is not bound; call the network inside jax.shard_map, jax.pmap or jax.vmap with'
+            ' this axis name'
+        ) from error
+
+
 def _unbiased(var: jax.Array, count: Any) -> jax.Array:
     """Converts a biased variance of n = ``count`` values by ``n / (n - 1)``; that of a single value stays 0."""
     if is_constant([count]):
@@ -260,6 +275,7 @@ class BatchNorm(nn.Module):
             y = y if shortcut is None else y + shortcut.astype(jnp.float32)
             return (nn.relu(y) if self.relu else y).astype(self.dtype)
         axis_name = None if self.is_initializing() else self.axis_name  # not bound during initialization
+        num_devices = _axis_size(axis_name)
         ghost = self.statistics if isinstance(self.statistics, int) else None
         # Ghost batches stay within a device.
         function: Callable[..., Any] = functools.partial(_batch_norm, axis_name=axis_name if ghost is None else None)
@@ -274,8 +290,8 @@ class BatchNorm(nn.Module):
                 y, mean, var = _ghost_batch_norm(x, vectors, shortcut, ghost, normalize)
         if update_stats is not False and not self.is_initializing():
             count = (x.shape[0] if ghost is None else ghost) * x.shape[1] * x.shape[2]
-            if axis_name is not None and ghost is None:
-                count *= lax.psum(1, axis_name)
+            if ghost is None:
+                count *= num_devices
             elif axis_name is not None:
                 mean, var = lax.pmean((mean, var), axis_name)
             mean, unbiased = lax.stop_gradient((mean, _unbiased(var, count)))

@@ -244,3 +244,11 @@ def test_per_example_norms_are_finite_for_a_single_pixel(kind):
 def test_groups_of_a_norm_must_divide_the_channels(kind):
     with pytest.raises(InputError, match=r'the channels must be a multiple of 32 .*, found 48'):
         kind(relu=True).init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)), train=False)
+
+
+def test_an_unbound_axis_name_raises():
+    layer, x = BatchNorm(axis_name='data'), jnp.ones((2, 3, 3, 4))
+    variables = layer.init(jax.random.key(0), x, train=True)  # without the axis
+    with pytest.raises(InputError, match=r"axis_name='data' is not bound; call the network inside jax.shard_map, jax"):
+        layer.apply(variables, x, train=True, mutable=['batch_stats'])
+    assert layer.apply(variables, x, train=False).shape == x.shape
