@@ -441,7 +441,7 @@ class TestArrays:
             (
                 'regression',
                 np.full(12, 1e300),
-                'train.npz: task=regression expects finite float32 numbers, found 1e+300',
+                'task=regression expects finite float32 numbers, found 1e+300',
             ),
             ('regression', np.zeros(12, complex), 'expects numbers [N] or [N, D], found complex128 (12,)'),
             (
