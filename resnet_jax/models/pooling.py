@@ -94,12 +94,15 @@ def avg_pool(x: jax.Array, stride: int = 2) -> jax.Array:
     (PyTorch: ``AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)``).
     """
 
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+
     def counts(length: int) -> jax.Array:
         """Number of pixels inside of the map, for each window along one axis."""
-        return jnp.minimum(2, length - stride * jnp.arange((length - 1) // stride + 1)).astype(jnp.float32)
+        return jnp.minimum(2, length - stride * jnp.arange((length - 1) // stride + 1)).astype(dtype)
 
     rows, columns = map(counts, x.shape[1:3])
-    total = functools.reduce(jnp.add, _windows(x.astype(jnp.float32), 2, stride, before=0, fill=0))
+    # A sum of shifted maps: jaxlib 0.10.2's window sum is wrong on a CPU for large maps one pixel high or wide.
+    total = functools.reduce(jnp.add, _windows(x.astype(dtype), 2, stride, before=0, fill=0))
     return (total / (rows[None, :, None, None] * columns[None, None, :, None])).astype(x.dtype)
 
 

@@ -141,3 +141,11 @@ def test_a_map_smaller_than_a_window_raises():
 @pytest.mark.parametrize('pool', [max_pool_zero_padded, max_pool_ceil_mode, avg_pool_in_place, blur])
 def test_pools_keep_bfloat16(pool):
     assert pool(jnp.zeros((1, 4, 4, 2), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('shape', [(3, 1, 4, 1024), (3, 4, 1, 1024), (32, 1, 1, 512)])
+def test_average_of_large_maps_one_pixel_high_or_wide(rng, shape):
+    """For which the CPU's window sum of jaxlib 0.10.2 is two or four times too large."""
+    x = rng.normal(size=shape)
+    expected, _ = reference.avg_pool(x)
+    np.testing.assert_allclose(avg_pool(jnp.asarray(x, jnp.float32)), expected, rtol=1e-5, atol=1e-6)
