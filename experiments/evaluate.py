@@ -1,4 +1,4 @@
-"""Evaluates a run or weights on any dataset: metrics, a picture, all predictions.
+"""Evaluates a run or weights on any dataset: metrics, a plot, all predictions.
 
 python -m experiments.evaluate --workdir=runs/resnet20-digits-seed0       # a run, on its own test set
 python -m experiments.evaluate --init_from=RUN --checkpoint=best --dataset=arrays:DIR --workdir=OUT

@@ -624,8 +624,8 @@ def test_stride_of_the_bottleneck():
         return y[0, :, :, 0]
 
     corners = np.array([[1, 3], [7, 9]])
-    neighbours = np.array([[1 + 2 + 4 + 5, 2 + 3 + 5 + 6], [4 + 5 + 7 + 8, 5 + 6 + 8 + 9]])
-    in_3x3 = corners + neighbours
+    neighbors = np.array([[1 + 2 + 4 + 5, 2 + 3 + 5 + 6], [4 + 5 + 7 + 8, 5 + 6 + 8 + 9]])
+    in_3x3 = corners + neighbors
     in_1x1 = corners + (1 + 3 + 7 + 9)
     np.testing.assert_allclose(run(ref.bottleneck_block), in_3x3, rtol=1e-12)
     np.testing.assert_allclose(run(ref.bottleneck_block, stride_in_1x1=True), in_1x1, rtol=1e-12)

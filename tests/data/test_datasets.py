@@ -438,7 +438,11 @@ class TestArrays:
             ('regression', np.full(12, np.nan), 'train.npz: task=regression expects finite float32 numbers, found nan'),
             ('regression', np.zeros((12, 2, 2)), 'expects numbers [N] or [N, D], found float64 (12, 2, 2)'),
             ('regression', np.array(['a'] * 12), 'expects numbers [N] or [N, D], found <U1 (12,)'),
-            ('regression', np.full(12, 1e300), 'train.npz: task=regression expects finite float32 numbers, found 1e+300'),
+            (
+                'regression',
+                np.full(12, 1e300),
+                'train.npz: task=regression expects finite float32 numbers, found 1e+300',
+            ),
             ('regression', np.zeros(12, complex), 'expects numbers [N] or [N, D], found complex128 (12,)'),
             (
                 'multilabel',

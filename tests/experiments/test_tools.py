@@ -68,9 +68,9 @@ def test_predict_draws_a_sheet_and_a_table(folder, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_features_and_neighbours(folder, trained, tmp_path):
+def test_features_and_neighbors(folder, trained, tmp_path):
     file = tmp_path / 'features.npz'
-    given = (f'--init_from={trained / "seed0"}', f'--images={folder}', f'--out={file}', '--neighbours=3')
+    given = (f'--init_from={trained / "seed0"}', f'--images={folder}', f'--out={file}', '--neighbors=3')
     out, _ = run('features', *given)
     assert '24 embeddings of size 16' in out
     with np.load(file) as archive:
