@@ -152,9 +152,9 @@ def test_convolution_by_hand():
 
 def test_strided_convolution_pads_both_sides():
     x = np.arange(16.0).reshape(1, 4, 4, 1)
-    centre = np.zeros((3, 3, 1, 1))
-    centre[1, 1] = 1.0
-    y, _ = ref.convolution(x, centre, stride=2)
+    center = np.zeros((3, 3, 1, 1))
+    center[1, 1] = 1.0
+    y, _ = ref.convolution(x, center, stride=2)
     # 'SAME' would pad on the right only and give 5, 7, 13, 15.
     np.testing.assert_array_equal(y[0, :, :, 0], [[0, 2], [8, 10]])
 
@@ -519,7 +519,7 @@ def test_bottleneck_stride_gradients(rng, stride_in_1x1):
 def scalar_block(weights, norm_scale=1.0, full=()):
     """Returns params and stats that act on one channel, with one weight for each convolution.
 
-    The weight is at the kernel's centre, or at every tap of the kernels in full. The norms only
+    The weight is at the kernel's center, or at every tap of the kernels in full. The norms only
     multiply by norm_scale: their mean and bias are 0, their var is 1 (less epsilon).
     """
     params, stats = {}, {}

@@ -42,8 +42,8 @@ def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[st
     shading = LinearSegmentedColormap.from_list('shares', [axes.get_facecolor(), '#9ecae1']) if dark else 'Blues'
     totals = confusion.sum(1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
-    picture = axes.imshow(shares, cmap=shading, vmin=0, vmax=1)
-    axes.figure.colorbar(picture, ax=axes, label='fraction of the true class')
+    image = axes.imshow(shares, cmap=shading, vmin=0, vmax=1)
+    axes.figure.colorbar(image, ax=axes, label='fraction of the true class')
     axes.set(xlabel='predicted', ylabel='true')
     classes = len(class_names)
     if classes <= 20:
