@@ -38,7 +38,7 @@ def define_flags() -> None:
     flags.DEFINE_integer('num_seeds', 3, 'Number of seeds per network.', lower_bound=1)
     flags.DEFINE_integer('train_examples', None, 'Train on only the first N examples. Default: all.', lower_bound=1)
     flags.DEFINE_string(
-        'workdir', None, 'Folder for the runs, the table and the picture. Default: runs/degradation-DATASET.'
+        'workdir', None, 'Folder for the runs, the table and the plot. Default: runs/degradation-DATASET.'
     )
 
 
@@ -64,10 +64,10 @@ def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) ->
             kind = next(kind for kind in KINDS if arch.startswith(kind))
             mean, deviation = spread([100 * (1 - curves_of(folder, split, 'accuracy')) for folder in folders])
             epochs = np.arange(1, len(mean) + 1)
-            colour = readable(KINDS[kind])
+            color = readable(KINDS[kind])
             style = '-' if arch == f'{kind}{deepest}' else '--'
-            axes.plot(epochs, mean, style, color=colour, label=arch)
-            axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(epochs, mean, style, color=color, label=arch)
+            axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
         name = 'training' if split == 'train' else 'test'
         axes.set(xlabel='epoch', ylabel=f'{name} error (%)', title=f'{name} error')
         axes.tick_params(labelleft=True)

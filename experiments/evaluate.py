@@ -1,4 +1,4 @@
-"""Evaluates a run or weights on any dataset: metrics, a picture, all predictions.
+"""Evaluates a run or weights on any dataset: metrics, a plot, all predictions.
 
 python -m experiments.evaluate --workdir=runs/resnet20-digits-seed0       # a run, on its own test set
 python -m experiments.evaluate --init_from=RUN --checkpoint=best --dataset=arrays:DIR --workdir=OUT
@@ -268,9 +268,9 @@ def main() -> None:
     write_json(out / 'result.json', result)
     write_predictions(out / 'predictions.csv', task, evaluation, split, names)
     title = f'{network.arch} on {dataset.name}: {summary_line}'
-    picture = out / f'{task.picture or task.name}.png'
-    with print_drawing_errors(picture):
-        draw_result_alone(picture, title, lambda axes: task.draw(axes, evaluation, names), len(names))
+    plot = out / f'{task.picture or task.name}.png'
+    with print_drawing_errors(plot):
+        draw_result_alone(plot, title, lambda axes: task.draw(axes, evaluation, names), len(names))
 
     others = (name for name in evaluation.summary if name != task.primary_metric)
     scores = [f'{name} {evaluation.summary[name]:.4f}' for name in others]

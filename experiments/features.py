@@ -1,7 +1,7 @@
 """Writes image embeddings (.npz, .parquet) and draws nearest neighbors.
 
 python -m experiments.features --init_from=RUN --images=DIR --out=features.npz
-python -m experiments.features --init_from=hf:timm/resnet50.a1_in1k --images=DIR --out=features.parquet --neighbours=5
+python -m experiments.features --init_from=hf:timm/resnet50.a1_in1k --images=DIR --out=features.parquet --neighbors=5
 """
 
 import io
@@ -27,9 +27,9 @@ def define_flags() -> None:
     photographs.define_flags()
     flags.DEFINE_string('out', 'features.npz', 'Output file: .npz, or .parquet, which needs pyarrow.')
     flags.DEFINE_integer(
-        'neighbours',
+        'neighbors',
         0,
-        'Number of nearest images to draw for each of --rows images, in a picture next to the output file.',
+        'Number of nearest images to draw for each of --rows images, in a plot next to the output file.',
         lower_bound=0,
     )
     flags.DEFINE_integer('rows', 8, 'Number of images, evenly spaced, whose neighbors are drawn.', lower_bound=1)
@@ -85,8 +85,8 @@ def main() -> None:
     if not out.parent.is_dir():
         raise InputError(f'out={out}: folder {out.parent} does not exist')
     files = photographs.files_of_flags()
-    if FLAGS.neighbours and len(files) < 2:
-        raise InputError(f'neighbours={FLAGS.neighbours} needs at least two images')
+    if FLAGS.neighbors and len(files) < 2:
+        raise InputError(f'neighbors={FLAGS.neighbors} needs at least two images')
     predictor = photographs.predictor_of_flags()
     names: list[str] = []
     parts = []
@@ -96,12 +96,12 @@ def main() -> None:
     features = np.concatenate(parts)
     write(out, [*map(photographs.printable, names)], features)
     print(f'wrote {out}: {len(names):,} embeddings of size {features.shape[1]}')
-    if FLAGS.neighbours:
-        count = min(FLAGS.neighbours, len(names) - 1)
+    if FLAGS.neighbors:
+        count = min(FLAGS.neighbors, len(names) - 1)
         chosen = np.unique(np.linspace(0, len(names) - 1, min(FLAGS.rows, len(names))).astype(int))
-        picture = out.with_suffix('.png')
-        draw(picture, names, chosen, nearest(features, chosen, count), predictor.prepare)
-        print(f'wrote {picture}')
+        plot = out.with_suffix('.png')
+        draw(plot, names, chosen, nearest(features, chosen, count), predictor.prepare)
+        print(f'wrote {plot}')
 
 
 if __name__ == '__main__':

@@ -62,9 +62,9 @@ def overlay(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
     pictures = []
     for image, one in zip(images, maps, strict=True):
         large = np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BILINEAR))
-        colours = 255 * colormaps['inferno'](large)[..., :3]
+        colors = 255 * colormaps['inferno'](large)[..., :3]
         share = 0.25 + 0.35 * large[..., None]
-        pictures.append(((1 - share) * image + share * colours).round().astype(np.uint8))
+        pictures.append(((1 - share) * image + share * colors).round().astype(np.uint8))
     return np.stack(pictures)
 
 

@@ -1,6 +1,6 @@
 """Shows shortcuts, common mistakes, and gradients of plain and residual networks.
 
-python -m experiments.residual_block                                      # tables, and a picture in runs/residual_block
+python -m experiments.residual_block                                      # tables, and a plot in runs/residual_block
 python -m experiments.residual_block --depth=20 --seed=1
 """
 
@@ -144,8 +144,8 @@ def draw(path: pathlib.Path, norms: dict[str, np.ndarray]) -> None:
     """Plots gradient norms over the layers of each network."""
     figure = Figure(figsize=(9, 4.5), layout='constrained')
     axes = figure.subplots()
-    for (label, values), colour in zip(norms.items(), ('#c4372c', '#1f5f8b'), strict=True):
-        axes.plot(range(1, len(values) + 1), values, label=label, color=readable(colour), marker='.', markersize=4)
+    for (label, values), color in zip(norms.items(), ('#c4372c', '#1f5f8b'), strict=True):
+        axes.plot(range(1, len(values) + 1), values, label=label, color=readable(color), marker='.', markersize=4)
     axes.set(xlabel='convolution, from input to output', ylabel='gradient norm', yscale='log')
     axes.set_title('gradients at initialization, 128 digits')
     axes.legend()

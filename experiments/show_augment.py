@@ -1,4 +1,4 @@
-"""Draws a sheet of augmented images, one row per policy or operation.
+"""Draws a grid of augmented images, one row per policy or operation.
 
 python -m experiments.show_augment                                        # every policy on handwritten digits
 python -m experiments.show_augment --dataset=arrays:DIR --show=operations

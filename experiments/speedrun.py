@@ -58,9 +58,7 @@ def define_flags() -> None:
     training_flags.define_settings(('epochs',), default='16, about one hour on two cores')
     training_flags.define_settings(('batch_size',))
     flags.DEFINE_integer('num_seeds', 3, 'Number of runs, with seeds 0, 1, 2, ….', lower_bound=1)
-    flags.DEFINE_string(
-        'workdir', None, 'Folder for the runs, the table and the picture. Default: runs/speedrun-DATASET.'
-    )
+    flags.DEFINE_string('workdir', None, 'Folder for the runs, the table and the plot. Default: runs/speedrun-DATASET.')
 
 
 def row_of(name: str, results: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Trains over a grid of flags, resuming where it stopped; one table, one picture.
+"""Trains over a grid of flags, resuming where it stopped; one table, one plot.
 
 python -m experiments.sweep --script=resnet --grid="learning_rate=0.03,0.1,0.3;weight_decay=1e-4,5e-4" --num_seeds=2
 python -m experiments.sweep --grid="arch=resnet20,resnet32" --flags="--recipe=cifar_fast --dataset=arrays:DIR"
@@ -44,7 +44,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string('flags', '', 'Flags passed to every run.')
     flags.DEFINE_integer('num_seeds', 1, 'Number of seeds per combination, starting at 0.', lower_bound=1)
-    flags.DEFINE_string('workdir', 'runs/sweep', 'Folder for the runs, the table and the picture.')
+    flags.DEFINE_string('workdir', 'runs/sweep', 'Folder for the runs, the table and the plot.')
     flags.DEFINE_bool('keep_going', False, 'Continue with the other combinations when one fails.')
 
 
@@ -171,9 +171,9 @@ def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.n
         axes.set_yticks(range(len(first)), first)
         dark = np.nanmean(scores)
         for row, column in np.ndindex(scores.shape):
-            colour = 'white' if scores[row, column] < dark else 'black'
+            text_color = 'white' if scores[row, column] < dark else 'black'
             score = 'failed' if np.isnan(scores[row, column]) else f'{scores[row, column]:.4f}'
-            axes.text(column, row, score, ha='center', va='center', color=colour)
+            axes.text(column, row, score, ha='center', va='center', color=text_color)
         figure.colorbar(image)
     else:
         names = []

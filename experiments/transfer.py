@@ -25,7 +25,7 @@ from resnet_jax.training.report import save_figure
 GROUP = 'studies'
 FLAGS = flags.FLAGS
 
-COLOURS = {'from scratch': '#7a8fa6', 'frozen features': '#d08c00', 'frozen stem': '#1f5f8b', 'fine-tuned': '#c4372c'}
+COLORS = {'from scratch': '#7a8fa6', 'frozen features': '#d08c00', 'frozen stem': '#1f5f8b', 'fine-tuned': '#c4372c'}
 _COLUMNS = ('method', 'flags', 'test accuracy')
 
 
@@ -47,9 +47,7 @@ def define_flags() -> None:
         'head_learning_rate', 0.1, 'Peak learning rate of new layers: the head, or all layers from scratch.'
     )
     flags.DEFINE_integer('num_seeds', 5, 'Number of seeds per method.', lower_bound=1)
-    flags.DEFINE_string(
-        'workdir', None, 'Folder for the runs, the table and the picture. Default: runs/transfer-DATASET.'
-    )
+    flags.DEFINE_string('workdir', None, 'Folder for the runs, the table and the plot. Default: runs/transfer-DATASET.')
 
 
 def batch_size_for(wanted: int, examples: int) -> int:
@@ -82,9 +80,9 @@ def draw(path: pathlib.Path, title: str, runs: dict[str, list[pathlib.Path]]) ->
     axes = figure.subplots()
     for method, folders in runs.items():
         mean, deviation = spread([curves_of(folder, 'test', 'accuracy') for folder in folders])
-        epochs, colour = np.arange(1, len(mean) + 1), readable(COLOURS[method])
-        axes.plot(epochs, mean, color=colour, label=method)
-        axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+        epochs, color = np.arange(1, len(mean) + 1), readable(COLORS[method])
+        axes.plot(epochs, mean, color=color, label=method)
+        axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
     axes.set(xlabel='epoch', ylabel='test accuracy', title=title)
     axes.legend(loc='lower right')
     save_figure(figure, path)

@@ -152,9 +152,9 @@ def test_convolution_by_hand():
 
 def test_strided_convolution_pads_both_sides():
     x = np.arange(16.0).reshape(1, 4, 4, 1)
-    centre = np.zeros((3, 3, 1, 1))
-    centre[1, 1] = 1.0
-    y, _ = ref.convolution(x, centre, stride=2)
+    center = np.zeros((3, 3, 1, 1))
+    center[1, 1] = 1.0
+    y, _ = ref.convolution(x, center, stride=2)
     # 'SAME' would pad on the right only and give 5, 7, 13, 15.
     np.testing.assert_array_equal(y[0, :, :, 0], [[0, 2], [8, 10]])
 
@@ -519,7 +519,7 @@ def test_bottleneck_stride_gradients(rng, stride_in_1x1):
 def scalar_block(weights, norm_scale=1.0, full=()):
     """Returns params and stats that act on one channel, with one weight for each convolution.
 
-    The weight is at the kernel's centre, or at every tap of the kernels in full. The norms only
+    The weight is at the kernel's center, or at every tap of the kernels in full. The norms only
     multiply by norm_scale: their mean and bias are 0, their var is 1 (less epsilon).
     """
     params, stats = {}, {}
@@ -624,8 +624,8 @@ def test_stride_of_the_bottleneck():
         return y[0, :, :, 0]
 
     corners = np.array([[1, 3], [7, 9]])
-    neighbours = np.array([[1 + 2 + 4 + 5, 2 + 3 + 5 + 6], [4 + 5 + 7 + 8, 5 + 6 + 8 + 9]])
-    in_3x3 = corners + neighbours
+    neighbors = np.array([[1 + 2 + 4 + 5, 2 + 3 + 5 + 6], [4 + 5 + 7 + 8, 5 + 6 + 8 + 9]])
+    in_3x3 = corners + neighbors
     in_1x1 = corners + (1 + 3 + 7 + 9)
     np.testing.assert_allclose(run(ref.bottleneck_block), in_3x3, rtol=1e-12)
     np.testing.assert_allclose(run(ref.bottleneck_block, stride_in_1x1=True), in_1x1, rtol=1e-12)

@@ -1,9 +1,14 @@
 """Preprocesses docstrings: documents settings from their metadata, links names, and shortens signatures."""
 
 import dataclasses
+import inspect
 import pathlib
 import re
 from typing import Any
+
+from sphinx import addnodes
+from sphinx.util import logging
+from sphinx.util.typing import stringify_annotation
 
 from resnet_jax.settings import Choice, Setting, Settings
 
@@ -16,6 +21,11 @@ NAMES = {
 }
 LITERAL = re.compile(r'``(\w+)``')
 SPECIAL = re.compile(r'([\\*`|])')
+# A default that is a dataclass, up to its opening parenthesis.
+DEFAULT = re.compile(r'= [A-Z]\w*\((?=\w+=)')
+FUNCTION = re.compile(r"<(?:function|class) '?(?:\w+\.)*(\w+)[^>]*>")
+# What a type, default or object that was not shortened leaves in the text.
+GARBLED = re.compile(r'~\w|<\w| at 0x|\b_src\b')
 
 
 def prepare(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -63,9 +73,34 @@ def signature_of(app: Any, what: str, name: str, obj: Any, options: Any, signatu
         return None
     if what == 'class' and issubclass(obj, Settings) and dataclasses.is_dataclass(obj):
         return '(' + ', '.join(map(parameter, dataclasses.fields(obj))) + ')', None
-    signature = re.sub(r'(= [A-Z]\w*)\(\w+=.*?\)(?=[,)])', r'\1(...)', signature)
+    signature = shortened(signature)
     signature = re.sub(r', parent: .*?, name: str \| None = None', '', signature)
-    return re.sub(r"<(?:function|class) '?(?:\w+\.)*(\w+)[^>]*>", r'\1', signature).replace('<factory>', '...'), returns
+    return FUNCTION.sub(r'\1', signature).replace('<factory>', '...'), returns
+
+
+def shortened(signature: str) -> str:
+    """Replaces the arguments of defaults that are dataclasses by an ellipsis."""
+    position = 0
+    while found := DEFAULT.search(signature, position):
+        depth, end = 1, found.end()
+        while depth:
+            depth += {'(': 1, ')': -1}.get(signature[end], 0)
+            end += 1
+        position = found.end() + len('...)')
+        signature = signature[: found.end()] + '...)' + signature[end:]
+    return signature
+
+
+def is_garbled(signature: str) -> bool:
+    """Whether a signature contains an address or an internal name, or parentheses that do not match."""
+    return bool(GARBLED.search(signature)) or any(signature.count(a) != signature.count(b) for a, b in ('()', '[]'))
+
+
+def check_signatures(app: Any, doctree: Any) -> None:
+    """Warns about signatures that do not read as Python, so that the build fails with ``-W``."""
+    for node in doctree.findall(addnodes.desc_signature):
+        if is_garbled(node.astext()):
+            logging.getLogger(__name__).warning('garbled signature: %s', node.astext(), location=node)
 
 
 def linked(literal: re.Match[str]) -> str:
@@ -88,12 +123,14 @@ def bases_of(kind: type) -> list[str]:
 
 def parameter(field: Any) -> str:
     """A field of a settings dataclass as a parameter; the default of a group is shortened."""
-    kind = getattr(field.type, '__name__', None) if isinstance(field.type, type) else None
-    text = f'{field.name}: {kind or str(field.type).replace("typing.", "")}'
-    if field.default is dataclasses.MISSING:
+    text, default = f'{field.name}: {stringify_annotation(field.type, "smart")}', field.default
+    if default is dataclasses.MISSING:
         return text
-    shown = f'{type(field.default).__name__}()' if isinstance(field.default, Settings) else repr(field.default)
-    return f'{text} = {shown}'
+    if isinstance(default, Settings):
+        return f'{text} = {type(default).__name__}()'
+    if inspect.isfunction(default):
+        return f'{text} = {default.__module__.partition(".")[0]}.{default.__name__}'
+    return f'{text} = {default!r}'
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -101,4 +138,5 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect('autodoc-process-docstring', prepare, priority=400)  # before napoleon
     app.connect('autodoc-process-signature', signature_of)
     app.connect('autodoc-skip-member', own_member)
+    app.connect('doctree-read', check_signatures)
     return {'parallel_read_safe': True}

@@ -25,7 +25,7 @@ def define_flags() -> None:
         'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
     )
     flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Checkpoint of a run to load.')
-    flags.DEFINE_list('images', [], 'Image files and folders of images, separated by commas.')
+    flags.DEFINE_list('images', None, 'Image files and folders of images, separated by commas; required.')
     training_flags.define_settings(('image_size', 'crop_pct', 'interpolation'), default='read from the weights')
     flags.DEFINE_integer('batch_size', 64, 'Images per batch.', lower_bound=1)
 

@@ -185,7 +185,7 @@ class ResNetSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, 'stages', tuple(self.stages))
         if not self.stages:
-            raise InputError('stages=() must have at least one stage')
+            raise InputError('stages must not be empty')
         check_choice('norm', self.norm, NORMS)
         check_choice('antialias', self.antialias, ANTIALIAS)
         if self.standardize is not None:

@@ -51,8 +51,8 @@ class Task:
       primary_metric: the main metric, which also selects the best checkpoint.
       higher_is_better: whether higher values of the primary metric are better.
       shown_metrics: metrics shown in comparisons of networks.
-      picture: file name of the picture of a test result, without suffix; empty for the name of the task.
-      needs_outputs: whether ``scores`` or the picture need all outputs of an evaluation.
+      picture: file name of the plot of a test result, without suffix; empty for the name of the task.
+      needs_outputs: whether ``scores`` or the plot need all outputs of an evaluation.
       needs_targets: whether examples must have targets; if not, ``Split.labels`` may be None.
       num_names: required number of class names; None for any number.
       has_class_targets: whether each target is the index of one of the dataset's classes.
@@ -207,7 +207,7 @@ class Task:
         del outputs, targets, mask
         return {}
 
-    # Metrics, predictions and pictures.
+    # Metrics, predictions and plots.
 
     def summarize(self, total: dict[str, Any]) -> dict[str, float]:
         """Metrics from the sums of ``metrics.add_up``: ``loss``, the primary metric, others."""

@@ -20,11 +20,11 @@ def is_dark() -> bool:
     return sum(colors.to_rgb(rcParams['figure.facecolor'])) < 1.5
 
 
-def readable(colour: str) -> tuple[float, ...]:
+def readable(color: str) -> tuple[float, ...]:
     """A line color for the current style: lightened on a dark background."""
     from matplotlib import colors
 
-    return tuple((level + 1) / 2 for level in colors.to_rgb(colour)) if is_dark() else colors.to_rgb(colour)
+    return tuple((level + 1) / 2 for level in colors.to_rgb(color)) if is_dark() else colors.to_rgb(color)
 
 
 def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[str]) -> None:
@@ -42,16 +42,16 @@ def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[st
     shading = LinearSegmentedColormap.from_list('shares', [axes.get_facecolor(), '#9ecae1']) if dark else 'Blues'
     totals = confusion.sum(1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
-    picture = axes.imshow(shares, cmap=shading, vmin=0, vmax=1)
-    axes.figure.colorbar(picture, ax=axes, label='fraction of the true class')
+    image = axes.imshow(shares, cmap=shading, vmin=0, vmax=1)
+    axes.figure.colorbar(image, ax=axes, label='fraction of the true class')
     axes.set(xlabel='predicted', ylabel='true')
     classes = len(class_names)
     if classes <= 20:
         axes.set_xticks(range(classes), class_names, rotation=45 if max(map(len, class_names)) > 2 else 0)
         axes.set_yticks(range(classes), class_names)
         for row, column in zip(*np.nonzero(confusion), strict=True):
-            colour = 'white' if (shares[row, column] > 0.5) != dark else 'black'
-            axes.text(column, row, str(confusion[row, column]), ha='center', va='center', color=colour, fontsize=7)
+            color = 'white' if (shares[row, column] > 0.5) != dark else 'black'
+            axes.text(column, row, str(confusion[row, column]), ha='center', va='center', color=color, fontsize=7)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))

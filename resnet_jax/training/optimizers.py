@@ -145,7 +145,7 @@ class Muon(AdamW):
 
 @dataclasses.dataclass(frozen=True)
 class Optax(Settings):
-    """An optimizer from optax or one like them, with its own defaults; change them with ``functools.partial``.
+    """An optax optimizer, or a function with the same interface; change its defaults with ``functools.partial``.
 
     Attributes:
       function: maps a learning rate (a number or a schedule) to an ``optax.GradientTransformation``.

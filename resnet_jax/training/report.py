@@ -1,4 +1,4 @@
-"""Pictures of a run: training curves, learning rate, and test results."""
+"""Plots of a run: training curves, learning rate, and test results."""
 
 import contextlib
 import pathlib
@@ -56,7 +56,7 @@ def draw_report(
 
 
 def draw_result_alone(path: pathlib.Path, title: str, draw_result: Callable[[Axes], None], columns: int) -> None:
-    """Writes a picture of the test result alone, sized for ``columns`` classes, labels or values."""
+    """Writes a plot of the test result alone, sized for ``columns`` classes, labels or values."""
     side = float(np.clip(0.45 * columns + 2, 5, 14))
     figure = Figure(figsize=(side + 0.8, side), layout='constrained')
     draw_result(figure.subplots())
@@ -64,12 +64,12 @@ def draw_result_alone(path: pathlib.Path, title: str, draw_result: Callable[[Axe
     save_figure(figure, path)
 
 
-def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, colour: str, label: str | None) -> None:
+def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, color: str, label: str | None) -> None:
     """Plots a metric over epochs, from the records that have it; with a custom loss there is only the loss."""
     points = [(record['epoch'], record[name]) for record in records if name in record]
     if points:
         epochs, values = zip(*points, strict=True)
-        axes.plot(epochs, values, color=readable(colour), label=label, marker='.' if len(epochs) < 40 else '')
+        axes.plot(epochs, values, color=readable(color), label=label, marker='.' if len(epochs) < 40 else '')
 
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
@@ -82,7 +82,7 @@ def save_figure(figure: Figure, path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def print_drawing_errors(path: pathlib.Path) -> Iterator[None]:
-    """Prints errors of its body in one line, so that a failed picture does not affect the result."""
+    """Prints errors of its body in one line, so that a failed plot does not affect the result."""
     try:
         yield
     except Exception as error:  # Matplotlib may receive arbitrary names and numbers

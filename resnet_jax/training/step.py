@@ -188,6 +188,9 @@ def train_step(
     If the loss or a gradient is not finite, all of them keep their values, and only ``state.step`` and the
     learning-rate schedule advance.
 
+    The step is for ``jax.jit``, with a batch that may be sharded. It does not average gradients over devices, so do not
+    call it inside ``jax.shard_map`` or ``jax.pmap``.
+
     Args:
       state: the state before the step.
       batch: as in ``loss_fn``; N must be a multiple of ``options.accumulation_steps``.

@@ -68,7 +68,7 @@ LEARNING = {
 # Tested in test_tools.py.
 TOOLS = {
     'predict': [*PHOTOGRAPHS, 'format', 'top', 'out', 'explain'],
-    'features': [*PHOTOGRAPHS, 'out', 'neighbours', 'rows'],
+    'features': [*PHOTOGRAPHS, 'out', 'neighbors', 'rows'],
     'export': ['init_from', 'arch', 'checkpoint', 'platforms', 'out'],
     'results': ['runs', 'columns', 'sort', 'format', 'out'],
     'sweep': ['script', 'grid', 'flags', 'num_seeds', 'workdir', 'keep_going'],

@@ -68,9 +68,9 @@ def test_predict_draws_a_sheet_and_a_table(folder, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_features_and_neighbours(folder, trained, tmp_path):
+def test_features_and_neighbors(folder, trained, tmp_path):
     file = tmp_path / 'features.npz'
-    given = (f'--init_from={trained / "seed0"}', f'--images={folder}', f'--out={file}', '--neighbours=3')
+    given = (f'--init_from={trained / "seed0"}', f'--images={folder}', f'--out={file}', '--neighbors=3')
     out, _ = run('features', *given)
     assert '24 embeddings of size 16' in out
     with np.load(file) as archive:
@@ -108,8 +108,8 @@ def test_results_are_gathered_by_seeds(trained, tmp_path):
     scores = [json.loads((trained / f'seed{seed}' / 'result.json').read_text())['test_accuracy'] for seed in (0, 1)]
     assert f'| tiny | {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} | 2 |' in out
     assert run('results', f'--runs={trained},{trained}/seed0')[0] == out  # each run once
-    _, err = run('results', f'--runs={trained}', '--columns=colour', status=2)
-    assert "unknown column 'colour'" in err
+    _, err = run('results', f'--runs={trained}', '--columns=color', status=2)
+    assert "unknown column 'color'" in err
     _, err = run('results', f'--runs={tmp_path}', status=2)
     assert 'no finished run' in err
 

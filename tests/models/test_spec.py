@@ -126,7 +126,7 @@ def test_specifications_with_options_and_channels_can_be_restored_from_json():
         (lambda: StageSpec('basic', 0, 8), 'size=0 must be at least 1'),
         (lambda: StageSpec('basic', 1, 8, True), 'stride=True must be an integer'),
         (lambda: HeadSpec('10'), "num_classes='10' must be an integer"),
-        (lambda: ResNetSpec(()), r'stages=\(\) must have at least one stage'),
+        (lambda: ResNetSpec(()), r'stages must not be empty'),
         (
             lambda: ResNetSpec(STAGES, blocks=BlockSpec(options={'stride': 2})),
             "stride=2: block 'basic' has no such option",

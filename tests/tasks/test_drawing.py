@@ -55,13 +55,13 @@ def test_picture_names(name):
 def test_drawings_stand_out_from_the_background_of_the_style(background):
     """Contrast as of WCAG 2.1, section 1.4.11: at least 3 to 1 for what must be seen."""
 
-    def luminance(colour):
-        levels = np.array(colors.to_rgb(colour))
+    def luminance(color):
+        levels = np.array(colors.to_rgb(color))
         return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
 
     with rc_context({'figure.facecolor': background, 'axes.facecolor': background}):
-        for colour in (TEST_COLOUR, TRAIN_COLOUR, '#1f5f8b'):
-            darker, lighter = sorted((luminance(readable(colour)), luminance(background)))
+        for color in (TEST_COLOUR, TRAIN_COLOUR, '#1f5f8b'):
+            darker, lighter = sorted((luminance(readable(color)), luminance(background)))
             assert (lighter + 0.05) / (darker + 0.05) >= 3
         axes = drawn(TASKS['multiclass'](), ('ant', 'bee'), total={'confusion': np.array([[9, 1], [0, 7]])})
         shading = axes.images[0].cmap

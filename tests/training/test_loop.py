@@ -378,16 +378,16 @@ def test_a_run_can_start_from_another(finished, shades, tmp_path):
 def test_a_run_can_start_from_other_classes_and_channels(finished, shades, tmp_path):
     """The head is new, the first kernel is adapted to the channels as in timm, and the rest is unchanged."""
 
-    def in_colour(split):
+    def in_color(split):
         return Split(np.repeat(split.images, 3, -1), split.labels % 2)
 
-    colours = Dataset('colours', in_colour(shades.train), in_colour(shades.test), ('a', 'b'), (0.3,) * 3, (0.3,) * 3)
+    colors = Dataset('colors', in_color(shades.train), in_color(shades.test), ('a', 'b'), (0.3,) * 3, (0.3,) * 3)
     config = CONFIG.replace(epochs=1, learning_rate=0.0, init_from=str(finished[0]))
     with (
         pytest.warns(UserWarning, match='a new head for 2 classes replaces that for 3'),
         pytest.warns(UserWarning, match='the first kernel is adapted from 1 to 3 channels'),
     ):
-        result = train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=colours)
+        result = train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=colors)
     assert result['num_test_examples'] == 21
     found, expected = (load_variables(folder)['params'] for folder in (tmp_path / 'run', finished[0]))
     kernel = np.repeat(expected['stem']['conv'].pop('kernel'), 3, 2) / 3
@@ -641,12 +641,12 @@ def test_is_due(epoch, due):
 
 def test_a_drawing_error_does_not_affect_the_result(shades, tmp_path, monkeypatch, capsys):
     def fail(*_):
-        raise ValueError('no such\ncolour')
+        raise ValueError('no such\ncolor')
 
     monkeypatch.setattr(report, 'draw_report', fail)
     result = train_and_evaluate(SPEC, CONFIG.replace(epochs=1), tmp_path, dataset=shades)
     assert json.loads((tmp_path / 'result.json').read_text()) == result
-    assert capsys.readouterr().err == f'{tmp_path / "report.png"}: drawing failed: no such colour\n'
+    assert capsys.readouterr().err == f'{tmp_path / "report.png"}: drawing failed: no such color\n'
 
 
 def test_sinks_get_every_record_and_hooks_add_to_tests(shades, tmp_path):
