@@ -28,9 +28,10 @@ from resnet_jax.models.branch_blocks import (
 )
 from resnet_jax.models.compute import Compute, Mode
 from resnet_jax.models.conv import Conv, convolution
+from resnet_jax.models.example_norm import EvoNormS0, FilterResponseNorm, GroupNorm
 from resnet_jax.models.flat import make_spec, with_changes
 from resnet_jax.models.layers import Shortcut, Stem
-from resnet_jax.models.norm import BatchNorm, EvoNormS0, FilterResponseNorm, GroupNorm
+from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.resnet import ResNet, init_variables
 from resnet_jax.models.scanned import as_computed, as_stored
 from resnet_jax.models.spec import BlockSpec, HeadSpec, ResNetSpec, StageSpec, StemSpec

@@ -12,7 +12,8 @@ from resnet_jax.models.checks import check_choice
 from resnet_jax.models.compute import Compute, Mode
 from resnet_jax.models.conv import Conv
 from resnet_jax.models.conv_common import subsample
-from resnet_jax.models.norm import NORMS, BatchNorm, ExampleNorm
+from resnet_jax.models.example_norm import ExampleNorm
+from resnet_jax.models.norm import NORMS, BatchNorm
 from resnet_jax.models.pooling import (
     ANTIALIAS,
     STEM_POOLS,
