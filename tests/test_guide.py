@@ -60,7 +60,7 @@ def test_the_guide_runs_from_the_first_block_to_the_last(root, tmp_path, monkeyp
             exec(block, names)
     printed = out.getvalue()
     assert '(1437, 8, 8, 1)' in printed
-    assert 'train.npz: task=binary takes labels 0 and 1, found 2' in printed
+    assert 'train.npz: task=binary expects labels 0 and 1, found 2' in printed
     assert '269434\n' in printed  # parameters for 8 x 8 images with one channel, in ten classes
     assert names['result']['epochs'] == 2
     np.testing.assert_array_equal(names['mine'].train.images, names['digits'].train.images)
