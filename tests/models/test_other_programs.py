@@ -68,31 +68,37 @@ def case():
 
 
 def smooth_images(compute, variables):
-    """Returns images for which no ReLU depends on rounding errors, and the results for them."""
-    keys = jax.random.split(jax.random.key(1), 40)
+    """Returns the images for which gradients depend least on rounding errors, and the results for them.
+
+    A ReLU whose input is almost zero changes sign with the order of a sum, and a gradient then changes by up to 5%.
+    """
+    keys = jax.random.split(jax.random.key(1), 20)
     noise = [4e-7 * jax.random.normal(key, (BATCH, 32, 32, 3)) for key in keys[:6]]
+    best = None
     for key in keys:
         images = jax.random.normal(key, (BATCH, 32, 32, 3))
         expected = jax.device_get(compute(variables, images))
-        try:
-            for change in noise:
-                assert_same(compute(variables, images + change)['grads'], expected['grads'], tolerance=5e-5)
-        except AssertionError:
-            continue
-        return images, expected
-    raise AssertionError('no such images found')
+        nearby = [compute(variables, images + change)['grads'] for change in noise]
+        change = max(max(differences(grads, expected['grads']).values()) for grads in nearby)
+        best = min(best or (change, images, expected), (change, images, expected), key=lambda found: found[0])
+        if change < 2e-5:
+            break
+    return best[1:]
 
 
-def assert_same(found, expected, tolerance=1e-4):
-    """Compares arrays relative to their largest entry, but at least to 1e-3 of the largest of all gradients."""
+def differences(found, expected):
+    """The largest difference of each array, in shares of its largest entry or of 1e-3 of the largest gradient."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     zero = 1e-3 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected.get('grads', expected)))
+    pairs = zip(jax.tree.leaves(jax.device_get(found)), jax.tree_util.tree_leaves_with_path(expected), strict=True)
+    return {
+        jax.tree_util.keystr(path): float(np.abs(x - y).max() / max(np.abs(y).max(), zero)) for x, (path, y) in pairs
+    }
 
-    def check(path, x, y):
-        within = max(np.abs(y).max(), zero) * tolerance
-        assert np.abs(np.asarray(x) - y).max() <= within, jax.tree_util.keystr(path)
 
-    jax.tree_util.tree_map_with_path(check, jax.device_get(found), expected)
+def assert_same(found, expected):
+    wrong = {path: difference for path, difference in differences(found, expected).items() if not difference <= 1e-4}
+    assert not wrong
 
 
 @each_network
