@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
 
+AxisName = str | tuple[str, ...] | None  # device axes of jax.shard_map, jax.pmap or jax.vmap
+
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
@@ -29,7 +31,7 @@ class Compute:
     norm: str = 'batch'
     statistics: str | int = 'global'
     standardize: float | None = None
-    axis_name: str | tuple[str, ...] | None = None
+    axis_name: AxisName = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,8 @@ from jax import lax
 
 from resnet_jax.devices import match_varying_axes, sharding_spec, with_auto_axes
 from resnet_jax.errors import InputError
-from resnet_jax.models.compute import explaining_forward_mode, is_constant
+from resnet_jax.models.compute import AxisName, explaining_forward_mode, is_constant
 from resnet_jax.models.example_norm import EvoNormS0, ExampleNorm, FilterResponseNorm, GroupNorm, expand
-
-AxisName = str | tuple[str, ...] | None
 
 
 def _affine(
@@ -77,7 +75,7 @@ def _batch_norm(
     x32 = x.astype(jnp.float32)
     forms = {'tpu': _moments_in_one_pass, 'default': _moments_in_two_passes}
     forms = {platform: functools.partial(form, axis_name=axis_name) for platform, form in forms.items()}
-    mean, var = lax.platform_dependent(*match_varying_axes(x32, shift), **forms)
+    mean, var = lax.platform_dependent(x32, shift, **forms)
     y = _affine(x32, mean, var, scale, bias, epsilon)
     if shortcut is not None:
         y = y + shortcut.astype(jnp.float32)

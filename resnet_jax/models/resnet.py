@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
-from resnet_jax.models.compute import Compute, Mode
+from resnet_jax.models.compute import AxisName, Compute, Mode
 from resnet_jax.models.layers import Stem, make_normalization
 from resnet_jax.models.pooling import global_avg_pool
 from resnet_jax.models.scanned import apply_scanned, as_stored, is_scanned
@@ -44,7 +44,7 @@ class ResNet(nn.Module):
     scan_blocks: bool = False
     remat: bool = False
     frozen: str | None = None
-    axis_name: str | tuple[str, ...] | None = None
+    axis_name: AxisName = None
 
     @nn.compact
     def __call__(
