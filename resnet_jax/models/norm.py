@@ -162,6 +162,22 @@ def _check_statistics(statistics: str | int) -> None:
         raise InputError(f'statistics={statistics!r} must be global, frozen, or a positive integer')
 
 
+def _count_values(shape: Sequence[int], statistics: str | int, num_devices: int, initializing: bool) -> Any:
+    """Returns the number of values that a mean is computed from.
+
+    Raises:
+      InputError: it is one, so that the result would be 0 for any input.
+    """
+    ghost = isinstance(statistics, int)
+    count = (statistics if ghost else shape[0] * num_devices) * shape[1] * shape[2]
+    if is_constant([count]) and count == 1 and not initializing:
+        raise InputError(
+            f'batch normalization needs more than one value per channel in training, found {list(shape)} with'
+            f" statistics={statistics!r}; use larger batches or images, statistics='frozen', or another norm"
+        )
+    return count
+
+
 def _ghost_batch_norm(
     x: jax.Array,
     vectors: Sequence[jax.Array],
@@ -249,8 +265,9 @@ class BatchNorm(nn.Module):
           ``[N, H, W, C]`` of ``dtype``.
 
         Raises:
-          InputError: ``update_stats=True`` without batch statistics, an invalid value of ``statistics``, or a batch
-            that cannot be split into ghost batches of equal size.
+          InputError: ``update_stats=True`` without batch statistics, an invalid value of ``statistics``, a batch that
+            cannot be split into ghost batches of equal size, or a single value per channel, whose normalized value is
+            always 0 (PyTorch raises as well).
         """
         _check_statistics(self.statistics)
         frozen = not train or self.statistics == 'frozen'
@@ -275,6 +292,7 @@ class BatchNorm(nn.Module):
         function: Callable[..., Any] = functools.partial(_batch_norm, axis_name=axis_name if ghost is None else None)
         if self.implementation == 'auto' and (axis_name is None or ghost is not None):
             function = _batch_norm_vjp
+        count = _count_values(x.shape, self.statistics, num_devices, self.is_initializing())
         normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
         x, shortcut, *vectors = match_varying_axes(x, shortcut, scale, bias, lax.stop_gradient(running_mean.value))
         with explaining_forward_mode():
@@ -283,10 +301,7 @@ class BatchNorm(nn.Module):
             else:
                 y, mean, var = _ghost_batch_norm(x, vectors, shortcut, ghost, normalize)
         if update_stats is not False and not self.is_initializing():
-            count = (x.shape[0] if ghost is None else ghost) * x.shape[1] * x.shape[2]
-            if ghost is None:
-                count *= num_devices
-            elif axis_name is not None:
+            if ghost is not None and axis_name is not None:
                 mean, var = lax.pmean((mean, var), axis_name)
             mean, unbiased = lax.stop_gradient((mean, _unbiased(var, count)))
             running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean

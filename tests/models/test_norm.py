@@ -149,3 +149,16 @@ def test_an_unbound_axis_name_raises():
     with pytest.raises(InputError, match=r"axis_name='data' is not bound; call the network inside jax.shard_map, jax"):
         layer.apply(variables, x, train=True, mutable=['batch_stats'])
     assert layer.apply(variables, x, train=False).shape == x.shape
+
+
+@pytest.mark.parametrize(('batch', 'statistics'), [(1, 'global'), (4, 1)])
+def test_a_single_value_per_channel_raises(batch, statistics):
+    """Its normalized value is 0 whatever it is: the layer would ignore its input."""
+    layer = BatchNorm(statistics=statistics)
+    x = jnp.ones((batch, 1, 1, 2))
+    variables = layer.init(jax.random.key(0), x, train=True)
+    with pytest.raises(InputError, match=r'more than one value per channel in training, found \[\d, 1, 1, 2\] with'):
+        layer.apply(variables, x, train=True, mutable=['batch_stats'])
+    np.testing.assert_allclose(
+        layer.apply(variables, x, train=False), np.full(x.shape, 1 / np.sqrt(1 + 1e-5)), rtol=1e-6
+    )
