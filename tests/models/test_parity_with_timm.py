@@ -26,7 +26,7 @@ from parity import (  # noqa: E402
     tolerance,
 )
 
-from resnet_jax import create_model, save_weights  # noqa: E402
+from resnet_jax import InputError, create_model, save_weights  # noqa: E402
 from resnet_jax.weights.names import variables_from_tensors  # noqa: E402
 
 _DILATED_NAMES = ('resnet34', 'resnet50', 'resnet50d', 'resnetv2_50', 'seresnext26d_32x4d', 'resnetblur18')
@@ -97,6 +97,23 @@ def test_dilation_equals_that_of_timm(name, output_stride, size):
     assert our_stages[-1].shape[1] == -(-size // output_stride)
     assert difference(ours, logits) <= 1e-5
     assert difference(our_stages[-1], stages[-1].transpose(0, 2, 3, 1)) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['resnet26d', 'resnet50d', 'seresnextaa101d_32x8d', 'resnest26d', 'skresnet50d'])
+@pytest.mark.parametrize('height_width', [(16, 64), (64, 15), (7, 5), (33, 47), (1, 1)])
+def test_odd_image_sizes(name, height_width, rng):
+    """The same logits as timm's network, or one clear line where that cannot compute them."""
+    batch = rng.normal(size=(2, *height_width, 3)).astype(np.float32)
+    model = create_model(name)
+    variables = variables_from_tensors(golden_tensors(name), model)
+    try:
+        logits, _ = run(build(name), batch)
+    except RuntimeError:
+        with pytest.raises(InputError, match='height and width must be'):
+            outputs_of(model, variables, batch)
+    else:
+        assert difference(outputs_of(model, variables, batch)[0], logits) <= 2e-6
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'resnetv2_18', 'legacy_seresnet18'])
