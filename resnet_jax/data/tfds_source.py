@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from resnet_jax.data.decode import open_image
 from resnet_jax.data.examples import (
     Arrays,
     Dataset,
@@ -144,7 +144,7 @@ def _decode_image(image: bytes | np.ndarray, channels: int, image_size: int | No
     """Decodes an image if it is encoded, and resizes it: uint8 ``[H, W, C]``."""
     if isinstance(image, bytes):
         # Not by TFDS, which does not convert CMYK and palettes.
-        with Image.open(io.BytesIO(image)) as picture:
+        with open_image(image)[0] as picture:
             image = np.asarray(picture.convert('L' if channels == 1 else 'RGB'))
         image = image.reshape(*image.shape[:2], channels)
     return image if image_size is None else resize_images(image[None], image_size)[0]

@@ -690,7 +690,7 @@ class TestTfds:
         feature = tfds.features.Image(shape=(5, 4, 3))
         folder = prepare(tmp_path / 'small', {'image': feature, 'label': LABEL}, train=examples, test=examples)
         message = error_of('toy', data_dir=str(tmp_path / 'small'))
-        assert message.startswith(f"'toy': cannot read {folder} (cannot identify image")
+        assert message.startswith(f"'toy': cannot read {folder} (unknown image format)")
         prepare(tmp_path / 'any', {'image': tfds.features.Image(), 'label': LABEL}, train=examples, test=examples)
         assert error_of('toy', data_dir=str(tmp_path / 'any')) == "'toy': none of 1 images could be decoded"
 
