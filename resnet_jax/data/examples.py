@@ -1,7 +1,9 @@
 """Datasets: images with targets, and the checks shared by all sources."""
 
+import collections
 import dataclasses
 import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Protocol
 
@@ -209,20 +211,26 @@ def numbered_as(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
       The dataset, with the network's class names unless its numbering was kept.
 
     Raises:
-      InputError: a class that the network does not have.
+      InputError: a class that the network does not have, or has several times.
     """
     names = dataset.class_names
     if names == tuple(class_names):
         return dataset
+    keys, known = ([same_form(name) for name in some] for some in (names, class_names))
     # A folder 7 or 007 is class 7 of a network with numbers as class names.
-    if all(map(str.isdecimal, (*names, *class_names))):
-        names, class_names = (tuple(str(int(name)) for name in some) for some in (names, class_names))
+    if all(map(str.isdecimal, (*keys, *known))):
+        keys, known = ([str(int(name)) for name in some] for some in (keys, known))
     elif _are_indices(names) or _are_indices(class_names):
         return dataset
-    if unknown := [name for name in names if name not in class_names]:
-        known = textwrap.shorten(', '.join(class_names), 200, placeholder=' …')
-        raise InputError(f'{dataset.name}: the network has no class {unknown[0]!r}; its classes are {known}')
-    numbers = np.array([class_names.index(name) for name in names], np.int32)
+    counts = collections.Counter(known)
+    for key in keys:
+        if counts[key] != 1:
+            some = textwrap.shorten(', '.join(class_names), 200, placeholder=' …')
+            how_many = f'several classes {key!r}' if counts[key] else f'no class {key!r}; its classes are {some}'
+            raise InputError(f'{dataset.name}: the network has {how_many}')
+    if len(set(keys)) < len(keys):
+        raise InputError(f'{dataset.name}: several classes are the same class of the network: {", ".join(names)}')
+    numbers = np.array([known.index(key) for key in keys], np.int32)
 
     def renumbered(split: Split) -> Split:
         labels = None if split.labels is None else numbers[split.labels]
@@ -381,6 +389,11 @@ def root(error: BaseException) -> BaseException:
 def reason(error: BaseException) -> str:
     """The message of the original exception, on one line of at most 300 characters."""
     return textwrap.shorten(str(root(error)), 300)
+
+
+def same_form(name: str) -> str:
+    """A name in the Unicode form NFC: file systems and archives change the form of names with accents."""
+    return unicodedata.normalize('NFC', name)
 
 
 def by(shape: Sequence[int]) -> str:
