@@ -115,6 +115,9 @@ class Dataset:
       std: standard deviation, likewise; at least 1/255, one gray level.
       task: the kind of target; a name or a class is converted to an instance with default fields.
       image_size: height and width in pixels that photographs are resized to; None for images in memory.
+
+    Raises:
+      InputError: two class names are equal.
     """
 
     name: str
@@ -128,6 +131,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'task', get_task(self.task))
+        counts = collections.Counter(map(same_form, self.class_names))
+        if repeated := [name for name in self.class_names if counts[same_form(name)] > 1]:
+            raise InputError(f'{self.name!r}: the names of classes must differ, found {repeated[0]!r} several times')
 
     @property
     def num_classes(self) -> int:
@@ -275,7 +281,7 @@ def dataset_from_arrays(
     Args:
       name: name of the dataset, for messages and records.
       train: images uint8 ``[N, H, W, C]`` with 1 or 3 channels, and targets ``[N]`` or ``[N, K]`` as the task expects
-        them, or None for a task without targets.
+        them, or None for a task without targets; class labels may also be ``[N, 1]``.
       test: likewise, with the same image shape.
       class_names: names of the classes, labels or values; if empty, default names are used.
       task: the kind of target: a name, or a subclass of ``Task`` or an instance of one.
@@ -288,6 +294,7 @@ def dataset_from_arrays(
       InputError: invalid images, or targets that do not fit the task.
     """
     kind, names = get_task(task), tuple(class_names)
+    train, test = ((images, without_column(targets, kind)) for images, targets in (train, test))
     parts = dict(zip(places or (f'{name!r}, train', f'{name!r}, test'), (train, test), strict=True))
     for place, (images, _) in parts.items():
         check_images(place, images)
@@ -301,6 +308,12 @@ def dataset_from_arrays(
     )
     mean, std = channel_statistics(train[0])
     return Dataset(name, train_split, test_split, names, mean, std, kind)
+
+
+def without_column(targets: Any, task: Task) -> Any:
+    """Class labels ``[N, 1]``, as CIFAR's are often stored, as ``[N]``; other targets unchanged."""
+    is_column = task.has_class_targets and np.ndim(targets) == 2 and targets.shape[1] == 1
+    return targets[:, 0] if is_column else targets
 
 
 def check_targets(
@@ -351,7 +364,11 @@ def check_images(place: str, images: np.ndarray) -> None:
         found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
         raise InputError(f'{place}: images must be uint8 from 0 to 255, found {found}')
     if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise InputError(f'{place}: images must be of shape [N, H, W, C] with 1 or 3 channels, found {images.shape}')
+        channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
+        advice = '; np.moveaxis(images, 1, -1) converts [N, C, H, W] to [N, H, W, C]' if channels_first else ''
+        raise InputError(
+            f'{place}: images must be of shape [N, H, W, C] with 1 or 3 channels, found {images.shape}{advice}'
+        )
     if not images.size:
         raise InputError(f'{place}: expected at least one image with at least one pixel, found shape {images.shape}')
 
