@@ -6,9 +6,9 @@ import string
 
 import numpy as np
 
+from resnet_jax.data.checks import check_images
 from resnet_jax.data.examples import (
     Dataset,
-    check_images,
     check_memory,
     dataset_from_arrays,
     reason,

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from resnet_jax.data.checks import check_targets, without_column
 from resnet_jax.data.decode import Box, DamagedImageError, decode, decode_part
-from resnet_jax.data.examples import Dataset, EncodedImages, Split, channel_statistics, check_targets, without_column
+from resnet_jax.data.examples import Dataset, EncodedImages, Split, channel_statistics
 from resnet_jax.errors import InputError
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TaskLike, get_task
 
