@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import pathlib
 import re
 import sys
 import textwrap
@@ -205,6 +206,9 @@ def _prepare(name: str, builder: Any) -> None:
     )
     if builder.name in _MADE_WITH_TENSORFLOW and importlib.util.find_spec('tensorflow') is None:
         raise needs_tensorflow  # before the download
+    by_hand, manual = _manual_download(builder)
+    if by_hand and not (manual.is_dir() and any(manual.iterdir())):
+        raise InputError(f'{name!r} {by_hand}')  # before anything is written or downloaded
     downloader.MAX_RETRIES = DOWNLOAD_RETRIES
     print(f'preparing {name} in {builder.data_dir}', file=sys.stderr)  # may take long and fill the disk
     try:
@@ -215,7 +219,19 @@ def _prepare(name: str, builder: Any) -> None:
             raise needs_tensorflow from error
         if not builder.is_prepared():  # else another process has prepared it
             failed = 'download' if isinstance(cause, (RequestException, util.DownloadError)) else 'prepare'
-            raise InputError(f'{name!r}: TFDS could not {failed} the dataset ({reason(error)}); {folder}') from error
+            more = f'it {by_hand}' if by_hand and failed == 'prepare' else folder
+            raise InputError(f'{name!r}: TFDS could not {failed} the dataset ({reason(error)}); {more}') from error
+
+
+def _manual_download(builder: Any) -> tuple[str, pathlib.Path]:
+    """What to say about a dataset that TFDS cannot download, empty for others; and where TFDS expects its files."""
+    manual = pathlib.Path(builder.data_dir_root, 'downloads', 'manual')
+    if not (instructions := builder.MANUAL_DOWNLOAD_INSTRUCTIONS):
+        return '', manual
+    return (
+        f'must be downloaded by hand: TFDS expects its files in {manual}'
+        f' ({textwrap.shorten(instructions, 300, placeholder=" …")}); --dataset=folder:DIR trains on a folder of images'
+    ), manual
 
 
 def _find_features(name: str, task: Task, features: Any) -> tuple[str, str | None]:

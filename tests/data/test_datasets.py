@@ -786,11 +786,18 @@ class NeedsNetwork(Registered):
         return {}
 
 
+class NeedsFiles(Registered):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        pathlib.Path(dl_manager.download_dir, 'nothing').read_bytes()
+        return {}
+
+
 class NeedsCare(Registered):
     MANUAL_DOWNLOAD_INSTRUCTIONS = 'Ask for it.\nWait.'
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {'train': self._generate_examples(len(str(dl_manager.manual_dir)))}
+        (dl_manager.manual_dir / 'archive').read_bytes()
+        return super()._split_generators(dl_manager)
 
 
 class NeedsPackage(Registered):
@@ -841,12 +848,41 @@ class TestPreparing:
 
     @pytest.mark.parametrize(
         ('name', 'reason'),
-        [('needs_care', 'using instructions: Ask for it. Wait.)'), ('needs_package', "'a_package_that_nobody_has')")],
+        [('needs_files', "No such file or directory: '"), ('needs_package', "'a_package_that_nobody_has')")],
     )
     def test_other_errors_while_preparing(self, name: str, reason: str, tmp_path: pathlib.Path) -> None:
         message = error_of(name, data_dir=str(tmp_path))
         assert message.startswith(f"'{name}': TFDS could not prepare the dataset (")
         assert reason in message
+
+    def test_manual_downloads(self, tmp_path: pathlib.Path) -> None:
+        folder = tmp_path / 'downloads' / 'manual'
+        message = (
+            f'must be downloaded by hand: TFDS expects its files in {folder} (Ask for it. Wait.); --dataset=folder:DIR'
+            ' trains on a folder of images'
+        )
+        assert error_of('needs_care', data_dir=str(tmp_path)) == f"'needs_care' {message}"
+        assert not list(tmp_path.iterdir())
+        folder.mkdir(parents=True)
+        assert error_of('needs_care', data_dir=str(tmp_path)) == f"'needs_care' {message}"
+        (folder / 'other').touch()
+        found = error_of('needs_care', data_dir=str(tmp_path))
+        assert found.startswith(
+            "'needs_care': TFDS could not prepare the dataset ([Errno 2] No such file or directory: "
+        )
+        assert found.endswith(f'; it {message}')
+        (folder / 'archive').touch()
+        assert len(load_dataset('needs_care', data_dir=str(tmp_path)).train) == 4
+
+    def test_imagenet_is_downloaded_by_hand(self, tmp_path: pathlib.Path) -> None:
+        """The default of ImageNet's recipes."""
+        message = error_of('imagenet2012', data_dir=str(tmp_path))
+        assert message.startswith(
+            f"'imagenet2012' must be downloaded by hand: TFDS expects its files in {tmp_path}/downloads/manual"
+            ' (manual_dir should contain two files: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.'
+        )
+        assert message.endswith('; --dataset=folder:DIR trains on a folder of images')
+        assert not list(tmp_path.iterdir())
 
     def test_nothing_is_downloaded_without_an_image(self, tmp_path: pathlib.Path) -> None:
         message = error_of('has_no_image', data_dir=str(tmp_path))
