@@ -72,8 +72,8 @@ def _read_class_names(path: pathlib.Path) -> tuple[str, ...]:
         raise InputError(f'{path}: cannot be read ({reason(error)})') from error
     lines: dict[str, tuple[int, str]] = {}
     # Not splitlines, which also splits at characters that may be part of a name.
-    for number, line in enumerate(re.split(r'\r\n|\r|\n', text), 1):
-        if name := line.strip(_BLANKS):
+    for number, row in enumerate(re.split(r'\r\n|\r|\n', text), 1):
+        if name := row.strip(_BLANKS):
             first, _ = lines.setdefault(same_form(name), (number, name))
             if first != number:
                 raise InputError(f'{path}: the class name {name!r} is in line {first} and again in line {number}')
