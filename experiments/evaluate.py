@@ -11,8 +11,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -23,13 +21,14 @@ from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split, numbered_as
 from resnet_jax.data.feeds import ReaderOptions
 from resnet_jax.data.imagenet_names import imagenet_names, imagenet_wordnet_ids
-from resnet_jax.models.resnet import check_images
+from resnet_jax.models.resnet import input_channels
 from resnet_jax.tasks import metrics
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TASKS, make_task
 from resnet_jax.training.evaluation import Evaluation, Evaluator
 from resnet_jax.training.plan import make_model, normalized
 from resnet_jax.training.report import draw_result_alone, print_drawing_errors
+from resnet_jax.training.step import check_shift
 from resnet_jax.weights.hub import HUB
 from resnet_jax.weights.sources import normalization_of
 
@@ -115,8 +114,11 @@ def load_data(network: Predictor, source: str) -> Dataset:
         )
     if task.has_class_targets and (names := names_of(network, dataset)) is not None:
         dataset = numbered_as(dataset, names)
-    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
-    check_images(image, network.variables['params']['stem'])  # before anything is written
+    channels, expected = dataset.image_shape[2], input_channels(network.variables['params']['stem'])
+    if channels != expected:
+        plural = '' if expected == 1 else 's'
+        raise InputError(f'the network of {source} takes {expected} channel{plural}, but {name} has {channels}')
+    check_shift(views_of(network)['shift'], dataset.image_shape)
     known_mean, known_std = normalization_of(network.source, dataset)
     chosen = TrainConfig().replace(**training_flags.chosen_settings(('mean', 'std'))).data  # validates them
     mean = known_mean if chosen.mean is None else chosen.mean

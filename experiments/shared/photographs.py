@@ -13,7 +13,7 @@ from absl import flags
 from experiments.shared import training_flags
 from resnet_jax import InputError, Predictor, load_predictor
 from resnet_jax.data.examples import reason
-from resnet_jax.data.folder import SUFFIXES, find_images
+from resnet_jax.data.image_files import find_images
 
 FLAGS = flags.FLAGS
 
@@ -57,7 +57,7 @@ def files_of_flags() -> list[str]:
         path = pathlib.Path(name).expanduser()
         if path.is_dir():
             try:
-                found += sorted(os.path.join(path, file) for file in find_images(path))
+                found += (os.path.join(path, file) for file in find_images(path))
             except OSError as error:
                 raise InputError(f'{name}: cannot be read ({reason(error)})') from error
         elif path.exists():
@@ -65,7 +65,7 @@ def files_of_flags() -> list[str]:
         else:
             raise InputError(f'{name} does not exist')
     if not found:
-        raise InputError(f'images={",".join(FLAGS.images)}: no images found; supported suffixes: {", ".join(SUFFIXES)}')
+        raise InputError(f'images={",".join(FLAGS.images)}: no images found')
     return found
 
 

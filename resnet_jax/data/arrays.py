@@ -1,12 +1,25 @@
 """Datasets stored as two NumPy files: ``arrays:DIR``."""
 
 import pathlib
+import re
+import string
 
 import numpy as np
 
-from resnet_jax.data.examples import Dataset, check_images, check_memory, dataset_from_arrays, reason, resize_images
+from resnet_jax.data.checks import check_images
+from resnet_jax.data.examples import (
+    Dataset,
+    check_memory,
+    dataset_from_arrays,
+    reason,
+    resize_images,
+    same_form,
+)
 from resnet_jax.errors import InputError
 from resnet_jax.tasks.base import Task
+
+# Around class names: also a no-break space, and the byte order marks of files that were joined.
+_BLANKS = f'{string.whitespace}\xa0\u3000\ufeff'
 
 
 def load_arrays(name: str, task: Task, image_size: int | None) -> Dataset:
@@ -46,10 +59,24 @@ def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_class_names(path: pathlib.Path) -> tuple[str, ...]:
+    """Reads one name per line; spaces around names, empty lines and a byte order mark are ignored."""
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f'{path}: expected UTF-8 text ({reason(error)})') from error
-    if not names:
+        content = path.read_bytes()
+        if b'\0' in content:  # every other byte of ASCII characters
+            raise InputError(f'{path}: expected UTF-8 text, found UTF-16 or other bytes; save it as UTF-8')
+        text = content.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        line = content.count(b'\n', 0, error.start) + 1
+        raise InputError(f'{path}: expected UTF-8 text; line {line} has another encoding ({reason(error)})') from error
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({reason(error)})') from error
+    lines: dict[str, tuple[int, str]] = {}
+    # Not splitlines, which also splits at characters that may be part of a name.
+    for number, row in enumerate(re.split(r'\r\n|\r|\n', text), 1):
+        if name := row.strip(_BLANKS):
+            first, _ = lines.setdefault(same_form(name), (number, name))
+            if first != number:
+                raise InputError(f'{path}: the class name {name!r} is in line {first} and again in line {number}')
+    if not lines:
         raise InputError(f'{path}: expected one class name per line, found none')
-    return names
+    return tuple(name for _, name in lines.values())

@@ -160,6 +160,16 @@ class Augmentation(Settings):
         if self.lighting and channels != 3:
             raise InputError(f'lighting={self.lighting} needs images with 3 channels, got {channels}')
         height, width = self._cropped_size(height, width)
+        if self.crop_padding >= min(height, width):  # a crop could consist of padding
+            raise InputError(
+                f'crop_padding={self.crop_padding} must be below {min(height, width)}, the smaller side of the crop'
+            )
+        if self.cutout >= max(height, width):  # it could erase the whole image
+            raise InputError(f'cutout={self.cutout} must be below {max(height, width)}, the larger side of the images')
+        if self.random_erasing and min(height, width) == 1:
+            raise InputError(
+                f'random_erasing={self.random_erasing} has no effect on images of {height} x {width} pixels'
+            )
         return (height, width, channels) if self.function is None else self._function_shape(height, width, channels)
 
     def _cropped_size(self, height: int, width: int) -> tuple[int, int]:

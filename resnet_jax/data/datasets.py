@@ -31,19 +31,19 @@ def load_dataset(
     Args:
       name: ``digits``: scikit-learn's 1,797 handwritten digits, 8 x 8 x 1, without a download;
         ``arrays:DIR``: ``DIR/train.npz`` and ``DIR/test.npz`` with ``images`` uint8 ``[N, H, W, C]`` or
-        ``[N, H, W]`` and ``labels``; ``DIR/classes.txt`` may name the classes, labels or values, one per line;
-        ``folder:DIR``: photographs in ``DIR/train/CLASS`` and ``DIR/test/CLASS``, or in ``DIR/CLASS``, see
-        ``folder.list_folder``;
+        ``[N, H, W]`` and ``labels``; ``DIR/classes.txt`` in UTF-8 may name the classes, labels or values, one per line;
+        ``folder:DIR``: photographs in ``DIR/train/CLASS`` and ``DIR/test/CLASS``, or in ``DIR/CLASS``; other usual
+        names of splits are recognized, and what is left out is said in a warning, see ``folder.list_folder``;
         ``synthetic``: random images in 10 classes, 32 x 32 x 3, for timing only;
         any other name: a TFDS dataset with one image feature and one feature that fits the task, such as ``cifar10`` or
         ``name/config:1.0.0``; its splits ``train`` and ``test`` (or ``validation`` if ``test`` is missing or has no
         labels) are read;
         or a ``Dataset`` from ``dataset_from_arrays`` or ``dataset_from_source``, which is returned.
-      task: the kind of target. ``multiclass``: labels are integers ``[N]``; ``binary``: 0 or 1, ``[N]``;
-        ``multilabel``: 0 or 1, ``[N, K]``; ``regression``: numbers ``[N]`` or ``[N, D]``; or a subclass of ``Task`` or
-        an instance of one. None means ``multiclass``, or the task of a given ``Dataset``. The targets of digits are, in
-        this order: the class; even or odd; the attributes even, prime, square, above four and loop; the slant of the
-        writing in degrees.
+      task: the kind of target. ``multiclass``: labels are integers ``[N]`` or ``[N, 1]``; ``binary``: 0 or 1,
+        likewise; ``multilabel``: 0 or 1, ``[N, K]``; ``regression``: numbers ``[N]`` or ``[N, D]``; or a subclass of
+        ``Task`` or an instance of one. None means ``multiclass``, or the task of a given ``Dataset``. The targets of
+        digits are, in this order: the class; even or odd; the attributes even, prime, square, above four and loop; the
+        slant of the writing in degrees.
       data_dir: folder of TFDS's prepared files, ``~/tensorflow_datasets`` if None; missing datasets are downloaded and
         prepared.
       image_size: height and width in pixels that all images are resized to; None keeps the size of images in memory,

@@ -13,6 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from resnet_jax.data.containers import without_metadata
+
 _JPEG = ('JPEG', 'MPO')
 # Formats whose 16-bit gray levels Pillow may return as 32-bit integers.
 _OF_16_BITS = ('PNG', 'PPM')
@@ -73,7 +75,8 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
       DamagedImageError: not an image, an incomplete image, or 32-bit gray levels, whose range is unknown.
     """
-    with _open(data) as picture:
+    picture, data = open_image(data)
+    with picture:
         return _pixels(picture, data, 1)
 
 
@@ -97,7 +100,8 @@ def decode_part(
     Raises:
       DamagedImageError: as in ``decode``.
     """
-    with _open(data) as picture:
+    picture, data = open_image(data)
+    with picture:
         height, width = _upright_size(picture)
         box = choose(height, width)
         factor = 1
@@ -112,18 +116,37 @@ def decode_part(
     return np.asarray(Image.fromarray(pixels).resize(size[::-1], resample, box=edges))
 
 
-def _open(data: bytes) -> Image.Image:
-    """Opens an image; decodes it unless it is a JPEG."""
-    try:
-        picture = Image.open(io.BytesIO(data))
-        if picture.format not in _JPEG:
-            # Here, since reading a PNG's EXIF would decode it outside of this try block.
-            picture.load()
-        return picture
-    except UnidentifiedImageError:
+def open_image(data: bytes) -> tuple[Image.Image, bytes]:
+    """Opens an image; decodes it unless it is a JPEG. Metadata that Pillow cannot read is ignored.
+
+    Args:
+      data: as in ``decode``.
+
+    Returns:
+      The image, and the bytes that it was opened from: ``data``, or these without unreadable metadata.
+
+    Raises:
+      DamagedImageError: not an image, damaged pixels, or more pixels than Pillow allows.
+    """
+    fault = Exception()
+    # First with all metadata, then only with EXIF and XMP, then with none.
+    for orientation in (None, True, False):
+        if (attempt := data if orientation is None else without_metadata(data, orientation)) is None:
+            continue
+        try:
+            return _open(attempt), attempt
+        except Exception as error:  # Pillow's readers raise exceptions of any type
+            fault = error  # the last one is about the pixels
+    if isinstance(fault, UnidentifiedImageError):
         raise DamagedImageError('unknown image format') from None
-    except Exception as error:  # Pillow's readers raise exceptions of any type
-        raise DamagedImageError(str(error) or type(error).__name__) from error
+    raise DamagedImageError(str(fault) or type(fault).__name__) from fault
+
+
+def _open(data: bytes) -> Image.Image:
+    picture = Image.open(io.BytesIO(data))
+    if picture.format not in _JPEG:
+        picture.load()  # here, since reading a PNG's EXIF would decode it elsewhere
+    return picture
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -1,13 +1,16 @@
 """Datasets: images with targets, and the checks shared by all sources."""
 
+import collections
 import dataclasses
 import textwrap
-from collections.abc import Mapping, Sequence, Sized
+import unicodedata
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from resnet_jax.data.checks import check_images, check_targets, without_column
 from resnet_jax.errors import InputError
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TaskLike, get_task
@@ -113,6 +116,9 @@ class Dataset:
       std: standard deviation, likewise; at least 1/255, one gray level.
       task: the kind of target; a name or a class is converted to an instance with default fields.
       image_size: height and width in pixels that photographs are resized to; None for images in memory.
+
+    Raises:
+      InputError: two class names are equal.
     """
 
     name: str
@@ -126,6 +132,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'task', get_task(self.task))
+        counts = collections.Counter(map(same_form, self.class_names))
+        if repeated := [name for name in self.class_names if counts[same_form(name)] > 1]:
+            raise InputError(f'{self.name!r}: the names of classes must differ, found {repeated[0]!r} several times')
 
     @property
     def num_classes(self) -> int:
@@ -209,20 +218,26 @@ def numbered_as(dataset: Dataset, class_names: Sequence[str]) -> Dataset:
       The dataset, with the network's class names unless its numbering was kept.
 
     Raises:
-      InputError: a class that the network does not have.
+      InputError: a class that the network does not have, or has several times.
     """
     names = dataset.class_names
     if names == tuple(class_names):
         return dataset
+    keys, known = ([same_form(name) for name in some] for some in (names, class_names))
     # A folder 7 or 007 is class 7 of a network with numbers as class names.
-    if all(map(str.isdecimal, (*names, *class_names))):
-        names, class_names = (tuple(str(int(name)) for name in some) for some in (names, class_names))
+    if all(map(str.isdecimal, (*keys, *known))):
+        keys, known = ([str(int(name)) for name in some] for some in (keys, known))
     elif _are_indices(names) or _are_indices(class_names):
         return dataset
-    if unknown := [name for name in names if name not in class_names]:
-        known = textwrap.shorten(', '.join(class_names), 200, placeholder=' …')
-        raise InputError(f'{dataset.name}: the network has no class {unknown[0]!r}; its classes are {known}')
-    numbers = np.array([class_names.index(name) for name in names], np.int32)
+    counts = collections.Counter(known)
+    for key in keys:
+        if counts[key] != 1:
+            some = textwrap.shorten(', '.join(class_names), 200, placeholder=' …')
+            how_many = f'several classes {key!r}' if counts[key] else f'no class {key!r}; its classes are {some}'
+            raise InputError(f'{dataset.name}: the network has {how_many}')
+    if len(set(keys)) < len(keys):
+        raise InputError(f'{dataset.name}: several classes are the same class of the network: {", ".join(names)}')
+    numbers = np.array([known.index(key) for key in keys], np.int32)
 
     def renumbered(split: Split) -> Split:
         labels = None if split.labels is None else numbers[split.labels]
@@ -267,7 +282,7 @@ def dataset_from_arrays(
     Args:
       name: name of the dataset, for messages and records.
       train: images uint8 ``[N, H, W, C]`` with 1 or 3 channels, and targets ``[N]`` or ``[N, K]`` as the task expects
-        them, or None for a task without targets.
+        them, or None for a task without targets; class labels may also be ``[N, 1]``.
       test: likewise, with the same image shape.
       class_names: names of the classes, labels or values; if empty, default names are used.
       task: the kind of target: a name, or a subclass of ``Task`` or an instance of one.
@@ -280,6 +295,7 @@ def dataset_from_arrays(
       InputError: invalid images, or targets that do not fit the task.
     """
     kind, names = get_task(task), tuple(class_names)
+    train, test = ((images, without_column(targets, kind)) for images, targets in (train, test))
     parts = dict(zip(places or (f'{name!r}, train', f'{name!r}, test'), (train, test), strict=True))
     for place, (images, _) in parts.items():
         check_images(place, images)
@@ -293,59 +309,6 @@ def dataset_from_arrays(
     )
     mean, std = channel_statistics(train[0])
     return Dataset(name, train_split, test_split, names, mean, std, kind)
-
-
-def check_targets(
-    name: str, parts: Mapping[str, tuple[Sized, np.ndarray | None]], class_names: tuple[str, ...], task: Task
-) -> tuple[str, ...]:
-    """Checks targets and determines the names of their classes, labels or values.
-
-    Args:
-      name: name of the dataset.
-      parts: images and targets of each split, by the split's name in messages.
-      class_names: as in ``dataset_from_arrays``.
-      task: the kind of target.
-
-    Returns:
-      The names.
-
-    Raises:
-      InputError: targets that do not fit the task.
-    """
-    shapes = []
-    for place, (images, targets) in parts.items():
-        if targets is None:
-            raise InputError(f'{place}: task={task.name} needs one label per image, found none')
-        if targets.shape[:1] != (len(images),):
-            raise InputError(f'{place}: expected {len(images)} labels, one per image, found shape {targets.shape}')
-        shapes.append(targets.shape[1:])
-    if len(set(shapes)) > 1:
-        raise InputError(f'{name!r}: the label shapes of {" and ".join(parts)} differ: {shapes}')
-    for place, (_, targets) in parts.items():
-        assert targets is not None
-        if not targets.size:
-            raise InputError(f'{place}: expected at least one label per image, found shape {targets.shape}')
-        class_names = task.check_targets(place, targets, class_names)
-    return class_names
-
-
-def check_images(place: str, images: np.ndarray) -> None:
-    """Checks that images are a non-empty uint8 array ``[N, H, W, C]`` with 1 or 3 channels.
-
-    Args:
-      place: name of the images in messages.
-      images: the images.
-
-    Raises:
-      InputError: they are not.
-    """
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
-        raise InputError(f'{place}: images must be uint8 from 0 to 255, found {found}')
-    if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise InputError(f'{place}: images must be of shape [N, H, W, C] with 1 or 3 channels, found {images.shape}')
-    if not images.size:
-        raise InputError(f'{place}: expected at least one image with at least one pixel, found shape {images.shape}')
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -381,6 +344,11 @@ def root(error: BaseException) -> BaseException:
 def reason(error: BaseException) -> str:
     """The message of the original exception, on one line of at most 300 characters."""
     return textwrap.shorten(str(root(error)), 300)
+
+
+def same_form(name: str) -> str:
+    """A name in the Unicode form NFC: file systems and archives change the form of names with accents."""
+    return unicodedata.normalize('NFC', name)
 
 
 def by(shape: Sequence[int]) -> str:

@@ -3,20 +3,21 @@
 import hashlib
 import os
 import pathlib
-import posixpath
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
-from resnet_jax.data.examples import Dataset, Split, reason
+from resnet_jax.data.examples import Dataset, Split, reason, same_form
+from resnet_jax.data.image_files import Listing, in_words
 from resnet_jax.data.photographs import dataset_from_source
+from resnet_jax.data.splits import check_classes, find_layout
 from resnet_jax.errors import InputError
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.multiclass import MAX_CLASSES
 
-# The suffixes of torchvision's ImageFolder, and GIF.
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp', '.gif')
-TEST_NAMES = ('test', 'val', 'validation')
+# File names by class.
+ByClass = dict[str, list[str]]
 # Fraction of each class that is held out for testing if there is no test folder.
 TEST_SHARE = 0.2
 
@@ -68,10 +69,11 @@ def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Lists the images of a folder and their classes.
 
     Args:
-      name: ``folder:DIR``, with images in ``DIR/train/CLASS/…`` and ``DIR/test/CLASS/…`` (or ``val``, ``validation``).
-        If there is only ``DIR/CLASS/…`` or ``DIR/train/CLASS/…``, a fifth of each class is held out for testing, chosen
-        by a hash of the names, so that adding a file moves few others. A test folder without subfolders, such as
-        ImageNet's ``test``, has no classes and is ignored.
+      name: ``folder:DIR``, with images in ``DIR/train/CLASS/…`` and ``DIR/test/CLASS/…``, or under other usual names of
+        splits, see ``splits.split_folders``; a test split is preferred to a validation split. If there is only
+        ``DIR/CLASS/…`` or ``DIR/train/CLASS/…``, a fifth of each class is held out for testing, chosen by a hash of the
+        names, so that adding a file moves few others. A test folder without subfolders, such as ImageNet's ``test``,
+        has no classes and is ignored. What is chosen or left out is said in a warning.
 
     Returns:
       The splits ``train`` and ``test``, sorted by class and name, and the class names in alphabetical order, which is
@@ -79,78 +81,72 @@ def list_folder(name: str) -> tuple[dict[str, Split], tuple[str, ...]]:
 
     Raises:
       InputError: the folder is not found or has fewer than two classes, a class has no images, a test class has no
-        training images, or there are other folders next to ``train`` but no test folder.
+        training images, or the folders are not those of a training split, a test split or classes.
     """
-    root = pathlib.Path(name.removeprefix('folder:')).expanduser()
-    if name == 'folder:' or not root.is_dir():
+    root = str(pathlib.Path(os.path.expanduser(name.removeprefix('folder:'))))
+    if name == 'folder:' or not os.path.isdir(root):
         raise InputError(f'{name!r}: folder not found; expected a folder with one subfolder per class')
+    listing = Listing(root)
     try:
-        folders = {folder.lower(): folder for folder in _folders(root)}
-        train, named = folders.get('train'), [folders[test] for test in TEST_NAMES if test in folders]
-        # ImageNet's test folder has images without classes: only val can be evaluated.
-        tests = [test for test in named if _folders(root / test)]
-        if train is not None and tests:
-            parts = {split: _by_class(root, folder) for split, folder in (('train', train), ('test', tests[0]))}
-        elif train is not None and _folders(root / train):  # else it is a class: trains
-            if others := ', '.join(folder for folder in folders.values() if folder not in (train, *named)):
-                raise InputError(
-                    f'{name!r}: next to {train}, expected one of the folders {", ".join(TEST_NAMES)}, found {others}'
-                )
-            parts = _hold_out(_by_class(root, train))
-        else:
-            parts = _hold_out(_by_class(root, ''))
+        layout = find_layout(name, root)
+        train = listing.by_class(layout.train)
+        check_classes(name, root, layout.train, train, listing.folders)
+        test = None if layout.test is None else listing.by_class(layout.test)
+        if layout.train:
+            listing.count_system_folders()
     except OSError as error:
         raise InputError(f'cannot read {name!r}: {reason(error)}') from error
-    classes = tuple(parts['train'])
+    left_out = listing.left_out()
+    if without := listing.without_images:
+        raise InputError(f'{name!r}: no images in {in_words(without)}; found {left_out}')
+    train, test = _matched(name, train, test)
+    parts = _hold_out(train) if test is None else {'train': train, 'test': test}
+    classes = tuple(train)
+    more = f'; left out {left_out}' if left_out else ''
     if not 2 <= len(classes) <= MAX_CLASSES:
-        raise InputError(f'{name!r}: expected 2 to {MAX_CLASSES:,} class folders, found {len(classes)}')
-    if unknown := sorted(set(parts['test']) - set(classes)):
-        raise InputError(f'{name!r}: class {unknown[0]!r} has test images but no training images')
-    for split, by_class in parts.items():
-        for label in classes if split == 'train' else by_class:
-            if not by_class[label]:
-                kind = 'training' if split == 'train' else split
-                raise InputError(f'{name!r}: class {label!r} has no {kind} images ({", ".join(SUFFIXES)})')
-    if not parts['test']:
+        raise InputError(f'{name!r}: expected 2 to {MAX_CLASSES:,} class folders, found {len(classes)}{more}')
+    if not any(parts['test'].values()):
         raise InputError(f'{name!r}: no test images found; at least one class needs two images, one for training')
-    return {split: _split_of(str(root), by_class, classes) for split, by_class in parts.items()}, classes
+    if layout.notes or left_out:
+        warnings.warn(f'{name!r}: {"; ".join(layout.notes)}{more if layout.notes else more[2:]}', stacklevel=2)
+    return {split: _split_of(root, by_class, classes) for split, by_class in parts.items()}, classes
 
 
-def _folders(path: pathlib.Path) -> list[str]:
-    """Sorted names of the subfolders of a folder, without hidden ones."""
-    with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
+def _matched(name: str, train: ByClass, test: ByClass | None) -> tuple[ByClass, ByClass | None]:
+    """Gives test classes the names of the training classes, which may have another Unicode form.
+
+    Raises:
+      InputError: two folders have the same name in two Unicode forms, or a test class is not a training class.
+    """
+    known: dict[str, str] = {}
+    for by_class in (test or {}, train):
+        known = {}
+        for label in by_class:
+            if (other := known.setdefault(same_form(label), label)) != label:
+                raise InputError(
+                    f'{name!r}: the folders {other!a} and {label!a} have the same name in two Unicode forms'
+                )
+    if test is None:
+        return train, None
+    for label in test:
+        if same_form(label) not in known:
+            alike = [known for known in train if known.strip().casefold() == label.strip().casefold()]
+            more = f'; {alike[0]!r} is another class' if alike else ''
+            raise InputError(f'{name!r}: class {label!r} has test images but no training images{more}')
+    return train, {known[same_form(label)]: images for label, images in test.items()}
 
 
-def _by_class(root: pathlib.Path, folder: str) -> dict[str, list[str]]:
-    """Sorted names, relative to the root, of the images of each class in a folder of the root."""
-    return {label: sorted(find_images(root, posixpath.join(folder, label))) for label in _folders(root / folder)}
-
-
-def find_images(root: pathlib.Path, folder: str = '') -> Iterator[str]:
-    """Yields the names, relative to the root, of all images in a folder of the root and below, without hidden ones."""
-    with os.scandir(root / folder) as entries:
-        for entry in entries:
-            if entry.name.startswith('.'):
-                continue
-            if entry.is_dir():
-                yield from find_images(root, posixpath.join(folder, entry.name))
-            elif entry.name.lower().endswith(SUFFIXES):
-                yield posixpath.join(folder, entry.name)  # '/' on every system: _hold_out hashes this name
-
-
-def _hold_out(by_class: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
+def _hold_out(by_class: ByClass) -> dict[str, ByClass]:
     """Holds out a fraction of each class for testing: at least one image, but never the only one."""
-    parts: dict[str, dict[str, list[str]]] = {'train': {}, 'test': {}}
+    parts: dict[str, ByClass] = {'train': {}, 'test': {}}
     for label, names in by_class.items():
         mixed = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
         tested = max(round(TEST_SHARE * len(names)), 1) if len(names) > 1 else 0
         parts['test'][label], parts['train'][label] = sorted(mixed[:tested]), sorted(mixed[tested:])
-    parts['test'] = {label: names for label, names in parts['test'].items() if names}
     return parts
 
 
-def _split_of(root: str, by_class: dict[str, list[str]], classes: tuple[str, ...]) -> Split:
+def _split_of(root: str, by_class: ByClass, classes: tuple[str, ...]) -> Split:
     counts = [len(by_class.get(label, ())) for label in classes]
     names = [name for label in classes for name in by_class.get(label, ())]
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)

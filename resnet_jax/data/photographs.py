@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from resnet_jax.data.checks import check_targets, without_column
 from resnet_jax.data.decode import Box, DamagedImageError, decode, decode_part
-from resnet_jax.data.examples import Dataset, EncodedImages, Split, channel_statistics, check_targets
+from resnet_jax.data.examples import Dataset, EncodedImages, Split, channel_statistics
 from resnet_jax.errors import InputError
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TaskLike, get_task
 
@@ -72,6 +73,7 @@ def dataset_from_source(
     """
     kind, names = get_task(task), tuple(class_names)
     splits = [part if isinstance(part, Split) else Split(part, None) for part in (train, test)]
+    splits = [Split(split.images, without_column(split.labels, kind)) for split in splits]
     if kind.has_statistics:
         splits = [_with_targets(split) for split in splits]
     if all(split.labels is not None for split in splits):

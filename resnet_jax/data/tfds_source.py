@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import pathlib
 import re
 import sys
 import textwrap
@@ -11,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from resnet_jax.data.decode import open_image
 from resnet_jax.data.examples import (
     Arrays,
     Dataset,
@@ -144,7 +145,7 @@ def _decode_image(image: bytes | np.ndarray, channels: int, image_size: int | No
     """Decodes an image if it is encoded, and resizes it: uint8 ``[H, W, C]``."""
     if isinstance(image, bytes):
         # Not by TFDS, which does not convert CMYK and palettes.
-        with Image.open(io.BytesIO(image)) as picture:
+        with open_image(image)[0] as picture:
             image = np.asarray(picture.convert('L' if channels == 1 else 'RGB'))
         image = image.reshape(*image.shape[:2], channels)
     return image if image_size is None else resize_images(image[None], image_size)[0]
@@ -205,6 +206,9 @@ def _prepare(name: str, builder: Any) -> None:
     )
     if builder.name in _MADE_WITH_TENSORFLOW and importlib.util.find_spec('tensorflow') is None:
         raise needs_tensorflow  # before the download
+    by_hand, manual = _manual_download(builder)
+    if by_hand and not (manual.is_dir() and any(manual.iterdir())):
+        raise InputError(f'{name!r} {by_hand}')  # before anything is written or downloaded
     downloader.MAX_RETRIES = DOWNLOAD_RETRIES
     print(f'preparing {name} in {builder.data_dir}', file=sys.stderr)  # may take long and fill the disk
     try:
@@ -215,7 +219,19 @@ def _prepare(name: str, builder: Any) -> None:
             raise needs_tensorflow from error
         if not builder.is_prepared():  # else another process has prepared it
             failed = 'download' if isinstance(cause, (RequestException, util.DownloadError)) else 'prepare'
-            raise InputError(f'{name!r}: TFDS could not {failed} the dataset ({reason(error)}); {folder}') from error
+            more = f'it {by_hand}' if by_hand and failed == 'prepare' else folder
+            raise InputError(f'{name!r}: TFDS could not {failed} the dataset ({reason(error)}); {more}') from error
+
+
+def _manual_download(builder: Any) -> tuple[str, pathlib.Path]:
+    """What to say about a dataset that TFDS cannot download, empty for others; and where TFDS expects its files."""
+    manual = pathlib.Path(builder.data_dir_root, 'downloads', 'manual')
+    if not (instructions := builder.MANUAL_DOWNLOAD_INSTRUCTIONS):
+        return '', manual
+    return (
+        f'must be downloaded by hand: TFDS expects its files in {manual}'
+        f' ({textwrap.shorten(instructions, 300, placeholder=" …")}); --dataset=folder:DIR trains on a folder of images'
+    ), manual
 
 
 def _find_features(name: str, task: Task, features: Any) -> tuple[str, str | None]:

@@ -176,11 +176,16 @@ def check_images(images: Any, stem: Any) -> None:
         raise InputError(f'images must have shape [N, H, W, C], found {shape}{advice}')
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(f'images must be floats, normalized as in training, found {images.dtype}')
-    channels = [layer['kernel'].shape[2] for name, layer in stem.items() if name in ('conv', 'conv1')]
-    if channels and shape[3] != channels[0]:
-        if shape[1] == channels[0]:
+    channels = input_channels(stem)
+    if channels and shape[3] != channels:
+        if shape[1] == channels:
             advice = '; jnp.moveaxis(images, 1, -1) converts [N, C, H, W] to [N, H, W, C]'
-        raise InputError(f'images must have {channels[0]} channels, found {shape[3]} in {shape}{advice}')
+        raise InputError(f'images must have {channels} channels, found {shape[3]} in {shape}{advice}')
+
+
+def input_channels(stem: Any) -> int | None:
+    """The number of channels of a network's images, from the stem's parameters; None during initialization."""
+    return next((layer['kernel'].shape[2] for name, layer in stem.items() if name in ('conv', 'conv1')), None)
 
 
 def new_head(num_classes: int, name: str | None = None) -> nn.Dense:

@@ -287,4 +287,9 @@ def check_rank_and_number(task: Task, outputs: jax.Array, targets: jax.Array, ra
 def check_integers(place: str, labels: np.ndarray, more: str = '') -> None:
     """Raises InputError if the labels are not integers."""
     if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f'{place}: labels must be integers{more}, found {labels.dtype}')
+        advice = {
+            'f': '; use labels.astype(int), or task=regression for other numbers',
+            'b': '; use labels.astype(int), or task=binary',
+            'U': '; use np.unique(labels, return_inverse=True) for class names and integers',
+        }.get(labels.dtype.kind, '')
+        raise InputError(f'{place}: labels must be integers{more}, found {labels.dtype}{advice}')

@@ -38,9 +38,11 @@ class MultiClass(Task):
         check_integers(place, targets)
         if targets.ndim != 1:
             raise InputError(
-                f'{place}: expected one integer per image, found labels of shape {targets.shape}; columns of 0 and 1'
-                ' need task=multilabel'
+                f'{place}: expected one integer per image, found labels of shape {targets.shape}; for one-hot'
+                ' labels use labels.argmax(-1); columns of 0 and 1 need task=multilabel'
             )
+        if len(names) - 1 > np.iinfo(targets.dtype).max:  # larger labels have become smaller ones
+            raise InputError(f'{place}: labels of {len(names)} classes cannot be {targets.dtype}')
         low, high = int(targets.min()), int(targets.max())
         limit = len(names) if names else MAX_CLASSES
         if low < 0 or high >= limit:

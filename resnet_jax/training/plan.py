@@ -24,7 +24,7 @@ from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import get_task, make_task, task_name
 from resnet_jax.training.config import TrainConfig, optimizer_of
 from resnet_jax.training.seeds import Seeds
-from resnet_jax.training.step import TrainState, create_train_state
+from resnet_jax.training.step import TrainState, check_shift, create_train_state
 from resnet_jax.weights.runs import run_and_step
 from resnet_jax.weights.sources import Source, given_block, model_of, open_source, source_variables
 
@@ -124,6 +124,10 @@ def _check_data(config: TrainConfig, dataset: Dataset, task: Task) -> None:
     """Raises InputError for an augmentation that the images or targets do not allow."""
     augmentation = config.augmentation
     augmentation.result_shape(dataset.image_shape)  # raises InputError if the crop does not fit
+    check_shift(config.data.test_shift, dataset.image_shape)
+    for name in ('mixup', 'cutmix'):
+        if config.batch_size == 1 and (value := getattr(augmentation, name)):
+            raise InputError(f'{name}={value} mixes the images of a batch, but batch_size is 1')
     if dataset.image_size is not None and augmentation.views > 1 and augmentation.resized_crop is not None:
         raise InputError(
             f'views={augmentation.views} cannot be combined with crop_area for photographs: views would share the crop'

@@ -347,6 +347,12 @@ def eval_step(
     return sums | task.eval_sums(logits, targets, mask), logits
 
 
+def check_shift(shift: int, image_shape: tuple[int, ...]) -> None:
+    """Raises InputError if images ``(H, W, C)`` shifted by ``shift`` pixels would consist of their border."""
+    if shift >= (side := min(image_shape[:2])):
+        raise InputError(f'test_shift={shift} must be below {side}, the smaller side of the images')
+
+
 def _views(images: jax.Array, flip: bool, shift: int) -> list[jax.Array]:
     """The views of images ``[N, H, W, C]``: original, shifted down-right and up-left, and their mirror images."""
     views = [images]

@@ -222,6 +222,31 @@ class TestSizes:
         with pytest.raises(InputError, match=f'crop_size=17 must be at most {room}, the smaller side of'):
             augment(KEYS, images, MEAN, STD, Augmentation(crop_size=17, crop_padding=padding))
 
+    @pytest.mark.parametrize(
+        ('settings', 'message'),
+        [
+            ({'crop_padding': 12}, 'crop_padding=12 must be below 12, the smaller side of the crop'),
+            ({'crop_padding': 100, 'crop_fill': 'reflect'}, 'crop_padding=100 must be below 12, the smaller side of'),
+            ({'crop_padding': 6, 'crop_size': 6}, 'crop_padding=6 must be below 6, the smaller side of the crop'),
+            ({'cutout': 14}, 'cutout=14 must be below 14, the larger side of the images'),
+            ({'cutout': 6, 'crop_size': 6}, 'cutout=6 must be below 6, the larger side of the images'),
+        ],
+    )
+    def test_what_could_remove_the_whole_image_is_refused(self, settings, message, images):
+        with pytest.raises(InputError, match=message):
+            augment(KEYS, images, MEAN, STD, Augmentation(**settings))
+
+    @pytest.mark.parametrize('settings', [{'crop_padding': 11}, {'crop_padding': 5, 'crop_size': 6}])
+    def test_every_crop_contains_a_part_of_the_image(self, settings):
+        white = np.full((256, 12, 12, 1), 255, np.uint8)
+        cropped = jitted(Augmentation(**settings), (0,), (1,))(jax.random.split(jax.random.key(1), 256), white)
+        assert np.asarray(cropped).max((1, 2, 3)).min() == 1
+
+    def test_erasing_of_a_single_row_is_refused(self):
+        assert Augmentation(random_erasing=0.5).result_shape((2, 9, 3)) == (2, 9, 3)
+        with pytest.raises(InputError, match=r'random_erasing=0.5 has no effect on images of 1 x 9 pixels'):
+            Augmentation(random_erasing=0.5).result_shape((1, 9, 3))
+
     def test_lighting_needs_three_channels(self, images):
         with pytest.raises(InputError, match=r'lighting=0.1 needs images with 3 channels, got 1'):
             augment(KEYS, images[..., :1], (0.5,), (0.2,), Augmentation(lighting=0.1))

@@ -18,7 +18,7 @@ from resnet_jax.data import tfds_source
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.decode import decode
 from resnet_jax.data.digits import ATTRIBUTES, slant, split_indices
-from resnet_jax.data.examples import Dataset, Split, classes_of, resize_images
+from resnet_jax.data.examples import Dataset, Split, classes_of, dataset_from_arrays, resize_images
 from resnet_jax.errors import InputError
 
 IMAGE = tfds.features.Tensor(shape=(5, 4, 3), dtype=np.uint8)
@@ -300,6 +300,40 @@ class TestArrays:
         (tmp_path / 'classes.txt').write_text('ant\nbee\ncat\n\ndög\n', encoding='utf-8')
         assert load_dataset(name).class_names == ('ant', 'bee', 'cat', 'dög')
 
+    @pytest.mark.parametrize(
+        'text',
+        [
+            b'\xef\xbb\xbfant\nbee\ncat',
+            b'ant\r\nbee\r\ncat\r\n',
+            b'ant\rbee\rcat\r',
+            b'\n ant \t\n\nbee\xc2\xa0\n\xef\xbb\xbfcat\n \n',
+        ],
+        ids=['byte order mark', 'CRLF', 'CR', 'blanks'],
+    )
+    def test_class_names_of_any_editor(self, text: bytes, tmp_path: pathlib.Path) -> None:
+        name = write_arrays(tmp_path)
+        (tmp_path / 'classes.txt').write_bytes(text)
+        assert load_dataset(name).class_names == ('ant', 'bee', 'cat')
+
+    def test_only_ends_of_lines_separate_names(self, tmp_path: pathlib.Path) -> None:
+        name = write_arrays(tmp_path)
+        (tmp_path / 'classes.txt').write_text('ant\u2028x\nbee\x1cy\ncat\x85z', encoding='utf-8')
+        assert load_dataset(name).class_names == ('ant\u2028x', 'bee\x1cy', 'cat\x85z')
+
+    def test_labels_in_too_few_bits(self, tmp_path: pathlib.Path) -> None:
+        """Label 256 has become 0."""
+        labels = np.arange(12, dtype=np.uint8) % 3
+        name = write_arrays(tmp_path, train_labels=labels, test_labels=labels[:6])
+        (tmp_path / 'classes.txt').write_text('\n'.join(map(str, range(257))))
+        assert error_of(name).endswith('train.npz: labels of 257 classes cannot be uint8')
+        (tmp_path / 'classes.txt').write_text('\n'.join(map(str, range(256))))
+        assert load_dataset(name).num_classes == 256
+
+    def test_repeated_names_of_a_given_dataset(self) -> None:
+        images = np.zeros((2, 4, 4, 1), np.uint8), np.arange(2)
+        with pytest.raises(InputError, match="'own': the names of classes must differ, found 'cat' several times"):
+            dataset_from_arrays('own', images, images, ('cat', 'cat'))
+
     def test_other_arrays_are_not_read(self, tmp_path: pathlib.Path) -> None:
         name = write_arrays(tmp_path)
         arrays = dict(np.load(tmp_path / 'train.npz'))
@@ -356,8 +390,19 @@ class TestArrays:
                 {'test_images': np.zeros((6, 5, 4, 3), np.float32)},
                 'test.npz: images must be uint8 from 0 to 255, found float32',
             ),
-            ({'train_labels': np.zeros(12)}, 'train.npz: labels must be integers, found float64'),
-            ({'train_labels': np.zeros(12, bool)}, 'train.npz: labels must be integers, found bool'),
+            (
+                {'train_labels': np.zeros(12)},
+                'labels must be integers, found float64; use labels.astype(int), or task=regression for other numbers',
+            ),
+            ({'train_labels': np.zeros(12, bool)}, 'found bool; use labels.astype(int), or task=binary'),
+            (
+                {'train_labels': np.array(['ant'] * 12)},
+                'np.unique(labels, return_inverse=True) for class names and integers',
+            ),
+            (
+                {'train_images': np.zeros((12, 3, 5, 4), np.uint8)},
+                'found (12, 3, 5, 4); np.moveaxis(images, 1, -1) converts [N, C, H, W] to [N, H, W, C]',
+            ),
             (
                 {'train_labels': np.zeros((12, 2), int), 'test_labels': np.zeros((6, 2), int)},
                 'columns of 0 and 1 need task=multilabel',
@@ -397,7 +442,18 @@ class TestArrays:
         [
             (b'ant\nbee\n', 'train.npz: labels must be from 0 to 1, found 2'),
             (b' \n', 'classes.txt: expected one class name per line, found none'),
-            (b'\xff\n', 'invalid start byte)'),
+            (
+                'ant\ncafé\nd\n'.encode('latin-1'),
+                "expected UTF-8 text; line 2 has another encoding ('utf-8' codec can't decode byte 0xe9 in position 7:"
+                ' invalid continuation byte)',
+            ),
+            ('ant\nbee\n'.encode('utf-16'), 'expected UTF-8 text, found UTF-16 or other bytes; save it as UTF-8'),
+            ('ant\nbee\n'.encode('utf-16-be'), 'expected UTF-8 text, found UTF-16 or other bytes; save it as UTF-8'),
+            (b'ant\n\nbee\r\nant \n', "classes.txt: the class name 'ant' is in line 1 and again in line 4"),
+            (
+                'caf\u00e9\ncafe\u0301\nx'.encode(),
+                "classes.txt: the class name 'cafe\u0301' is in line 1 and again in line 2",
+            ),
         ],
     )
     def test_wrong_class_names(self, text: bytes, message: str, tmp_path: pathlib.Path) -> None:
@@ -413,6 +469,10 @@ class TestArrays:
         [
             ('binary', np.arange(12) % 2, ('0', '1'), np.int32, ()),
             ('binary', np.arange(12) > 5, ('0', '1'), np.int32, ()),
+            ('binary', np.arange(12)[:, None] % 2, ('0', '1'), np.int32, ()),
+            ('multiclass', np.arange(12, dtype=np.uint8)[:, None] % 3, ('0', '1', '2'), np.int32, ()),
+            ('multilabel', np.arange(12)[:, None] % 2, ('0',), np.int32, (1,)),
+            ('regression', np.linspace(-1, 9, 12)[:, None], ('value',), np.float32, (1,)),
             ('multilabel', np.eye(12, 3, dtype=np.uint8), ('0', '1', '2'), np.int32, (3,)),
             ('regression', np.linspace(-1, 9, 12), ('value',), np.float32, (1,)),
             ('regression', np.arange(24).reshape(12, 2), ('value0', 'value1'), np.float32, (2,)),
@@ -431,8 +491,13 @@ class TestArrays:
         ('task', 'labels', 'message'),
         [
             ('binary', np.arange(12) % 3, 'train.npz: task=binary expects labels 0 and 1, found 2'),
-            ('binary', np.zeros((12, 1), int), 'train.npz: task=binary expects labels of shape [N], found (12, 1)'),
-            ('binary', np.zeros(12), 'train.npz: labels must be integers or bool, found float64'),
+            ('binary', np.zeros((12, 2), int), 'train.npz: task=binary expects labels of shape [N], found (12, 2)'),
+            (
+                'binary',
+                np.zeros(12),
+                'labels must be integers or bool, found float64; use labels.astype(int), or task=regression for other'
+                ' numbers',
+            ),
             ('multilabel', np.zeros(12, int), 'task=multilabel expects labels of shape [N, K], found (12,)'),
             ('multilabel', -np.ones((12, 2), int), 'task=multilabel expects labels 0 and 1, found -1'),
             ('regression', np.full(12, np.nan), 'train.npz: task=regression expects finite float32 numbers, found nan'),
@@ -690,7 +755,7 @@ class TestTfds:
         feature = tfds.features.Image(shape=(5, 4, 3))
         folder = prepare(tmp_path / 'small', {'image': feature, 'label': LABEL}, train=examples, test=examples)
         message = error_of('toy', data_dir=str(tmp_path / 'small'))
-        assert message.startswith(f"'toy': cannot read {folder} (cannot identify image")
+        assert message.startswith(f"'toy': cannot read {folder} (unknown image format)")
         prepare(tmp_path / 'any', {'image': tfds.features.Image(), 'label': LABEL}, train=examples, test=examples)
         assert error_of('toy', data_dir=str(tmp_path / 'any')) == "'toy': none of 1 images could be decoded"
 
@@ -721,11 +786,18 @@ class NeedsNetwork(Registered):
         return {}
 
 
+class NeedsFiles(Registered):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        pathlib.Path(dl_manager.download_dir, 'nothing').read_bytes()
+        return {}
+
+
 class NeedsCare(Registered):
     MANUAL_DOWNLOAD_INSTRUCTIONS = 'Ask for it.\nWait.'
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        return {'train': self._generate_examples(len(str(dl_manager.manual_dir)))}
+        (dl_manager.manual_dir / 'archive').read_bytes()
+        return super()._split_generators(dl_manager)
 
 
 class NeedsPackage(Registered):
@@ -776,12 +848,41 @@ class TestPreparing:
 
     @pytest.mark.parametrize(
         ('name', 'reason'),
-        [('needs_care', 'using instructions: Ask for it. Wait.)'), ('needs_package', "'a_package_that_nobody_has')")],
+        [('needs_files', "No such file or directory: '"), ('needs_package', "'a_package_that_nobody_has')")],
     )
     def test_other_errors_while_preparing(self, name: str, reason: str, tmp_path: pathlib.Path) -> None:
         message = error_of(name, data_dir=str(tmp_path))
         assert message.startswith(f"'{name}': TFDS could not prepare the dataset (")
         assert reason in message
+
+    def test_manual_downloads(self, tmp_path: pathlib.Path) -> None:
+        folder = tmp_path / 'downloads' / 'manual'
+        message = (
+            f'must be downloaded by hand: TFDS expects its files in {folder} (Ask for it. Wait.); --dataset=folder:DIR'
+            ' trains on a folder of images'
+        )
+        assert error_of('needs_care', data_dir=str(tmp_path)) == f"'needs_care' {message}"
+        assert not list(tmp_path.iterdir())
+        folder.mkdir(parents=True)
+        assert error_of('needs_care', data_dir=str(tmp_path)) == f"'needs_care' {message}"
+        (folder / 'other').touch()
+        found = error_of('needs_care', data_dir=str(tmp_path))
+        assert found.startswith(
+            "'needs_care': TFDS could not prepare the dataset ([Errno 2] No such file or directory: "
+        )
+        assert found.endswith(f'; it {message}')
+        (folder / 'archive').touch()
+        assert len(load_dataset('needs_care', data_dir=str(tmp_path)).train) == 4
+
+    def test_imagenet_is_downloaded_by_hand(self, tmp_path: pathlib.Path) -> None:
+        """The default of ImageNet's recipes."""
+        message = error_of('imagenet2012', data_dir=str(tmp_path))
+        assert message.startswith(
+            f"'imagenet2012' must be downloaded by hand: TFDS expects its files in {tmp_path}/downloads/manual"
+            ' (manual_dir should contain two files: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.'
+        )
+        assert message.endswith('; --dataset=folder:DIR trains on a folder of images')
+        assert not list(tmp_path.iterdir())
 
     def test_nothing_is_downloaded_without_an_image(self, tmp_path: pathlib.Path) -> None:
         message = error_of('has_no_image', data_dir=str(tmp_path))

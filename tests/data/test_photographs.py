@@ -58,6 +58,12 @@ def test_classes_are_matched_by_name(parts):
         numbered_as(numbers, ['a', 'b'])
     with pytest.raises(InputError, match="some: the network has no class 'b'; its classes are a, c"):
         numbered_as(dataset, ['a', 'c'])
+    with pytest.raises(InputError, match="some: the network has several classes 'b'"):
+        numbered_as(dataset, ['a', 'b', 'b'])
+    with pytest.raises(InputError, match='some: several classes are the same class of the network: 07, 7'):
+        numbered_as(dataclasses.replace(dataset, class_names=('07', '7')), [str(index) for index in range(10)])
+    composed = dataclasses.replace(dataset, class_names=('a', 'caf\u00e9'))  # another system's Unicode form
+    assert numbered_as(composed, ['cafe\u0301', 'a']).train.labels.tolist() == [1, 1, 0]
 
 
 def test_squares_skip_damaged_photographs(parts):

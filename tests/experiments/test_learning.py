@@ -248,7 +248,7 @@ def test_speedrun_reports_every_seed_and_the_mean(tmp_path):
     for split, size in (('train', 16), ('test', 5)):
         np.savez(
             tmp_path / f'{split}.npz',
-            images=rng.integers(0, 255, (size, 8, 8, 3), np.uint8),
+            images=rng.integers(0, 255, (size, 16, 16, 3), np.uint8),
             labels=np.arange(size) % 3,
         )
     flags = (f'--dataset=arrays:{tmp_path}', '--epochs=2', '--batch_size=8', '--num_seeds=2', f'--workdir={tmp_path}/s')

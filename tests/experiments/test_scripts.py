@@ -288,7 +288,10 @@ USER_ERRORS = [
     ('resnest', ['--radix=0'], '--radix=0'),
     ('evaluate', FILE, 'does not record its dataset; set --dataset'),
     ('evaluate', [*FILE, '--dataset=synthetic'], '--workdir is required'),
-    ('evaluate', [*FILE, '--dataset=digits', '--workdir=OUT'], 'images must have 3 channels, found 1 in'),
+    ('evaluate', [*FILE, '--dataset=digits', '--workdir=OUT'], 'takes 3 channels, but digits has 1'),
+    ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--test_shift=32'], 'test_shift=32 must be below 32'),
+    ('resnet', ['--crop_padding=100'], 'crop_padding=100 must be below 32, the smaller side of the crop'),
+    ('resnet', ['--cutout=32'], 'cutout=32 must be below 32, the larger side of the images'),
     (
         'evaluate',
         [*FILE, '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'],

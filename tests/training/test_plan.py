@@ -80,3 +80,17 @@ def test_views_of_photographs_with_a_random_crop_raise(shades):
     config = CONFIG.replace(views=2, crop_area=(0.2, 1.0), crop_padding=0, mixup=0.0, loss=contrast)
     with pytest.raises(InputError, match='views=2 cannot be combined with crop_area for photographs'):
         make_plan(SPEC, config, Seeds((0,)), photographs, data_mesh(), THREAD_READER)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'batch_size': 1, 'cutmix': 0.5}, 'mixup=0.2 mixes the images of a batch, but batch_size is 1'),
+        ({'batch_size': 1, 'mixup': 0.0, 'cutmix': 0.5}, 'cutmix=0.5 mixes the images of a batch, but batch_size is 1'),
+        ({'test_shift': 6}, 'test_shift=6 must be below 6, the smaller side of the images'),
+        ({'crop_padding': 6}, 'crop_padding=6 must be below 6, the smaller side of the crop'),
+    ],
+)
+def test_settings_that_the_images_do_not_allow_raise(shades, settings, message):
+    with pytest.raises(InputError, match=message):
+        make_plan(SPEC, CONFIG.replace(**settings), Seeds((0,)), shades, data_mesh(), THREAD_READER)
