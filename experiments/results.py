@@ -4,8 +4,6 @@ python -m experiments.results --runs=runs
 python -m experiments.results --runs=runs/a,runs/b --columns=arch,epochs,test_accuracy,minutes --out=results.md
 """
 
-import csv
-import io
 import json
 import pathlib
 import sys
@@ -22,7 +20,7 @@ from resnet_jax.checkpoints.record import flat_settings as flat_config
 from resnet_jax.checkpoints.storage import write_file
 from resnet_jax.errors import nearest
 from resnet_jax.models.flat import flat_settings
-from resnet_jax.text import printable, shown, storable
+from resnet_jax.text import printable, shown
 
 GROUP = 'tools'
 FLAGS = flags.FLAGS
@@ -38,7 +36,9 @@ SCORES = ('test_accuracy', 'test_average_precision', 'test_r2')
 def define_flags() -> None:
     define_paths(__name__, 'runs', ['runs'], 'Folders to search recursively for runs, separated by commas.')
     flags.DEFINE_list(
-        'columns', None, 'Columns: settings and fields of result.json. Default: arch, dataset, the settings that differ, and scores.'
+        'columns',
+        None,
+        'Columns: settings and fields of result.json. Default: arch, dataset, other settings that differ, and scores.',
     )
     flags.DEFINE_string('sort', None, 'Column to sort by, in descending order. Default: the first score.')
     flags.DEFINE_enum('format', 'markdown', ['markdown', 'csv'], 'Table format.')
@@ -147,9 +147,7 @@ def main() -> None:
     if FLAGS.format == 'markdown':
         text = scripts.markdown_table(columns, [[*map(shown, row)] for row in rows])
     else:
-        content = io.StringIO()
-        csv.writer(content, lineterminator='\n').writerows([columns, *([*map(storable, row)] for row in rows)])
-        text = content.getvalue().rstrip('\n')
+        text = scripts.csv_table([columns, *rows]).removesuffix('\n')
     if FLAGS.out is None:
         print(text)
     else:

@@ -1,6 +1,7 @@
 """Code shared by the scripts: training from flags, starting a script, and turning errors into exit statuses."""
 
 import contextlib
+import csv
 import functools
 import hashlib
 import io
@@ -8,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
 import jax
@@ -31,7 +32,7 @@ from resnet_jax import (
 from resnet_jax.data.feeds import ReaderOptions
 from resnet_jax.devices import is_main_process, join_processes
 from resnet_jax.tasks.kinds import DEFAULT_TASK, get_task
-from resnet_jax.text import printable, shown
+from resnet_jax.text import printable, shown, storable
 
 FLAGS = flags.FLAGS
 
@@ -59,6 +60,17 @@ def as_markdown(text: str) -> str:
     for mark in ('`', r'\*', '~', r'\$', r'(?<![^\W_])_|_(?![^\W_])'):  # these mark what is between two of them
         text = re.sub(mark, r'\\\g<0>', text) if len(re.findall(mark, text)) > 1 else text
     return text
+
+
+def csv_table(rows: Iterable[Sequence[Any]]) -> str:
+    """A CSV table that can be encoded; a name is read back unchanged, or by ``text.unescaped`` if it is not UTF-8."""
+    lines = []
+    for row in rows:
+        line = io.StringIO(newline='')
+        # The writer's own end of the line makes it quote carriage returns in cells.
+        csv.writer(line).writerow([storable(cell) if isinstance(cell, str) else cell for cell in row])
+        lines.append(line.getvalue().removesuffix('\r\n') + '\n')
+    return ''.join(lines)
 
 
 def as_file_name(dataset: str) -> str:

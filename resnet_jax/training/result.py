@@ -13,13 +13,13 @@ from resnet_jax.data.augment import Augmentation
 from resnet_jax.devices import barrier, is_main_process
 from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.tasks.kinds import get_task
+from resnet_jax.text import without_folders
 from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.cost import Cost
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.journal import Journal
 from resnet_jax.training.log import Log
 from resnet_jax.training.plan import Plan
-from resnet_jax.text import without_folders
 
 
 def write_results(
