@@ -57,7 +57,7 @@ def _in_font(line: str) -> str:
     from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    fonts = [get_font(findfont(FontProperties(family=family))) for family in rcParams['font.family']]
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in rcParams['font.family']]
     return ''.join(
         character if any(font.get_char_index(ord(character)) for font in fonts) else escape(character)
         for character in line
