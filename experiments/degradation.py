@@ -116,7 +116,8 @@ def main() -> None:
             train_and_evaluate(get_spec(arch), config.replace(seed=seed), folder, arch=arch, **options)
             runs[arch].append(folder)
     rows = rows_of(runs)
-    title = f'{without_folders(config.data.dataset)}, recipe {config.recipe}, {FLAGS.num_seeds} seeds: mean ± standard deviation'
+    what = f'{without_folders(config.data.dataset)}, recipe {config.recipe}, {FLAGS.num_seeds} seeds'
+    title = f'{what}: mean ± standard deviation'
     draw(out / 'degradation.png', title, runs)
     write_table(out, _COLUMNS, rows, dataset=config.data.dataset)
     print(printable(f'wrote {out / "degradation.png"}'))

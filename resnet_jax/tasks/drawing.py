@@ -14,13 +14,16 @@ from resnet_jax.text import distinct, escape, printable, shortened, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 TEST_COLOUR = '#c4372c'
 # Longer names lose their middle.
 NAME_LENGTH = 24
-# Names beside axes are readable up to this number.
-MAX_NAMES = 40
+# Names beside an axis are readable up to this number, and in a legend within the axes up to the other.
+MAX_NAMES, MAX_LEGEND = 30, 10
+# More cells of a confusion matrix are smaller than a pixel of a report.
+MAX_CELLS = 128
 
 
 def label(name: str, length: int = NAME_LENGTH) -> str:
@@ -78,6 +81,13 @@ def readable(color: str) -> tuple[float, ...]:
     return tuple((level + 1) / 2 for level in colors.to_rgb(color)) if is_dark() else colors.to_rgb(color)
 
 
+def _set_names(axis: 'Axis', names: Sequence[str]) -> None:
+    """Places a name at each of 0, 1, …, in a size for which there is room."""
+    axes = axis.axes
+    room = (axes.bbox.height if axis is axes.yaxis else axes.bbox.width) / axes.figure.dpi * 72 / len(names)
+    axis.set_ticks(range(len(names)), labels(names), fontsize=float(np.clip(room / 1.3, 5, 10)))
+
+
 def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[str]) -> None:
     """Draws a row-normalized confusion matrix; up to 20 classes are named and their cells show counts.
 
@@ -93,20 +103,37 @@ def draw_confusion(axes: 'Axes', confusion: np.ndarray, class_names: Sequence[st
     shading = LinearSegmentedColormap.from_list('shares', [axes.get_facecolor(), '#9ecae1']) if dark else 'Blues'
     totals = confusion.sum(1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
-    image = axes.imshow(shares, cmap=shading, vmin=0, vmax=1)
+    image = axes.imshow(_visible(shares), cmap=shading, vmin=0, vmax=1, extent=_extent(len(shares)))
     axes.figure.colorbar(image, ax=axes, label='fraction of the true class')
     axes.set(xlabel='predicted', ylabel='true')
-    classes, names = len(class_names), labels(class_names)
+    classes = len(class_names)
     if classes <= 20:
-        turned = {'rotation': 45, 'ha': 'right', 'rotation_mode': 'anchor'} if max(map(len, names)) > 2 else {}
-        axes.set_xticks(range(classes), names, **turned)
-        axes.set_yticks(range(classes), names)
+        _set_names(axes.yaxis, class_names)
+        _set_names(axes.xaxis, class_names)
+        if max(map(len, class_names)) > 2:
+            axes.tick_params('x', labelrotation=45)
+            for text in axes.get_xticklabels():
+                text.set(ha='right', rotation_mode='anchor')
         for row, column in zip(*np.nonzero(confusion), strict=True):
             color = 'white' if (shares[row, column] > 0.5) != dark else 'black'
             axes.text(column, row, str(confusion[row, column]), ha='center', va='center', color=color, fontsize=7)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _visible(shares: np.ndarray) -> np.ndarray:
+    """The largest share of each group of cells ``[k, k]``, so that at most MAX_CELLS are drawn per axis."""
+    if (size := -(-len(shares) // MAX_CELLS)) == 1:
+        return shares
+    padded = np.pad(shares, (0, -len(shares) % size))
+    return padded.reshape(len(padded) // size, size, -1, size).max((1, 3))
+
+
+def _extent(classes: int) -> tuple[float, float, float, float]:
+    """The edges of the drawn cells: left, right, bottom, top; the last group of ``_visible`` may be incomplete."""
+    end = classes + -classes % -(-classes // MAX_CELLS) - 0.5
+    return -0.5, end, end, -0.5
 
 
 def draw_roc(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, positive: str) -> None:
@@ -145,9 +172,10 @@ def draw_labels(axes: 'Axes', targets: np.ndarray, scores: np.ndarray, names: Se
     lowest = min(float(np.min(values)) for values in bars.values())
     axes.set_xlim(left=max(0.0, np.floor(lowest * 10 - 0.5) / 10), right=1)
     if len(names) <= MAX_NAMES:
-        axes.set_yticks(places, labels(names))
+        _set_names(axes.yaxis, names)
     else:
         axes.set_ylabel('label')
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.invert_yaxis()
     axes.set(xlabel='score')
     axes.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
@@ -162,8 +190,8 @@ def draw_values(axes: 'Axes', targets: np.ndarray, values: np.ndarray, names: Se
         axes.plot(targets[:, column], values[:, column], '.', markersize=4, alpha=0.6, label=str(column))
     axes.set(xlabel='true', ylabel='predicted')
     axes.set_aspect('equal')
-    if len(names) <= MAX_NAMES:
-        columns = 1 + (len(names) - 1) // 10
-        legend = axes.legend(loc='upper left', ncols=columns, fontsize='medium' if columns == 1 else 'x-small')
-        for text, name in zip(legend.get_texts(), labels(names), strict=True):
-            text.set_text(name)
+    if len(names) > MAX_LEGEND:
+        axes.set_title(f'{len(names)} values')
+        return
+    for text, name in zip(axes.legend(loc='upper left').get_texts(), labels(names), strict=True):
+        text.set_text(name)

@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ def draw_report(
     train = [record for record in records if record['split'] == 'train' and 'loss' in record]
     test = [record for record in records if record['split'] == 'test']
     for axes, name, more in zip((loss, score), ('loss', primary_metric), differences, strict=True):
-        _curve(axes, train, name, TRAIN_COLOUR, f'training ({", ".join(more)})' if more else 'training')
+        label = textwrap.fill(f'training ({", ".join(more)})' if more else 'training', 34)
+        _curve(axes, train, name, TRAIN_COLOUR, label)
         plain = [record for record in test if f'unaveraged_{name}' in record]
         _curve(axes, test, name, TEST_COLOUR, 'test, averaged weights' if plain else 'test')
         if plain:
@@ -58,9 +60,10 @@ def draw_report(
         _focus_on_the_end(score)
     _curve(rate, train, 'learning_rate', rcParams['text.color'], None)
     rate.set_ylabel('learning rate')
+    last = max((record['epoch'] for record in records), default=1)
     for axes in (loss, score, rate):
-        axes.set_xlabel('epoch')
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel='epoch', xlim=(-0.03 * last, 1.03 * last))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     draw_result(result)
     save_figure(figure, path)
 
@@ -88,18 +91,21 @@ def _use_logarithm(axes: Axes) -> None:
     if values.min() <= 0 or (ratio := values.max() / values.min()) < 3:
         return
     axes.set_yscale('log')
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if ratio < 30 else (1, 3) if ratio < 1000 else (1,)))
+    subs = (1, 1.5, 2, 3, 5, 7) if ratio < 10 else (1, 2, 5) if ratio < 300 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _focus_on_the_end(axes: Axes) -> None:
-    """Limits the vertical axis so that the second half of the epochs fills at least a third of it."""
+    """Limits the vertical axis so that the second half of the epochs fills about a quarter of it, or more."""
     last = max((line.get_xdata()[-1] for line in axes.lines), default=0)
     late = np.concatenate([line.get_ydata()[line.get_xdata() >= last / 2] for line in axes.lines] or [np.zeros(0)])
     if late.size and (span := np.ptp(late)) > 0:
         bottom, top = axes.get_ylim()
-        axes.set_ylim(max(bottom, late.min() - span), min(top, late.max() + span))
+        better_above = np.mean(late) >= np.mean([line.get_ydata()[0] for line in axes.lines])
+        below, above = (3, 0.1) if better_above else (0.1, 3)
+        axes.set_ylim(max(bottom, late.min() - below * span), min(top, late.max() + above * span))
 
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
