@@ -66,7 +66,7 @@ def main() -> None:
     for name, scores in found.items():
         for metric in (metric for metric in TASKS[name].shown_metrics if metric in scores['linear']):
             simple = (f'{scores[kind][metric]:.4f}' for kind in BASELINES)
-            rows.append((f'`{name}`', metric, *simple, format_mean(scores['network'][metric])))
+            rows.append((scripts.code(name), metric, *simple, format_mean(scores['network'][metric])))
     write_table(out, _COLUMNS, rows, dataset=dataset_name, arch=FLAGS.arch, scores=found)
     print(printable(f'results in {out}'))
 

@@ -130,7 +130,7 @@ def main() -> None:
     rows = []
     for method, fields in settings_by_method(pathlib.Path('RUN')).items():
         accuracy = format_mean([curves_of(folder, 'test', 'accuracy')[-1] for folder in runs[method]])
-        rows.append((method, as_flags(fields), accuracy))
+        rows.append((method, scripts.code(as_flags(fields)), accuracy))
     classes = f'{len(target.train)} images of {target.num_classes} classes of {without_folders(name)}'
     draw(out / 'transfer.png', f'{classes}, pretrained on {source.num_classes} others', runs)
     write_table(out, _COLUMNS, rows, dataset=name, seeds=FLAGS.num_seeds)

@@ -54,8 +54,19 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
+class Markdown(str):
+    """A text that is Markdown already."""
+
+
+def code(text: str) -> Markdown:
+    """A text in monospaced type, for a cell of a Markdown table."""
+    return Markdown('`' + text.replace('|', r'\|') + '`')
+
+
 def as_markdown(text: str) -> str:
     """A text for a cell of a Markdown table, with a backslash before characters that would be taken for markup."""
+    if isinstance(text, Markdown):
+        return text
     text = re.sub(r'\\(?=[!-/:-@\[-`{-~])|\||<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\](?=[(\[])', r'\\\g<0>', printable(text))
     for mark in ('`', r'\*', '~', r'\$', r'(?<![^\W_])_|_(?![^\W_])'):  # these mark what is between two of them
         text = re.sub(mark, r'\\\g<0>', text) if len(re.findall(mark, text)) > 1 else text
