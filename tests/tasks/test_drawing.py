@@ -102,7 +102,7 @@ def test_large_numbers_of_classes_are_readable(rng):
     assert cells.shape == (100, 100)
     assert cells[99, 0] == pytest.approx(10_000 / 10_300)
     assert (np.diag(cells) == 1).all()
-    assert axes.images[0].get_extent() == (-0.5, 299.5, 299.5, -0.5)
+    assert tuple(axes.images[0].get_extent()) == (-0.5, 299.5, 299.5, -0.5)
     values = rng.normal(size=(5, 30)).astype(np.float32)
     axes = drawn(TASKS['regression'](), [str(k) for k in range(30)], outputs=values, targets=values)
     assert axes.get_title() == '30 values'
