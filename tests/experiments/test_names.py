@@ -40,7 +40,7 @@ def test_any_names_survive_training_and_every_command(folder, tmp_path, capfd):
     spec = make_spec('basic', (1,), (8,), (1,), 'cifar', 8, num_classes=5)
     workdir = tmp_path / os.fsdecode(b'run, [2] $a_$b caf\xe9\n')
     source = f'folder:{folder}'
-    config = TrainConfig().replace(dataset=source, epochs=1, batch_size=5, image_size=16)
+    config = TrainConfig().replace(dataset=source, epochs=1, batch_size=10, image_size=16)
     train_and_evaluate(spec, config, workdir, arch='tiny', dataset=load_dataset(source, image_size=16))
     assert capfd.readouterr().err == ''
     assert (workdir / 'report.png').stat().st_size > 10_000
