@@ -8,6 +8,7 @@ They write a byte that is not UTF-8 as ``\xe9`` and a character as ``\x1b``, ``\
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 
 _ESCAPE = re.compile(r'\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})')
@@ -18,6 +19,13 @@ _ALSO_PRINTABLE = '\u200c\u200d\u3000'
 def printable(line: str) -> str:
     """Escapes what a terminal could not show or would obey: surrogates, control characters, marks that reorder text."""
     return line if line.isprintable() else _replaced(line, _is_unprintable)
+
+
+def print_lines(text: str) -> None:
+    """Prints lines to stdout at once, with escapes for unprintable characters and for those that its encoding lacks."""
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    lines = '\n'.join(map(printable, text.split('\n')))
+    print(lines.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
 
 
 def shown(name: str) -> str:

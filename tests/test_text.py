@@ -1,6 +1,8 @@
 """Names from outside as text."""
 
+import io
 import os
+import sys
 
 import pytest
 
@@ -45,6 +47,17 @@ def test_only_surrogates_are_not_storable():
 def test_different_names_are_shown_differently():
     names = [name for name, _ in NAMES]
     assert len({*map(text.shown, names)}) == len({*map(text.storable, names)}) == len(names)
+
+
+def test_lines_are_printed_in_any_encoding(monkeypatch):
+    for encoding, expected in (('ascii', '\\u015f \\x1b \\xe9\n\xb1'), ('utf-8', 'ş \\x1b \\xe9\n±')):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, 'stdout', stream)
+        text.print_lines('ş \x1b ' + os.fsdecode(b'\xe9') + '\n±')
+        assert (
+            stream.buffer.getvalue().decode(encoding)
+            == expected.replace('\xb1', '\\xb1' if encoding == 'ascii' else '±') + '\n'
+        )
 
 
 def test_equal_texts_become_distinct():

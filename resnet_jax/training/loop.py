@@ -34,7 +34,7 @@ from resnet_jax.devices import (
 )
 from resnet_jax.errors import StorageError
 from resnet_jax.models.spec import ResNetSpec
-from resnet_jax.text import printable
+from resnet_jax.text import print_lines, printable
 from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.cost import Profile
 from resnet_jax.training.evaluation import Evaluation
@@ -316,7 +316,7 @@ def _finished_results(
         parts = {'spec': spec.to_json(), 'config': dataclasses.replace(config, seed=seed).to_json()}
         if result := finished_result(workdir, parts, (*MAY_DIFFER, 'spec.head.num_classes')):
             if is_main_process():
-                print(printable(f'{workdir} is already finished'))
+                print_lines(f'{workdir} is already finished')
             results[seed] = result
     return results
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from resnet_jax.text import printable
+from resnet_jax.text import print_lines, printable
 
 
 class Display(Protocol):
@@ -43,7 +43,8 @@ class Bar:
         self._progress.start()
 
     def message(self, line: str) -> None:
-        self._progress.console.print(_printable(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
+        line = '\n'.join(map(printable, line.split('\n')))
+        self._progress.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def step(self) -> None:
         self._progress.advance(self._task)
@@ -66,7 +67,7 @@ class Lines:
         self._last = time.monotonic()
 
     def message(self, line: str) -> None:
-        print(_printable(line), flush=True)
+        print_lines(line)
 
     def step(self) -> None:
         pass
@@ -98,11 +99,6 @@ class Silence:
 
     def close(self) -> None:
         pass
-
-
-def _printable(message: str) -> str:
-    """A message of one or more lines without what the terminal would obey."""
-    return '\n'.join(map(printable, message.split('\n')))
 
 
 def open_display(total_steps: int, done_steps: int, primary_metric: str) -> Display:
