@@ -85,9 +85,14 @@ def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, color: str,
         axes.plot(epochs, values, color=readable(color), label=label, marker='.' if len(epochs) < 40 else '')
 
 
+def _points(axes: Axes) -> list[np.ndarray]:
+    """The points of each curve, float64 ``[N, 2]``."""
+    return [np.asarray(line.get_xydata(), np.float64) for line in axes.lines]
+
+
 def _use_logarithm(axes: Axes) -> None:
     """Makes the vertical axis logarithmic, with plain numbers, if its values are positive and differ threefold."""
-    values = np.concatenate([line.get_ydata() for line in axes.lines])
+    values = np.concatenate(_points(axes))[:, 1]
     if values.min() <= 0 or (ratio := values.max() / values.min()) < 3:
         return
     axes.set_yscale('log')
@@ -99,12 +104,13 @@ def _use_logarithm(axes: Axes) -> None:
 
 def _focus_on_the_end(axes: Axes) -> None:
     """Limits the vertical axis so that the second half of the epochs fills about a quarter of it, or more."""
-    last = max((line.get_xdata()[-1] for line in axes.lines), default=0)
-    late = np.concatenate([line.get_ydata()[line.get_xdata() >= last / 2] for line in axes.lines] or [np.zeros(0)])
+    curves = _points(axes)
+    last = max((curve[-1, 0] for curve in curves), default=0)
+    late = np.concatenate([np.zeros(0), *(curve[curve[:, 0] >= last / 2, 1] for curve in curves)])
     if late.size and (span := np.ptp(late)) > 0:
         bottom, top = axes.get_ylim()
-        better_above = np.mean(late) >= np.mean([line.get_ydata()[0] for line in axes.lines])
-        below, above = (3, 0.1) if better_above else (0.1, 3)
+        rises = late.mean() >= np.mean([curve[0, 1] for curve in curves])
+        below, above = (3, 0.1) if rises else (0.1, 3)
         axes.set_ylim(max(bottom, late.min() - below * span), min(top, late.max() + above * span))
 
 
