@@ -95,6 +95,23 @@ def test_a_terminal_without_unicode_shows_escapes(tmp_path):
     assert done.stderr == f'error: runs={tmp_path}/\\u015f\\u732b: no finished run found\n'.encode()
 
 
+@pytest.mark.parametrize(
+    ('command', 'flag'),
+    [
+        ('results', '--runs='),
+        ('predict', '--init_from=x --images='),
+        ('evaluate', '--init_from='),
+        ('resnet', '--arch='),
+    ],
+)
+def test_an_error_is_one_line_whatever_it_names(command, flag):
+    name = '/nowhere\n[1] $a_$b\x1b[31m\u202e' + os.fsdecode(b'\xe9')
+    _, err = run(command, *(flag + name).split(' ', flag.count(' ')), status=2)
+    assert err.endswith('\n')
+    assert err[:-1].isprintable()
+    assert '\\x1b[31m\\u202e' in err
+
+
 def test_the_class_of_a_photograph_is_the_name_of_a_folder():
     def found(names, file, task='multiclass'):
         return predict.true_class(types.SimpleNamespace(task=TASKS[task](), class_names=names), file)
