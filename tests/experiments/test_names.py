@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import predict, results
+from experiments import evaluate, predict, results
 from resnet_jax import TrainConfig, load_dataset, make_spec, train_and_evaluate
 from resnet_jax.tasks.kinds import TASKS
 from resnet_jax.text import unescaped
@@ -110,6 +110,38 @@ def test_an_error_is_one_line_whatever_it_names(command, flag):
     assert err.endswith('\n')
     assert err[:-1].isprintable()
     assert '\\x1b[31m\\u202e' in err
+
+
+@pytest.mark.parametrize(
+    ('task', 'names', 'targets', 'outputs', 'expected'),
+    [
+        (
+            'multiclass',
+            ['true', 'example', '$0_$9'],
+            [0, 2],
+            [[9, 0, 0], [0, 0, 9]],
+            ['example,true,predicted,true (2),example (2),$0_$9', '0,true,true,0.999753,', '1,$0_$9,$0_$9,0.0001233'],
+        ),
+        ('binary', ['false', 'true'], [1, 0], [[0], [-9]], ['example,true,predicted,true (2)', '0,true,false,0.5']),
+        (
+            'multilabel',
+            ['a', 'true a'],
+            [[1, 0], [0, 1]],
+            [[9, -9], [0, 0]],
+            ['example,true a,true true a,predicted a,predicted true a,a,true a (2)', '0,1,0,1,0,0.999877,0.000123395'],
+        ),
+        ('regression', ['value'], [[1.5], [2]], [[3], [4]], ['example,true,value', '0,1.5,3']),
+    ],
+)
+def test_columns_of_predictions(task, names, targets, outputs, expected, tmp_path):
+    evaluation = types.SimpleNamespace(
+        outputs=np.array(outputs, np.float32), targets=np.array(targets), examples=np.arange(2)
+    )
+    split = types.SimpleNamespace(images=np.zeros((2, 1, 1, 1), np.uint8))
+    evaluate.write_predictions(tmp_path / 'predictions.csv', TASKS[task](), evaluation, split, names)
+    lines = (tmp_path / 'predictions.csv').read_text().splitlines()
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=False)), lines
+    assert len(lines) == 3
 
 
 def test_the_class_of_a_photograph_is_the_name_of_a_folder():
