@@ -15,6 +15,7 @@ from experiments.shared.comparison import format_mean, write_table
 from resnet_jax import InputError, ResNet, get_config, make_spec, train_and_evaluate, with_changes
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.models.cost import count_parameters, multiply_adds
+from resnet_jax.text import printable
 
 GROUP = 'studies'
 FLAGS = flags.FLAGS
@@ -70,7 +71,7 @@ def main() -> None:
             )
         )
     write_table(out, _COLUMNS, rows, dataset=name)
-    print(f'results in {out}')
+    print(printable(f'results in {out}'))
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from resnet_jax import InputError, TrainConfig, get_config, get_spec, list_model
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.tasks.drawing import readable
+from resnet_jax.text import printable, without_folders
 from resnet_jax.training.report import save_figure
 
 GROUP = 'studies'
@@ -115,10 +116,11 @@ def main() -> None:
             train_and_evaluate(get_spec(arch), config.replace(seed=seed), folder, arch=arch, **options)
             runs[arch].append(folder)
     rows = rows_of(runs)
-    title = f'{config.data.dataset}, recipe {config.recipe}, {FLAGS.num_seeds} seeds: mean ± standard deviation'
+    what = f'{without_folders(config.data.dataset)}, recipe {config.recipe}, {FLAGS.num_seeds} seeds'
+    title = f'{what}: mean ± standard deviation'
     draw(out / 'degradation.png', title, runs)
     write_table(out, _COLUMNS, rows, dataset=config.data.dataset)
-    print(f'wrote {out / "degradation.png"}')
+    print(printable(f'wrote {out / "degradation.png"}'))
 
 
 if __name__ == '__main__':

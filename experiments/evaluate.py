@@ -5,7 +5,6 @@ python -m experiments.evaluate --init_from=RUN --checkpoint=best --dataset=array
 python -m experiments.evaluate --init_from=resnet20.th --arch=resnet20 --dataset=arrays:DIR --workdir=OUT
 """
 
-import csv
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from absl import flags
 
 from experiments.shared import scripts, training_flags
 from resnet_jax import InputError, Predictor, Preprocessing, TrainConfig, load_predictor
-from resnet_jax.checkpoints.storage import make_folder, write_json
+from resnet_jax.checkpoints.storage import make_folder, write_file, write_json
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split, numbered_as
 from resnet_jax.data.feeds import ReaderOptions
@@ -25,6 +24,7 @@ from resnet_jax.models.resnet import input_channels
 from resnet_jax.tasks import metrics
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TASKS, make_task
+from resnet_jax.text import distinct, shown, without_folders
 from resnet_jax.training.evaluation import Evaluation, Evaluator
 from resnet_jax.training.plan import make_model, normalized
 from resnet_jax.training.report import draw_result_alone, print_drawing_errors
@@ -177,19 +177,24 @@ def task_of(network: Predictor, dataset: Dataset) -> Task:
 
 
 def write_predictions(path: pathlib.Path, task: Task, evaluation: Evaluation, split: Split, names: list[str]) -> None:
-    """Writes one CSV row per example: its index or name, its targets and its predictions."""
-    predictions = task.predictions(np.asarray(evaluation.outputs))
-    columns = task.prediction_names(names)
-    targets = np.asarray(evaluation.targets).reshape(len(predictions), -1)
+    """Writes one CSV row per example: its index or name, its targets, the decision and the decoded outputs.
+
+    A column that would have the name of an earlier one gets a number: the outputs of a class called ``true`` are in the
+    column ``true (2)``.
+    """
+    outputs = task.predictions(np.asarray(evaluation.outputs))
+    targets = np.asarray(evaluation.targets).reshape(len(outputs), -1)
     encoded = not isinstance(split.images, np.ndarray)
     target_columns = ['true'] if targets.shape[1] == 1 else [f'true {name}' for name in names]
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow(['example', *target_columns, *columns])
-        for index, target, row in zip(evaluation.examples.tolist(), targets.tolist(), predictions, strict=True):
-            cells = [names[value] for value in target] if task.has_class_targets else target
-            example = split.images.name(index) if encoded else index  # type: ignore[union-attr]
-            writer.writerow([example, *cells, *(f'{value:.6g}' for value in row)])
+    decisions = task.decisions(outputs, names)
+    decided = list(zip(*decisions.values(), strict=True)) or [()] * len(outputs)
+    rows: list[list[Any]] = [distinct(['example', *target_columns, *decisions, *task.prediction_names(names)])]
+    examples = zip(evaluation.examples.tolist(), targets.tolist(), decided, outputs, strict=True)
+    for index, target, decision, row in examples:
+        cells = [names[value] for value in target] if task.has_class_targets else target
+        example = split.images.name(index) if encoded else index  # type: ignore[union-attr]
+        rows.append([example, *cells, *decision, *(f'{value:.6g}' for value in row)])
+    write_file(path, scripts.csv_table(rows).encode())
 
 
 def report_classes(confusion: np.ndarray, names: list[str]) -> dict[str, float | None]:
@@ -199,7 +204,7 @@ def report_classes(confusion: np.ndarray, names: list[str]) -> dict[str, float |
     with_examples = {name: share for name, share in found.items() if share is not None}
     print('accuracy per class:')
     for name, share in with_examples.items():
-        print(f'  {name:>20}  {share:.4f}')
+        print(f'  {shown(name):>20}  {share:.4f}')
     if len(with_examples) < len(found):
         print(f'  classes without examples: {len(found) - len(with_examples):,}')
     return found
@@ -235,7 +240,7 @@ def main() -> None:
 
     task, own = task_of(network, dataset), network.source.class_names
     known = own if own and task.has_class_targets else dataset.class_names
-    names = [*known, *map(str, range(len(known), model.spec.head.num_classes))]
+    names = distinct([*known, *map(str, range(len(known), model.spec.head.num_classes))])
     views = views_of(network)
     options: dict[str, Any] = {'task': task, 'reader': ReaderOptions(strict=FLAGS.strict_data), **views}
 
@@ -269,7 +274,7 @@ def main() -> None:
             print(scripts.markdown_table(('size', *columns), rows))
     write_json(out / 'result.json', result)
     write_predictions(out / 'predictions.csv', task, evaluation, split, names)
-    title = f'{network.arch} on {dataset.name}: {summary_line}'
+    title = f'{network.arch} on {without_folders(dataset.name)}: {summary_line}'
     plot = out / f'{task.picture or task.name}.png'
     with print_drawing_errors(plot):
         draw_result_alone(plot, title, lambda axes: task.draw(axes, evaluation, names), len(names))
@@ -279,7 +284,7 @@ def main() -> None:
     if 'calibration_error' in result:
         scores.append(f'calibration error {result["calibration_error"]:.4f}')
     print(', '.join(scores))
-    print(f'{summary_line}; results in {out}')
+    print(f'{summary_line}; results in {shown(str(out))}')
 
 
 if __name__ == '__main__':

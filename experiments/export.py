@@ -12,6 +12,7 @@ from absl import flags
 from experiments.shared import scripts, training_flags
 from resnet_jax import InputError, load_predictor
 from resnet_jax.inference.export import ONNX, PLATFORMS, export, largest_difference
+from resnet_jax.text import printable
 
 GROUP = 'tools'
 FLAGS = flags.FLAGS
@@ -51,7 +52,7 @@ def main() -> None:
                 path.unlink()
             raise InputError(f'{out}: the exported file differs from the network by {difference:.2g}; it was removed')
         print(f'verified: largest difference from the network {difference:.2g}')
-    print(f'wrote {out} and {out}.json')
+    print(printable(f'wrote {out} and {out}.json'))
 
 
 if __name__ == '__main__':

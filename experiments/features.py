@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from experiments.shared import photographs, scripts
 from resnet_jax import InputError
 from resnet_jax.checkpoints.storage import write_file
+from resnet_jax.tasks.drawing import label
+from resnet_jax.text import shown, storable
 from resnet_jax.training.report import save_figure
 
 GROUP = 'tools'
@@ -44,7 +46,10 @@ def nearest(features: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def write(path: pathlib.Path, names: list[str], features: np.ndarray) -> None:
-    """Writes ``names`` and ``features`` float32 ``[N, C]``, or a table with one row per image."""
+    """Writes ``names`` and ``features`` float32 ``[N, C]``, or a table with one row per image.
+
+    A table contains UTF-8 only: ``text.unescaped`` gives the names of files whose names are not.
+    """
     content = io.BytesIO()
     if path.suffix == '.npz':
         np.savez(content, names=np.array(names), features=features)
@@ -53,7 +58,8 @@ def write(path: pathlib.Path, names: list[str], features: np.ndarray) -> None:
         import pyarrow.parquet
 
         rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.ravel()), features.shape[1])
-        pyarrow.parquet.write_table(pyarrow.table({'name': names, 'features': rows}), content)
+        table = pyarrow.table({'name': [*map(storable, names)], 'features': rows})
+        pyarrow.parquet.write_table(table, content)
     write_file(path, content.getvalue())
 
 
@@ -68,8 +74,8 @@ def draw(
         for axes, index in zip(row, (first, *others), strict=True):
             axes.set_axis_off()
             axes.imshow(read(names[index]), cmap='gray', vmin=0, vmax=255)
-            parent, weight = pathlib.Path(names[index]).parent.name, 'bold' if index == first else 'normal'
-            axes.set_title(parent[:16], fontsize=8, parse_math=False, fontweight=weight)
+            weight = 'bold' if index == first else 'normal'
+            axes.set_title(label(pathlib.Path(names[index]).parent.name, 16), fontsize=8, fontweight=weight)
     save_figure(figure, path)
 
 
@@ -94,14 +100,14 @@ def main() -> None:
         names += some
         parts.append(predictor.embed(images))
     features = np.concatenate(parts)
-    write(out, [*map(photographs.printable, names)], features)
-    print(f'wrote {out}: {len(names):,} embeddings of size {features.shape[1]}')
+    write(out, names, features)
+    print(f'wrote {shown(str(out))}: {len(names):,} embeddings of size {features.shape[1]}')
     if FLAGS.neighbors:
         count = min(FLAGS.neighbors, len(names) - 1)
         chosen = np.unique(np.linspace(0, len(names) - 1, min(FLAGS.rows, len(names))).astype(int))
         plot = out.with_suffix('.png')
         draw(plot, names, chosen, nearest(features, chosen, count), predictor.prepare)
-        print(f'wrote {plot}')
+        print(f'wrote {shown(str(plot))}')
 
 
 if __name__ == '__main__':

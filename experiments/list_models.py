@@ -32,7 +32,7 @@ def row_of(name: str) -> tuple[str, ...]:
         size = get_checkpoint(weights).preprocessing.size
     model = ResNet(spec, scan_blocks=not spec.blocks.channels)  # the same cost, computed faster
     cost = multiply_adds(model, (size, size, 3)) / 1e9
-    row = (f'`{name}`', f'{count_parameters(model) / 1e6:.2f}', f'{cost:.2f}', f'{size}²')
+    row = (scripts.code(name), f'{count_parameters(model) / 1e6:.2f}', f'{cost:.2f}', f'{size}²')
     if not weights:
         return (*row, '', '', '')
     best = get_checkpoint(weights)

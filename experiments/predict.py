@@ -5,12 +5,13 @@ python -m experiments.predict --init_from=hf:timm/resnet50.a1_in1k --images=DIR,
 python -m experiments.predict --init_from=RUN --images=DIR --format=sheet --explain --out=sheet.png
 """
 
+import functools
 import json
 import math
 import pathlib
 import sys
-import textwrap
-from typing import Any
+import unicodedata
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -21,6 +22,9 @@ from PIL import Image
 from experiments.shared import photographs, scripts
 from resnet_jax import InputError, Predictor
 from resnet_jax.checkpoints.storage import write_file
+from resnet_jax.data.imagenet_names import imagenet_names, imagenet_wordnet_ids
+from resnet_jax.tasks.drawing import TEST_COLOUR, label, labels, readable
+from resnet_jax.text import printable, shown, without_folders
 from resnet_jax.training.report import save_figure
 
 GROUP = 'tools'
@@ -28,6 +32,7 @@ FLAGS = flags.FLAGS
 
 _MAX_SHEET_IMAGES = 60
 _SHEET_COLUMNS = 6
+_CAPTION_LENGTH = 30
 _SHEET_SUFFIXES = ('.png', '.pdf', '.svg')
 
 
@@ -39,21 +44,58 @@ def define_flags() -> None:
     flags.DEFINE_bool('explain', False, 'On a sheet, highlight the evidence for the most probable class (Grad-CAM).')
 
 
+class Row(NamedTuple):
+    """An image file, its true class if that is known, and the answer: names and values, most probable first."""
+
+    file: str
+    true: str | None
+    answer: list[tuple[str, float]]
+
+
+@functools.cache
+def synonyms() -> dict[str, str]:
+    """WordNet ids, which name the folders of ImageNet, and the classes they mean."""
+    return dict(zip(imagenet_wordnet_ids(), imagenet_names(), strict=True))
+
+
+def true_class(predictor: Predictor, file: str) -> str | None:
+    """The class that a folder of the file is named after, from the innermost; None if there is none."""
+    if not predictor.task.has_class_targets:
+        return None
+    known = {unicodedata.normalize('NFC', name): name for name in predictor.class_names}
+    for folder in pathlib.Path(file).parent.parts[::-1]:
+        name = unicodedata.normalize('NFC', folder)
+        if (name := name if name in known else synonyms().get(name, '')) in known:
+            return known[name]
+    return None
+
+
 def answers_of(predictor: Predictor, predictions: np.ndarray) -> list[list[tuple[str, float]]]:
     """Names and probabilities for each image, most probable first; names and values for regression."""
     return predictor.task.ranked(predictions, predictor.class_names, FLAGS.top)
 
 
 def format_answer(answer: list[tuple[str, float]]) -> str:
-    return ', '.join(f'{name} {value:.3f}' for name, value in answer)
+    return ', '.join(f'{shown(name)} {value:.3f}' for name, value in answer)
 
 
-def caption(file: str, answer: list[tuple[str, float]]) -> str:
-    """The file's folder and the end of its name, then one line per prediction."""
-    path = pathlib.Path(file)
-    name = path.name if len(path.name) <= 18 else f'…{path.name[-17:]}'
-    lines = [f'{path.parent.name[:12]}/{name}', *(f'{name} {value:.3f}' for name, value in answer)]
-    return '\n'.join(textwrap.shorten(line, 32, placeholder='…') for line in lines)
+def caption(row: Row, length: int) -> str:
+    """The file's name, its true class if that is known, and one line per prediction; long names lose their middle."""
+    lines = [label(pathlib.Path(row.file).name, length)]
+    if row.true is not None:
+        lines.append(f'true: {label(row.true, length - 6)}')
+    names = labels((name for name, _ in row.answer), length - 6)
+    values = zip(names, (value for _, value in row.answer), strict=True)
+    return '\n'.join([*lines, *(f'{name} {value:.3f}' for name, value in values)])
+
+
+def beside(images: np.ndarray, overlays: np.ndarray) -> list[np.ndarray]:
+    """Each image and its overlay in one picture, with a transparent gap between them: uint8 ``[H, W', 4]``."""
+    height, width = overlays.shape[1:3]
+    gap = np.zeros((height, max(width // 24, 1), 4), np.uint8)
+    opaque = np.full((height, width, 1), 255, np.uint8)
+    pairs = zip(np.broadcast_to(images, overlays.shape), overlays, strict=True)
+    return [np.hstack([np.dstack([image, opaque]), gap, np.dstack([one, opaque])]) for image, one in pairs]
 
 
 def overlay(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
@@ -68,18 +110,24 @@ def overlay(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
     return np.stack(pictures)
 
 
-def draw_sheet(path: pathlib.Path, title: str, images: list[np.ndarray], captions: list[str]) -> None:
-    """Draws images with their captions, row by row."""
-    columns = min(_SHEET_COLUMNS, len(images))
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(2.3 * columns, 2.75 * rows + 0.4), layout='constrained')
-    figure.suptitle(title, parse_math=False)
-    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+def draw_sheet(path: pathlib.Path, title: str, images: list[np.ndarray], rows: list[Row]) -> None:
+    """Draws images with their captions, line by line; the captions of wrong predictions are red."""
+    height, width = images[0].shape[:2]
+    per_image = max(1, round(width / height))  # an image with its overlay is twice as wide
+    columns = min(_SHEET_COLUMNS // min(per_image, _SHEET_COLUMNS), len(images))
+    lines = math.ceil(len(images) / columns)
+    captions = [caption(row, _CAPTION_LENGTH * per_image) for row in rows]
+    of_text = 0.14 * max(text.count('\n') + 1 for text in captions) + 0.2
+    size = (2.3 * per_image * columns, (2.3 * per_image * height / width + of_text) * lines + 0.4)
+    figure = Figure(figsize=size, layout='constrained')
+    figure.suptitle(title)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
-    for axes, image, caption in zip(panels, images, captions, strict=False):
+    for axes, image, row, text in zip(panels, images, rows, captions, strict=False):
         axes.imshow(image, cmap='gray', vmin=0, vmax=255)
-        axes.set_title(caption, fontsize=8, parse_math=False)
+        wrong = row.true is not None and row.answer[0][0] != row.true
+        axes.set_title(text, fontsize=8, **({'color': readable(TEST_COLOUR)} if wrong else {}))
     save_figure(figure, path)
 
 
@@ -99,36 +147,37 @@ def main() -> None:
     if sheet and len(files) > _MAX_SHEET_IMAGES:
         print(f'showing {_MAX_SHEET_IMAGES} of {len(files):,} images, evenly spaced', file=sys.stderr)
         files = [files[index] for index in np.linspace(0, len(files) - 1, _MAX_SHEET_IMAGES).astype(int)]
-    rows: list[tuple[str, list[tuple[str, float]]]] = []
+    rows: list[Row] = []
     pictures: list[np.ndarray] = []
     for names, images in photographs.batches(predictor, files):
         predictions = predictor(images)
-        rows += zip(map(photographs.printable, names), answers_of(predictor, predictions), strict=True)
+        answers = zip(names, answers_of(predictor, predictions), strict=True)
+        rows += [Row(name, true_class(predictor, name), answer) for name, answer in answers]
         if FLAGS.explain:
-            pictures.extend(overlay(images, predictor.explain(images, predictions.argmax(1))))
+            pictures.extend(beside(images, overlay(images, predictor.explain(images, predictions.argmax(1)))))
         elif sheet:
             pictures.extend(images)
     if sheet:
-        draw_sheet(path, f'{predictor.arch}, {FLAGS.init_from}', pictures, [caption(*row) for row in rows])
-        print(f'wrote {path}')
+        source = without_folders(str(predictor.source.workdir or FLAGS.init_from))
+        draw_sheet(path, f'{predictor.arch}, {source}', pictures, rows)
+        print(printable(f'wrote {path}'))
         return
     text = text_of(rows)
     if FLAGS.out is None:
         print(text)
     else:
         write_file(path, (text + '\n').encode())
-        print(f'wrote {path}')
+        print(printable(f'wrote {path}'))
 
 
-def text_of(rows: list[tuple[str, list[tuple[str, float]]]]) -> str:
+def text_of(rows: list[Row]) -> str:
     if FLAGS.format == 'table':
-        return scripts.markdown_table(
-            ('image', 'predictions'), [(name, format_answer(answer)) for name, answer in rows]
-        )
+        cells = [(shown(row.file), format_answer(row.answer)) for row in rows]
+        return scripts.markdown_table(('image', 'predictions'), cells)
     lines: list[dict[str, Any]] = []
-    for name, answer in rows:
-        lines.append({'image': name, 'predictions': [{'name': one, 'value': value} for one, value in answer]})
-    return '\n'.join(json.dumps(line, ensure_ascii=False) for line in lines)
+    for row in rows:
+        lines.append({'image': row.file, 'predictions': [{'name': one, 'value': value} for one, value in row.answer]})
+    return '\n'.join(map(json.dumps, lines))  # in ASCII: any terminal shows it, and names are read back unchanged
 
 
 if __name__ == '__main__':

@@ -4,8 +4,6 @@ python -m experiments.results --runs=runs
 python -m experiments.results --runs=runs/a,runs/b --columns=arch,epochs,test_accuracy,minutes --out=results.md
 """
 
-import csv
-import io
 import json
 import pathlib
 import sys
@@ -16,25 +14,31 @@ from absl import flags
 
 from experiments.shared import scripts
 from experiments.shared.comparison import format_mean, spread
+from experiments.shared.paths import define_paths
 from resnet_jax import InputError
 from resnet_jax.checkpoints.record import flat_settings as flat_config
 from resnet_jax.checkpoints.storage import write_file
 from resnet_jax.errors import nearest
 from resnet_jax.models.flat import flat_settings
+from resnet_jax.text import printable, shown
 
 GROUP = 'tools'
 FLAGS = flags.FLAGS
 
 _MEASURED = ('test_', 'best_test_', 'examples_per_second')
-# Columns that identify a row come in this order; other settings that differ follow.
-FIRST = ('arch', 'dataset', 'task', 'recipe', 'epochs')
+# Columns of every table.
+ALWAYS = ('arch', 'dataset')
+# Settings that differ come in this order, before all others.
+FIRST = ('task', 'recipe', 'epochs')
 SCORES = ('test_accuracy', 'test_average_precision', 'test_r2')
 
 
 def define_flags() -> None:
-    flags.DEFINE_list('runs', ['runs'], 'Folders to search recursively for runs.')
+    define_paths(__name__, 'runs', ['runs'], 'Folders to search recursively for runs, separated by commas.')
     flags.DEFINE_list(
-        'columns', None, 'Columns: settings and fields of result.json. Default: the settings that differ, and scores.'
+        'columns',
+        None,
+        'Columns: settings and fields of result.json. Default: arch, dataset, other settings that differ, and scores.',
     )
     flags.DEFINE_string('sort', None, 'Column to sort by, in descending order. Default: the first score.')
     flags.DEFINE_enum('format', 'markdown', ['markdown', 'csv'], 'Table format.')
@@ -67,11 +71,12 @@ def find_results(folders: Sequence[str]) -> list[dict[str, Any]]:
                 identity = {name: value for name, value in settings.items() if name not in reporting}
                 row = json.dumps([record['arch'], network, identity], sort_keys=True)
                 result = json.loads(path.read_text(encoding='utf-8'))
-                found.append(network | settings | result | {'run': str(config.parent), 'row': row})
+                always = {'arch': record['arch'], 'run': str(config.parent), 'row': row}
+                found.append(network | settings | result | always)
             except FileNotFoundError:
-                print(f'skipping {config.parent}: not finished', file=sys.stderr)
+                print(printable(f'skipping {config.parent}: not finished'), file=sys.stderr)
             except (OSError, ValueError, KeyError, TypeError):
-                print(f'skipping {path}: not the result of a run', file=sys.stderr)
+                print(printable(f'skipping {path}: not the result of a run'), file=sys.stderr)
     if not found:
         raise InputError(f'runs={",".join(folders)}: no finished run found')
     return found
@@ -84,7 +89,8 @@ def grouped(results: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         seed = result.get('seed', result['run'])
         first = groups.setdefault(result['row'], {}).setdefault(seed, result)
         if first is not result:
-            print(f'skipping {result["run"]}: same settings and seed as {first["run"]}', file=sys.stderr)
+            line = f'skipping {result["run"]}: same settings and seed as {first["run"]}'
+            print(printable(line), file=sys.stderr)
     return [list(group.values()) for group in groups.values()]
 
 
@@ -103,11 +109,11 @@ def cell(group: Sequence[dict[str, Any]], name: str) -> str:
 
 
 def columns_of(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """The settings that differ between groups, their scores, seeds and minutes."""
+    """Architecture and dataset, the other settings that differ between groups, scores, seeds and minutes."""
     rows = [json.loads(group[0]['row']) for group in groups]
     network = {name for _, chosen, _ in rows for name in chosen}
     settings = {name for _, _, chosen in rows for name in chosen}
-    ordered = [*FIRST, *sorted((network | settings) - set(FIRST))]
+    ordered = [*FIRST, *sorted((network | settings) - {*ALWAYS, *FIRST})]
     firsts = [group[0] for group in groups]
 
     def differs(name: str) -> bool:
@@ -117,7 +123,8 @@ def columns_of(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
 
     differing = [name for name in ordered if differs(name)]
     scores = [name for name in SCORES if any(name in group[0] for group in groups)]
-    return [*(differing or ['arch']), *scores, 'seeds', 'minutes']
+    always = [name for name in ALWAYS if any(name in first for first in firsts)]
+    return [*always, *differing, *scores, 'seeds', 'minutes']
 
 
 def main() -> None:
@@ -138,16 +145,14 @@ def main() -> None:
         groups.sort(key=score)
     rows = [[cell(group, name) for name in columns] for group in groups]
     if FLAGS.format == 'markdown':
-        text = scripts.markdown_table(columns, rows)
+        text = scripts.markdown_table(columns, [[*map(shown, row)] for row in rows])
     else:
-        content = io.StringIO()
-        csv.writer(content, lineterminator='\n').writerows([columns, *rows])
-        text = content.getvalue().rstrip('\n')
+        text = scripts.csv_table([columns, *rows]).removesuffix('\n')
     if FLAGS.out is None:
         print(text)
     else:
         write_file(pathlib.Path(FLAGS.out), (text + '\n').encode())
-        print(f'wrote {FLAGS.out}')
+        print(printable(f'wrote {FLAGS.out}'))
 
 
 if __name__ == '__main__':

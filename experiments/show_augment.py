@@ -26,6 +26,7 @@ from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
 from resnet_jax.data.photographs import squares
 from resnet_jax.data.policies import OPERATIONS, POLICIES, apply_operations
+from resnet_jax.text import shown, without_folders
 from resnet_jax.training.report import save_figure
 
 GROUP = 'tools'
@@ -128,7 +129,7 @@ def main() -> None:
     sheet = sheet_of(dataset)
     columns = len(sheet['original'])
     figure = Figure(figsize=(1.1 * columns + 2, 1.1 * len(sheet)), layout='constrained')
-    figure.suptitle(f'{name}, seed {FLAGS.seed}')
+    figure.suptitle(f'{without_folders(name)}, seed {FLAGS.seed}')
     grid = figure.subplots(len(sheet), columns, squeeze=False)
     for line, (title, images) in zip(grid, sheet.items(), strict=True):
         for axes, image in zip(line, images, strict=True):
@@ -138,7 +139,7 @@ def main() -> None:
     out = pathlib.Path(FLAGS.workdir or f'runs/augment-{scripts.as_file_name(name)}')
     make_folder(out)
     save_figure(figure, out / 'augment.png')
-    print(f'wrote {out / "augment.png"}')
+    print(f'wrote {shown(str(out / "augment.png"))}')
 
 
 if __name__ == '__main__':

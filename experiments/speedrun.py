@@ -14,6 +14,7 @@ from experiments.shared import scripts, training_flags
 from experiments.shared.comparison import curves_of, format_mean, spread, write_table
 from resnet_jax import RECIPES, make_spec, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
+from resnet_jax.text import printable, without_folders
 from resnet_jax.training.report import save_figure
 
 GROUP = 'studies'
@@ -97,9 +98,9 @@ def main() -> None:
     rows = [row_of(str(result['seed']), [result]) for result in results]
     if len(results) > 1:
         rows.append(row_of('mean', results))
-    draw(out / 'speedrun.png', f'speedrun on {dataset.name}, {config.epochs} epochs', folders)
+    draw(out / 'speedrun.png', f'speedrun on {without_folders(dataset.name)}, {config.epochs} epochs', folders)
     write_table(out, _COLUMNS, rows, dataset=config.data.dataset, results=results)
-    print(f'wrote {out / "speedrun.png"}')
+    print(printable(f'wrote {out / "speedrun.png"}'))
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ The same command resumes an interrupted sweep. Separate values that contain comm
 
 import hashlib
 import itertools
+import os
 import pathlib
 import re
 import shlex
@@ -27,7 +28,9 @@ from experiments.shared import commands, scripts
 from experiments.shared.comparison import format_mean, spread, write_table
 from resnet_jax import InputError, Interrupted
 from resnet_jax.checkpoints.storage import make_folder, read_json, write_json
+from resnet_jax.tasks.drawing import labels
 from resnet_jax.tasks.kinds import get_task
+from resnet_jax.text import printable, without_folders
 from resnet_jax.training.report import save_figure
 
 GROUP = 'tools'
@@ -153,7 +156,7 @@ def folder_name(chosen: dict[str, str]) -> str:
     short = re.sub(r'[^\w.=-]+', '_', whole)
     if short == whole and len(short) <= 120:
         return short
-    return f'{short[:100]}_{hashlib.sha256(whole.encode()).hexdigest()[:16]}'
+    return f'{short[:100]}_{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}'
 
 
 def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.ndarray, deviations: np.ndarray) -> None:
@@ -161,14 +164,14 @@ def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.n
     varied = [name for name, values in grid.items() if len(values) > 1] or list(grid)[:1]
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
-    axes.set_title(textwrap.fill(title, 80), fontsize=10, parse_math=False)
+    axes.set_title(textwrap.fill(title, 80), fontsize=10)
     if len(varied) == 2:
         first, second = (grid[name] for name in varied)
         scores = means.reshape(len(first), len(second))
         image = axes.imshow(scores, cmap='viridis', aspect='auto')
         axes.set(xlabel=varied[1], ylabel=varied[0])
-        axes.set_xticks(range(len(second)), second)
-        axes.set_yticks(range(len(first)), first)
+        axes.set_xticks(range(len(second)), labels(map(without_folders, second)))
+        axes.set_yticks(range(len(first)), labels(map(without_folders, first)))
         dark = np.nanmean(scores)
         for row, column in np.ndindex(scores.shape):
             text_color = 'white' if scores[row, column] < dark else 'black'
@@ -178,9 +181,10 @@ def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.n
     else:
         names = []
         for values in itertools.product(*grid.values()):
-            names.append(' '.join(value for name, value in zip(grid, values, strict=True) if name in varied))
+            chosen = (value for name, value in zip(grid, values, strict=True) if name in varied)
+            names.append(' '.join(map(without_folders, chosen)))
         axes.errorbar(range(len(names)), means, deviations, fmt='o-' if len(varied) == 1 else 'o', capsize=3)
-        axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 8 else 60)
+        axes.set_xticks(range(len(names)), labels(names, 40), rotation=0 if len(names) < 8 else 60)
         axes.set(xlabel=', '.join(varied))
         axes.grid(alpha=0.3)
     save_figure(figure, path)
@@ -205,11 +209,12 @@ def main() -> None:
             except InputError as error:
                 if not FLAGS.keep_going:
                     raise
-                print(f'{error}', file=sys.stderr)
+                print(printable(f'{error}'), file=sys.stderr)
                 continue
             metric = get_task(result['task']).primary_metric
             scores.append(result[f'test_{metric}'])
-            print(f'[{number}/{len(combinations)}] {name} seed {seed}: test {metric} {scores[-1]:.4f}', flush=True)
+            line = f'[{number}/{len(combinations)}] {name} seed {seed}: test {metric} {scores[-1]:.4f}'
+            print(printable(line), flush=True)
         mean, deviation = spread(scores) if scores else (np.array(np.nan), np.array(0.0))
         means.append(float(mean))
         deviations.append(float(deviation))
@@ -217,11 +222,13 @@ def main() -> None:
         if 0 < len(scores) < FLAGS.num_seeds:
             score += f' ({len(scores)} of {FLAGS.num_seeds} seeds)'
         rows.append((*values, score))
-    title = f'{FLAGS.script} {FLAGS.flags}'.strip() + f', {FLAGS.num_seeds} seed' + 's' * (FLAGS.num_seeds > 1)
+    given = (flag.partition('=') for flag in common_flags())
+    command = ' '.join([FLAGS.script, *(name + equals + without_folders(value) for name, equals, value in given)])
+    title = f'{command}, {FLAGS.num_seeds} seed' + 's' * (FLAGS.num_seeds > 1)
     draw(out / 'sweep.png', title, grid, np.array(means), np.array(deviations))
     facts = {'means': [None if np.isnan(mean) else mean for mean in means], 'deviations': deviations}
     write_table(out, (*grid, 'test score'), rows, **facts)
-    print(f'wrote {out / "sweep.png"}')
+    print(printable(f'wrote {out / "sweep.png"}'))
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from resnet_jax import InputError, get_config, get_spec, train_and_evaluate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
 from resnet_jax.tasks.kinds import TASKS
+from resnet_jax.text import printable
 from resnet_jax.training.plan import objective_task
 
 GROUP = 'studies'
@@ -65,9 +66,9 @@ def main() -> None:
     for name, scores in found.items():
         for metric in (metric for metric in TASKS[name].shown_metrics if metric in scores['linear']):
             simple = (f'{scores[kind][metric]:.4f}' for kind in BASELINES)
-            rows.append((f'`{name}`', metric, *simple, format_mean(scores['network'][metric])))
+            rows.append((scripts.code(name), metric, *simple, format_mean(scores['network'][metric])))
     write_table(out, _COLUMNS, rows, dataset=dataset_name, arch=FLAGS.arch, scores=found)
-    print(f'results in {out}')
+    print(printable(f'results in {out}'))
 
 
 if __name__ == '__main__':

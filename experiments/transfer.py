@@ -20,6 +20,7 @@ from resnet_jax import InputError, TrainConfig, get_config, get_spec, train_and_
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, classes_of
 from resnet_jax.tasks.drawing import readable
+from resnet_jax.text import printable, without_folders
 from resnet_jax.training.report import save_figure
 
 GROUP = 'studies'
@@ -129,11 +130,11 @@ def main() -> None:
     rows = []
     for method, fields in settings_by_method(pathlib.Path('RUN')).items():
         accuracy = format_mean([curves_of(folder, 'test', 'accuracy')[-1] for folder in runs[method]])
-        rows.append((method, f'`{as_flags(fields)}`', accuracy))
-    classes = f'{len(target.train)} images of {target.num_classes} classes of {name}'
+        rows.append((method, scripts.code(as_flags(fields)), accuracy))
+    classes = f'{len(target.train)} images of {target.num_classes} classes of {without_folders(name)}'
     draw(out / 'transfer.png', f'{classes}, pretrained on {source.num_classes} others', runs)
     write_table(out, _COLUMNS, rows, dataset=name, seeds=FLAGS.num_seeds)
-    print(f'wrote {out / "transfer.png"}')
+    print(printable(f'wrote {out / "transfer.png"}'))
 
 
 if __name__ == '__main__':

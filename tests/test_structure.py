@@ -32,6 +32,7 @@ def room_of(path):
 
 # Each room may import those before it and none after.
 ROOMS = (
+    'text',
     'errors',
     'given',
     'settings',

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.shared.scripts import markdown_table
-from resnet_jax.checkpoints.storage import write_json
+from resnet_jax.checkpoints.storage import write_file, write_json
 
 
 def curves_of(run: pathlib.Path, split: str, name: str) -> np.ndarray:
@@ -37,6 +37,6 @@ def format_mean(values: Sequence[Any], digits: int = 4) -> str:
 def write_table(out: pathlib.Path, columns: Sequence[str], rows: Sequence[Sequence[str]], **facts: Any) -> None:
     """Prints a table and writes it to ``table.md`` and, with ``facts``, to ``result.json``."""
     table = markdown_table(columns, rows)
-    (out / 'table.md').write_text(table + '\n', encoding='utf-8')
+    write_file(out / 'table.md', (table + '\n').encode())
     write_json(out / 'result.json', {'columns': columns, 'rows': rows} | facts)
     print(table)

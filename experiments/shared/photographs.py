@@ -11,9 +11,11 @@ import numpy as np
 from absl import flags
 
 from experiments.shared import training_flags
+from experiments.shared.paths import define_paths
 from resnet_jax import InputError, Predictor, load_predictor
 from resnet_jax.data.examples import reason
 from resnet_jax.data.image_files import find_images
+from resnet_jax.text import printable
 
 FLAGS = flags.FLAGS
 
@@ -25,7 +27,7 @@ def define_flags() -> None:
         'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
     )
     flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Checkpoint of a run to load.')
-    flags.DEFINE_list('images', None, 'Image files and folders of images, separated by commas; required.')
+    define_paths(__name__, 'images', None, 'Image files and folders of images, separated by commas; required.')
     training_flags.define_settings(('image_size', 'crop_pct', 'interpolation'), default='read from the weights')
     flags.DEFINE_integer('batch_size', 64, 'Images per batch.', lower_bound=1)
 
@@ -69,11 +71,6 @@ def files_of_flags() -> list[str]:
     return found
 
 
-def printable(file: str) -> str:
-    """A file's name as text, even if its bytes are not valid UTF-8."""
-    return os.fsencode(file).decode('utf-8', 'backslashreplace')
-
-
 def batches(predictor: Predictor, files: Sequence[str]) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yields names and prepared images uint8 ``[N, H, W, C]``; images that cannot be decoded are reported and skipped.
 
@@ -94,7 +91,7 @@ def batches(predictor: Predictor, files: Sequence[str]) -> Iterator[tuple[list[s
             chunk = files[start : start + size]
             for file, found in zip(chunk, pool.map(prepare, chunk), strict=True):
                 if isinstance(found, InputError):
-                    print(f'skipping {found}', file=sys.stderr)
+                    print(printable(f'skipping {found}'), file=sys.stderr)
                 else:
                     names.append(file)
                     images.append(found)

@@ -1,13 +1,15 @@
 """Code shared by the scripts: training from flags, starting a script, and turning errors into exit statuses."""
 
 import contextlib
+import csv
 import functools
+import hashlib
 import io
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
 import jax
@@ -30,6 +32,7 @@ from resnet_jax import (
 from resnet_jax.data.feeds import ReaderOptions
 from resnet_jax.devices import is_main_process, join_processes
 from resnet_jax.tasks.kinds import DEFAULT_TASK, get_task
+from resnet_jax.text import printable, shown, storable
 
 FLAGS = flags.FLAGS
 
@@ -43,14 +46,49 @@ def default_recipe(dataset: str | None, other: str = 'cifar_fast') -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, without a trailing newline."""
-    lines = ([cell.replace('|', r'\|') for cell in row] for row in (columns, ('---',) * len(columns), *rows))
+    """A Markdown table, without a trailing newline; nothing in a cell is taken for markup.
+
+    Names from outside are cells, or parts of cells, as ``text.shown`` returns them.
+    """
+    lines = ([as_markdown(cell) for cell in row] for row in (columns, ('---',) * len(columns), *rows))
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
+class Markdown(str):
+    """A text that is Markdown already."""
+
+
+def code(text: str) -> Markdown:
+    """A text in monospaced type, for a cell of a Markdown table."""
+    return Markdown('`' + text.replace('|', r'\|') + '`')
+
+
+def as_markdown(text: str) -> str:
+    """A text for a cell of a Markdown table, with a backslash before characters that would be taken for markup."""
+    if isinstance(text, Markdown):
+        return text
+    text = re.sub(r'\\(?=[!-/:-@\[-`{-~])|\||<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\](?=[(\[])', r'\\\g<0>', printable(text))
+    for mark in ('`', r'\*', '~', r'\$', r'(?<![^\W_])_|_(?![^\W_])'):  # these mark what is between two of them
+        text = re.sub(mark, r'\\\g<0>', text) if len(re.findall(mark, text)) > 1 else text
+    return text
+
+
+def csv_table(rows: Iterable[Sequence[Any]]) -> str:
+    """A CSV table that can be encoded; a name is read back unchanged, or by ``text.unescaped`` if it is not UTF-8."""
+    lines = []
+    for row in rows:
+        line = io.StringIO(newline='')
+        # The writer's own end of the line makes it quote carriage returns in cells.
+        csv.writer(line).writerow([storable(cell) if isinstance(cell, str) else cell for cell in row])
+        lines.append(line.getvalue().removesuffix('\r\n') + '\n')
+    return ''.join(lines)
+
+
 def as_file_name(dataset: str) -> str:
-    """A dataset's name in a form that fits into a folder name."""
-    return re.sub(r'[:/\\]', '_', dataset).strip('_')
+    """A dataset's name in a form that fits into a folder name; a long one ends in a hash instead."""
+    name = re.sub(r'[:/\\]', '_', dataset).strip('_')
+    whole = os.fsencode(name)
+    return name if len(whole) <= 150 else f'{name[:30]}_{hashlib.sha256(whole).hexdigest()[:16]}'
 
 
 def family(*patterns: str) -> list[str]:
@@ -106,7 +144,7 @@ def train(spec: ResNetSpec) -> None:
     else:
         score = f'{result[f"{metric}_mean"]:.4f} ± {result[f"{metric}_std"]:.4f} over {FLAGS.num_seeds} seeds'
     if is_main_process():
-        print(f'test {task.primary_metric} {score}; results in {workdir}')
+        print(f'test {task.primary_metric} {score}; results in {shown(str(workdir))}')
 
 
 def keep_compiled_programs() -> None:
@@ -193,18 +231,18 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Prints a warning in one line, without its source location."""
-    print(f'warning: {message}', file=sys.stderr)
+    print(printable(f'warning: {message}'), file=sys.stderr)
 
 
 def _exit(message: str, status: int) -> NoReturn:
     if jax.distributed.is_initialized():  # an ordinary exit would wait for processes that wait for this one
         _exit_now(message, status)
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     sys.exit(status)
 
 
 def _exit_now(message: str, status: int) -> NoReturn:
     """Ends the process without cleanup."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)

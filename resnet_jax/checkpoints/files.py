@@ -12,14 +12,18 @@ process that writes has all of them in memory anyway. Orbax does not verify cont
 provides is a format for arrays, including bfloat16, that other programs can read.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
 import logging
 import os
 import pathlib
+import re
 import stat
+import tempfile
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -31,6 +35,7 @@ from resnet_jax.errors import InputError, StorageError
 
 MANIFEST = 'manifest.json'
 _STATE = 'state'
+_NOT_PLAIN = re.compile(r'[\[\]*?\\\ud800-\udfff]')
 # Errors of the system, not of the file: another attempt may succeed.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -99,8 +104,8 @@ def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None)
       Exception: Orbax cannot write; a part of the folder may exist.
     """
     folder.mkdir(parents=True)
-    with _orbax() as orbax:
-        orbax.save(folder / _STATE, args=ocp.args.PyTreeSave(state))
+    with _plain(folder) as plain, _orbax() as orbax:
+        orbax.save(plain / _STATE, args=ocp.args.PyTreeSave(state))
     names = [file.relative_to(folder).as_posix() for file in sorted((folder / _STATE).rglob('*')) if file.is_file()]
     files = {name: [(folder / name).stat().st_size, _crc32(folder / name)] for name in names}
     content: dict[str, Any] = {
@@ -126,6 +131,22 @@ def _orbax() -> ocp.Checkpointer:
     options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+@contextlib.contextmanager
+def _plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    r"""A path of a folder that Orbax can use; a temporary link if the name has characters that Orbax cannot handle.
+
+    Orbax takes ``[`` and ``\`` for parts of a pattern, and then writes a checkpoint without arrays. TensorStore's paths
+    are UTF-8.
+    """
+    if _NOT_PLAIN.search(folder.as_posix()) is None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = pathlib.Path(place, 'checkpoint')
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 def read_manifest(path: pathlib.Path) -> Manifest:
@@ -203,9 +224,9 @@ def read_arrays(path: pathlib.Path, manifest: Manifest, like: Any) -> Any:
     item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
     try:
-        with _orbax() as orbax:
+        with _plain(path) as plain, _orbax() as orbax:
             args = ocp.args.PyTreeRestore(item, restore_args=how, partial_restore=True)
-            tree = orbax.restore(path / _STATE, args=args)
+            tree = orbax.restore(plain / _STATE, args=args)
     except OSError as error:
         raise _unreadable(path, error, _STATE) from error
     except Exception as error:  # of any type; the files are intact, so this is no damage

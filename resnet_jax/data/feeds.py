@@ -23,6 +23,7 @@ from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.data.preprocessing import INTERPOLATIONS, Preprocessing, resized_and_cropped
 from resnet_jax.devices import local_rows, place_rows, replicated, split_batch, to_devices
 from resnet_jax.errors import InputError
+from resnet_jax.text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,8 @@ class PhotographFeed:
             if example not in self._reported:
                 self._reported.add(example)
                 name, fault = self._images.name(example), stream.fault_of(self._images, example)
-                print(f'{name}: cannot be decoded ({fault}), replaced by another image', file=sys.stderr)
+                line = f'{name}: cannot be decoded ({fault}), replaced by another image'
+                print(printable(line), file=sys.stderr)
 
     @staticmethod
     def examples(shared: Any, batch: Any) -> tuple[jax.Array, Any, jax.Array]:
@@ -295,7 +297,7 @@ class EvalPhotographs:
             line = f'{images.name(example)}: cannot be decoded ({stream.fault_of(images, example)})'
             if self._strict:
                 raise InputError(line)
-            print(f'{line}, skipped', file=sys.stderr)
+            print(printable(f'{line}, skipped'), file=sys.stderr)
 
     @staticmethod
     def examples(shared: Any, batch: Any) -> tuple[jax.Array, Any, jax.Array]:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 
 from PIL import Image
 
+from resnet_jax.text import shown
+
 # Formats whose files are taken for images by their suffix, without opening them. MPO is a JPEG.
 _NAMED_FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'DIB', 'TIFF', 'WEBP', 'AVIF', 'JPEG2000', 'PPM', 'TGA', 'QOI')
 _MORE_SUFFIXES = ('.mpo', '.jif', '.jfi')
@@ -61,8 +63,7 @@ def in_words(names: Iterable[str], count: int | None = None) -> str:
     """
     names = list(names)
     more = (len(names) if count is None else count) - _NAMED
-    # A name may contain line breaks, control characters and bytes that are not UTF-8.
-    first = [name if name.isprintable() else repr(name) for name in names[:_NAMED]]
+    first = map(shown, names[:_NAMED])
     return ', '.join(first) + (f' and {more:,} more' if more > 0 else '')
 
 

@@ -1,7 +1,6 @@
 """Exports a trained network as one file that runs without this package: StableHLO (``jax.export``) or ONNX."""
 
 import dataclasses
-import json
 import pathlib
 import textwrap
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.checkpoints.storage import write_file
+from resnet_jax.checkpoints.storage import write_file, write_json
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import InputError
 from resnet_jax.inference.prediction import Predictor
@@ -67,7 +66,7 @@ def export(predictor: Predictor, path: str | pathlib.Path, platforms: Sequence[s
     else:
         content = bytes(jax.export.export(jax.jit(function), platforms=tuple(platforms))(like).serialize())
     write_file(path, content)
-    write_file(path.with_name(path.name + '.json'), json.dumps(record, indent=1, ensure_ascii=False).encode())
+    write_json(path.with_name(path.name + '.json'), record)
     return record
 
 

@@ -240,6 +240,12 @@ class Task:
         """Names of the columns of decoded outputs."""
         return list(class_names)
 
+    def decisions(self, predictions: np.ndarray, class_names: Sequence[str]) -> dict[str, list[Any]]:
+        """Columns with the decision for each example, from decoded outputs ``[N, K]``; empty for numbers."""
+        if self.has_class_targets:
+            return {'predicted': self.in_words(predictions, class_names)}
+        return {}
+
     def draw(self, axes: 'Axes', result: Evaluated, class_names: Sequence[str]) -> None:
         """Draws a test result; the default draws nothing."""
         del result, class_names

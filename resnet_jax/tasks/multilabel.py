@@ -114,6 +114,13 @@ class MultiLabel(Task):
         """A tuple of the predicted labels of each example."""
         return [tuple(class_names[index] for index in np.flatnonzero(row > 0.5).tolist()) for row in predictions]
 
+    def decisions(self, predictions: np.ndarray, class_names: Sequence[str]) -> dict[str, list[Any]]:
+        """0 or 1 for each label; for a single class as in Task."""
+        if self.has_class_targets:
+            return super().decisions(predictions, class_names)
+        columns = (predictions > 0.5).astype(int).T.tolist()
+        return {f'predicted {name}': column for name, column in zip(class_names, columns, strict=True)}
+
     def ranked(self, predictions: np.ndarray, class_names: Sequence[str], top: int) -> list[list[tuple[str, float]]]:
         """The ``top`` most probable labels of each example with their probabilities."""
         return ranked_by_probability(predictions, class_names, top)

@@ -11,6 +11,7 @@ import numpy as np
 from resnet_jax.checkpoints.metrics_files import EventFile, MetricsFile
 from resnet_jax.errors import DivergenceError, InputError
 from resnet_jax.tasks import metrics
+from resnet_jax.text import shown
 from resnet_jax.training.config import rate_of
 from resnet_jax.training.plan import Plan
 from resnet_jax.training.progress import Display
@@ -201,7 +202,7 @@ class Log:
         record = {**place, **values, 'train_seconds': self.train_seconds}
         self.file.write(record)
         if self._board is not None:
-            self._board.write({f'{split}/{name}': value for name, value in values.items()}, step)
+            self._board.write({shown(f'{split}/{name}'): value for name, value in values.items()}, step)
         if split == 'train':
             self._display.training(record)
         for sink in self._sinks:

@@ -34,6 +34,7 @@ from resnet_jax.devices import (
 )
 from resnet_jax.errors import StorageError
 from resnet_jax.models.spec import ResNetSpec
+from resnet_jax.text import print_lines, printable
 from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.cost import Profile
 from resnet_jax.training.evaluation import Evaluation
@@ -315,7 +316,7 @@ def _finished_results(
         parts = {'spec': spec.to_json(), 'config': dataclasses.replace(config, seed=seed).to_json()}
         if result := finished_result(workdir, parts, (*MAY_DIFFER, 'spec.head.num_classes')):
             if is_main_process():
-                print(f'{workdir} is already finished')
+                print_lines(f'{workdir} is already finished')
             results[seed] = result
     return results
 
@@ -342,7 +343,7 @@ def _restored(plan: Plan, workdirs: Sequence[pathlib.Path]) -> tuple[int, TrainS
     def newest() -> tuple[int, list[Any]] | None:
         for folder in folders:
             checkpoint.remove_partial_checkpoints(folder)
-        return checkpoint.restore_newest_of_all(folders, like, lambda line: print(line, file=sys.stderr))
+        return checkpoint.restore_newest_of_all(folders, like, lambda line: print(printable(line), file=sys.stderr))
 
     found = in_main_process(newest)
     step = broadcast_from_main(-1 if found is None else found[0])

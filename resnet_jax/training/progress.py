@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from resnet_jax.text import print_lines, printable
+
 
 class Display(Protocol):
     """The interface of terminal outputs."""
@@ -30,10 +32,10 @@ class Bar:
     def __init__(self, total_steps: int, done_steps: int, primary_metric: str):
         self._primary_metric = primary_metric
         columns = (
-            TextColumn('{task.description}'),
+            TextColumn('{task.description}', markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn('{task.fields[status]}'),
+            TextColumn('{task.fields[status]}', markup=False),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=Console(file=sys.stdout))
@@ -41,7 +43,8 @@ class Bar:
         self._progress.start()
 
     def message(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        line = '\n'.join(map(printable, line.split('\n')))
+        self._progress.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def step(self) -> None:
         self._progress.advance(self._task)
@@ -64,7 +67,7 @@ class Lines:
         self._last = time.monotonic()
 
     def message(self, line: str) -> None:
-        print(line, flush=True)
+        print_lines(line)
 
     def step(self) -> None:
         pass

@@ -1,5 +1,6 @@
 """The results of finished runs."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +9,11 @@ import numpy as np
 
 from resnet_jax.checkpoints.record import RESULT, describe_devices
 from resnet_jax.checkpoints.storage import write_json
+from resnet_jax.data.augment import Augmentation
 from resnet_jax.devices import barrier, is_main_process
+from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.tasks.kinds import get_task
+from resnet_jax.text import without_folders
 from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.cost import Cost
 from resnet_jax.training.evaluation import Evaluation
@@ -72,10 +76,28 @@ def _draw(plan: Plan, workdir: pathlib.Path, result: dict[str, Any], log: Log, e
 
     metric, names = plan.task.primary_metric, plan.dataset.class_names
     score = f'{metric} {evaluation.summary[metric]:.4f}'
-    title = f'{result["arch"]} on {result["dataset"]}, seed {result["seed"]}: test {score}'
-    path = workdir / 'report.png'
+    # Without folders, which are long and may contain the user's name.
+    title = f'{result["arch"]} on {without_folders(result["dataset"])}, seed {result["seed"]}: test {score}'
+    path, differences = workdir / 'report.png', differences_of_training(plan.config, plan.model.spec)
     with print_drawing_errors(path):
-        draw_report(path, title, log.records, metric, lambda axes: plan.task.draw(axes, evaluation, names))
+        draw_report(path, title, log.records, metric, lambda axes: plan.task.draw(axes, evaluation, names), differences)
+
+
+def differences_of_training(config: TrainConfig, spec: ResNetSpec) -> tuple[list[str], list[str]]:
+    """What makes the loss and the primary metric in training differ from those of a test of the same weights."""
+    augmentation, objective = config.augmentation, config.objective
+    of_images = dataclasses.replace(augmentation, augmentation_repeats=1, mixup=0.0, cutmix=0.0)
+    both = ['augmented'] if of_images != Augmentation() else []
+    both += [f'{name} {value:g}' for name in ('mixup', 'cutmix') if (value := getattr(augmentation, name))]
+    both += ['dropout'] if spec.head.dropout_rate or spec.blocks.drop_path_rate or spec.blocks.drop_block_rate else []
+    loss = ['custom loss'] if callable(objective.loss) else []
+    if objective.label_smoothing:
+        loss.append(f'label smoothing {objective.label_smoothing:g}')
+    if objective.target_threshold is not None:
+        loss.append(f'target threshold {objective.target_threshold:g}')
+    if config.distillation is not None:
+        loss.append(f'distillation {config.distillation.distill_weight:g}')
+    return [*loss, *both], both
 
 
 def summarize_seeds(config: TrainConfig, workdir: pathlib.Path, results: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The folder of a checkpoint: its format, and no waiting for other processes."""
 
 import json
+import os
 import zlib
 
 import jax
@@ -13,7 +14,14 @@ import pytest
 from resnet_jax import InputError
 from resnet_jax.checkpoints import files as checkpoint_files
 from resnet_jax.checkpoints.checkpoint import best_step, restore_checkpoint, save_checkpoint
-from resnet_jax.checkpoints.files import DamageError, check_files, describe_arrays, read_manifest, write_step
+from resnet_jax.checkpoints.files import (
+    DamageError,
+    check_files,
+    describe_arrays,
+    read_arrays,
+    read_manifest,
+    write_step,
+)
 from tests.training.ports import free_address
 
 STATE = {
@@ -154,3 +162,13 @@ def test_two_processes_write_and_read_without_each_other(start, tmp_path):
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert [out.strip() for out, _ in outputs] == ['read 2', 'read 2']
+
+
+@pytest.mark.parametrize('name', [b'runs [1]', b'a*b?', b'back\\slash', b'caf\xe9', '猫 $_%'.encode(), b'new\nline'])
+def test_a_folder_may_have_any_name(name, tmp_path):
+    """Orbax takes brackets and backslashes for a pattern, and TensorStore refuses bytes that are not UTF-8."""
+    folder = tmp_path / os.fsdecode(name)
+    write_step(folder / '7', 7, STATE, 0.5)
+    check_files(folder / '7', read_manifest(folder / '7'))
+    equal(read_arrays(folder / '7', read_manifest(folder / '7'), STATE), STATE)
+    assert [path.name for path in folder.iterdir()] == ['7']

@@ -175,12 +175,12 @@ def test_evaluate_agrees_with_training(trained, tmp_path, arrays):
     assert json.loads(written.read_text())['num_train_examples'] == 8
     assert (out / 'confusion.png').read_bytes()[:4] == b'\x89PNG'
     table = (out / 'predictions.csv').read_text().splitlines()
-    assert table[0] == 'example,true,0,1,2'
+    assert table[0] == 'example,true,predicted,0,1,2'
     rows = [line.split(',') for line in table[1:]]
     assert len(rows) == 5
-    right = [int(np.argmax([float(cell) for cell in row[2:]])) == int(row[1]) for row in rows]
-    assert sum(right) == found['num_correct']
-    assert all(sum(map(float, row[2:])) == pytest.approx(1, abs=1e-4) for row in rows)
+    assert [row[2] for row in rows] == [str(np.argmax([float(cell) for cell in row[3:]])) for row in rows]
+    assert sum(row[1] == row[2] for row in rows) == found['num_correct']
+    assert all(sum(map(float, row[3:])) == pytest.approx(1, abs=1e-4) for row in rows)
 
 
 @pytest.mark.slow

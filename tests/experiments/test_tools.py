@@ -106,7 +106,7 @@ def test_an_exported_network_predicts_without_the_package(folder, trained, tmp_p
 def test_results_are_gathered_by_seeds(trained, tmp_path):
     out, _ = run('results', f'--runs={trained}')
     scores = [json.loads((trained / f'seed{seed}' / 'result.json').read_text())['test_accuracy'] for seed in (0, 1)]
-    assert f'| tiny | {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} | 2 |' in out
+    assert f'| tiny | folder | {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} | 2 |' in out
     assert run('results', f'--runs={trained},{trained}/seed0')[0] == out  # each run once
     _, err = run('results', f'--runs={trained}', '--columns=color', status=2)
     assert "unknown column 'color'" in err
@@ -123,7 +123,7 @@ def test_results_show_settings_that_differ(tmp_path):
         (folder / 'config.json').write_text(json.dumps(record))
         (folder / 'result.json').write_text(json.dumps({'test_accuracy': rate, 'train_seconds': 1.0, 'arch': 'tiny'}))
     out, _ = run('results', f'--runs={tmp_path}')
-    assert out.splitlines()[0] == '| dropout_rate | test_accuracy | seeds | minutes |'
+    assert out.splitlines()[0] == '| arch | dropout_rate | test_accuracy | seeds | minutes |'
 
 
 def test_results_ignore_reporting_settings_and_duplicates(tmp_path):
@@ -135,7 +135,7 @@ def test_results_ignore_reporting_settings_and_duplicates(tmp_path):
         result = {'test_accuracy': accuracy, 'train_seconds': 60.0, 'arch': 'tiny', 'seed': seed}
         (tmp_path / name / 'result.json').write_text(json.dumps(result))
     out, err = run('results', f'--runs={tmp_path}')
-    assert out.splitlines()[2:] == ['| tiny | 0.6000 ± 0.1414 | 2 | 1.0 |']
+    assert out.splitlines()[2:] == ['| tiny | some | 0.6000 ± 0.1414 | 2 | 1.0 |']
     assert err == f'skipping {tmp_path}/c: same settings and seed as {tmp_path}/b\n'
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,12 @@ def test_export_is_always_in_float32(tmp_path):
     export(half, tmp_path / 'network')
     assert largest_difference(half, tmp_path / 'network') < 1e-6
     assert largest_difference(predictor, tmp_path / 'network') < 1e-6
+
+
+def test_any_class_names_are_described(tmp_path):
+    names = (os.fsdecode(b'caf\xe9'), '$0_$9\n', 'ş')
+    export(dataclasses.replace(predictor_of('multiclass'), class_names=names), tmp_path / 'network')
+    assert tuple(json.loads((tmp_path / 'network.json').read_text())['class_names']) == names
 
 
 def test_export_for_other_platforms(tmp_path):

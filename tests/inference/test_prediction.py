@@ -117,6 +117,13 @@ def test_evaluate_writes_metrics_and_predictions(run, tmp_path):
     np.testing.assert_allclose(written, predictions, rtol=1e-3, atol=1e-5)
     if config.objective.task == 'binary':
         assert [row['true'] for row in rows] == [dataset.class_names[label] for label in dataset.test.labels]
+        assert [row['predicted'] for row in rows] == load_predictor(workdir).names(predictions)
+    elif config.objective.task == 'multilabel':
+        assert list(rows[0])[: 2 * len(columns) + 1] == ['example'] + [
+            f'{kind} {name}' for kind in ('true', 'predicted') for name in columns
+        ]
+        decided = [[int(row[f'predicted {name}']) for name in columns] for row in rows]
+        np.testing.assert_array_equal(decided, predictions > 0.5)
     elif config.objective.task == 'regression':
         np.testing.assert_allclose([float(row['true']) for row in rows], dataset.test.labels[:, 0])
 

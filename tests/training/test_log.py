@@ -1,6 +1,7 @@
 """The log of a run."""
 
 import json
+import os
 import types
 
 import numpy as np
@@ -10,7 +11,7 @@ from resnet_jax import InputError, TrainConfig
 from resnet_jax.training import log as log_module
 from resnet_jax.training.log import Log
 from resnet_jax.training.plan import objective_task
-from resnet_jax.training.progress import Silence
+from resnet_jax.training.progress import Bar, Lines, Silence
 from resnet_jax.training.seeds import Seeds
 
 
@@ -32,6 +33,30 @@ def test_speed_of_each_interval(tmp_path, monkeypatch):
     assert [record['examples_per_second'] for record in records] == pytest.approx([8] * 6)
     assert log.train_seconds == 10
     assert received == [record | {'seed': 0} for record in records]
+
+
+def test_any_metric_name_is_logged(tmp_path):
+    """A hook may name its metrics after classes; TensorBoard's tags are UTF-8."""
+    config = TrainConfig().replace(batch_size=8, epochs=2)
+    plan = types.SimpleNamespace(config=config, task=objective_task(config, {}), epoch_steps=5, seeds=Seeds((0,)))
+    log = Log(plan, 0, tmp_path, 0, Silence())
+    name = 'accuracy of ' + os.fsdecode(b'caf\xe9\n$_$')
+    log.test(5, {'loss': 1.0, 'accuracy': 0.5}, {name: 2.0}, 0.1)
+    log.close()
+    assert json.loads((tmp_path / 'metrics.jsonl').read_text())[name] == 2.0
+    (events,) = tmp_path.glob('events*')
+    assert b'test/accuracy of caf\\xe9\\x0a$_$' in events.read_bytes()
+
+
+@pytest.mark.parametrize('text', ['[bold]x[/bold]', '[/]', ':cat: [1]', 'a\x1b[31mb', os.fsdecode(b'caf\xe9')])
+@pytest.mark.parametrize('display', [Lines, lambda: Bar(2, 0, '[/x]')])
+def test_a_message_is_shown_as_it_is(display, text, capsys):
+    shown = display()
+    shown.training({'epoch': 1.0, 'step': 1, 'loss': 1.0, '[/x]': 0.5, 'examples_per_second': 1.0})
+    shown.message(f'first\n{text}')
+    shown.close()
+    expected = text.replace('\x1b', '\\x1b').replace('\udce9', '\\xe9')
+    assert f'first\n{expected}\n' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['accuracy', 'train_seconds', 'step'])
