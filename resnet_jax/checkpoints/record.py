@@ -1,9 +1,7 @@
 """The record of a run, ``config.json`` in its workdir, and checks that a folder belongs to a run."""
 
-import importlib.metadata
 import json
 import pathlib
-import platform
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +10,7 @@ from typing import Any
 
 import jax
 
+from resnet_jax.checkpoints.environment import check_settings, describe_environment
 from resnet_jax.checkpoints.storage import PARTIAL, make_folder, read_json, write_json
 from resnet_jax.errors import InputError
 
@@ -20,6 +19,8 @@ CONFIG = 'config.json'
 RESULT = 'result.json'
 # Version of the format of a run's files; incremented when older files can no longer be read.
 FORMAT = 2
+# Entry of a record's dataset: a checksum of the examples of each split.
+FINGERPRINT = 'fingerprint'
 # Parts of a record that affect results; the others describe the environment.
 _COMPARED = ('spec', 'config', 'dataset')
 
@@ -39,30 +40,22 @@ def describe_run(
     Returns:
       The record as JSON data: nested dicts and lists.
     """
-    packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
     record = {
         'format': FORMAT,
         'arch': arch,
         'spec': spec,
         'config': config,
         'dataset': dataset,
-        'versions': {name: importlib.metadata.version(name) for name in packages}
-        | {'python': platform.python_version()},
-        'device': describe_devices(devices),
+        **describe_environment(devices),
         'git_commit': _git_commit(),
         'command': sys.argv,
     }
-    return _as_json(record)
+    return as_json(record)
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Converts a value to what is read back from its JSON file: tuples become lists."""
     return json.loads(json.dumps(value))
-
-
-def describe_devices(devices: Sequence[jax.Device]) -> str:
-    """Describes devices, for instance as ``1 x cpu`` or ``8 x TPU v5 lite``."""
-    return f'{len(devices)} x {devices[0].device_kind}'
 
 
 def _git_commit() -> str | None:
@@ -89,7 +82,8 @@ def claim_workdir(workdir: pathlib.Path, record: dict[str, Any], may_differ: Seq
       may_differ: as in ``differences``, relative to the record, such as ``config.reporting``.
 
     Raises:
-      InputError: the folder holds another run or other files.
+      InputError: the folder holds another run or other files, or the run was started with other examples or under
+        settings of JAX that change what is computed.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f'workdir={workdir} must be a folder, not a file')
@@ -100,11 +94,24 @@ def claim_workdir(workdir: pathlib.Path, record: dict[str, Any], may_differ: Seq
         make_folder(workdir)
         write_json(workdir / CONFIG, record)
         return
-    found = differences(_compared_parts(read_record(workdir)), _compared_parts(record), may_differ)
+    old = read_record(workdir)
+    found = differences(_compared_parts(old), _compared_parts(record), (*may_differ, f'dataset.{FINGERPRINT}'))
     if found:
         raise InputError(
             f'workdir={workdir} holds a run of another configuration: {"; ".join(found)};'
             ' choose another --workdir, or use the same flags to resume'
+        )
+    check_settings(workdir, old, record)
+    _check_examples(workdir, old, record)
+
+
+def _check_examples(workdir: pathlib.Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raises InputError if the content of the dataset has changed; records of earlier versions have no fingerprint."""
+    before, now = (record['dataset'].get(FINGERPRINT, {}) for record in (old, new))
+    if changed := [split for split in before if split in now and before[split] != now[split]]:
+        raise InputError(
+            f'workdir={workdir} was started with other examples: images or targets of {" and ".join(changed)} have'
+            ' changed; restore them to resume, or choose another --workdir'
         )
 
 
@@ -125,7 +132,11 @@ def finished_result(
         return None
     old = read_record(workdir)
     known = {part: old.get(part) for part in parts}
-    return None if differences(known, _as_json(parts), may_differ) else read_json(workdir / RESULT)
+    if differences(known, as_json(parts), may_differ):
+        return None
+    result, epochs = read_json(workdir / RESULT), old['config'].get('epochs')
+    # Until an extension is finished, the result is that of fewer epochs.
+    return result if result.get('epochs', epochs) == epochs else None
 
 
 def _compared_parts(record: dict[str, Any]) -> dict[str, Any]:

@@ -145,9 +145,17 @@ def open_weights(path_or_id: str, spec: ResNetSpec) -> Source:
     return open_source(path_or_id, block=blocks or None)
 
 
+def run_key(seed: Any) -> jax.Array:
+    """The root of a run's random keys.
+
+    It does not depend on ``jax_default_prng_impl``: only Threefry draws the same numbers for an image in every batch.
+    """
+    return jax.random.key(seed, impl='threefry2x32')
+
+
 def init_key(seed: Any) -> jax.Array:
     """The random key of a run's initial weights."""
-    return jax.random.fold_in(jax.random.key(seed), INIT)
+    return jax.random.fold_in(run_key(seed), INIT)
 
 
 def objective_task(config: TrainConfig, statistics: dict[str, Any]) -> Task:

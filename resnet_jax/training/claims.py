@@ -1,0 +1,152 @@
+"""Claims of folders: whether a run starts, resumes, is extended to more epochs, is already finished, or is refused."""
+
+import dataclasses
+import datetime
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from resnet_jax.checkpoints.environment import environment_changes
+from resnet_jax.checkpoints.record import (
+    CONFIG,
+    RESULT,
+    as_json,
+    claim_workdir,
+    describe_run,
+    differences,
+    finished_result,
+    read_record,
+)
+from resnet_jax.checkpoints.storage import read_json, write_json
+from resnet_jax.data.fingerprint import fingerprint
+from resnet_jax.devices import is_main_process
+from resnet_jax.errors import InputError
+from resnet_jax.models.spec import ResNetSpec
+from resnet_jax.training.config import TrainConfig
+from resnet_jax.training.plan import Plan, dataset_record
+
+# Parts of a run's record that may change when it is resumed: they do not affect what is computed.
+_MAY_DIFFER = ('config.reporting',)
+# Settings that ``get_config`` scales with the number of epochs.
+_IN_EPOCHS = (('schedule', 'warmup', 'warmup_epochs'), ('schedule', 'warmup_epochs'), ('schedule', 'decay_epochs'))
+_DECAY = ('averaging', 'ema_decay')
+_EXTENDED = tuple('.'.join(('config', *path)) for path in (('epochs',), *_IN_EPOCHS, _DECAY))
+# Entry of a record: the extensions of the run.
+EXTENSIONS = 'extensions'
+
+
+def finished_results(
+    spec: ResNetSpec, config: TrainConfig, runs: Sequence[tuple[int, pathlib.Path]], extend: bool = False
+) -> dict[int, dict[str, Any]]:
+    """Returns the results of finished runs by seed; needs no dataset.
+
+    Args:
+      spec: architecture; its number of classes is not compared.
+      config: the configuration; the seeds come from ``runs``.
+      runs: seed and folder of each run.
+      extend: whether runs of fewer epochs may be extended.
+
+    Raises:
+      InputError: a run of fewer epochs without ``extend``, or nothing to extend with it.
+    """
+    results, may_differ = {}, (*_MAY_DIFFER, 'spec.head.num_classes')
+    started = [run for run in runs if (run[1] / CONFIG).exists()]
+    if extend and not started:
+        raise InputError(f'extend: workdir={runs[0][1]} holds no run yet; start it without extend')
+    for seed, workdir in started:
+        parts = {'spec': spec.to_json(), 'config': dataclasses.replace(config, seed=seed).to_json()}
+        record = read_record(workdir)
+        epochs = _epochs(record, parts, may_differ)
+        if epochs is not None and epochs[0] < epochs[1] and not extend:
+            state = f'finished after {epochs[0]} epochs' if (workdir / RESULT).exists() else 'is not finished'
+            raise InputError(
+                f'workdir={workdir} {state}; add --extend to train it to {epochs[1]} (extend=True in Python),'
+                ' or choose another --workdir'
+            )
+        if extend and epochs == (config.epochs, config.epochs) and not record.get(EXTENSIONS):
+            raise InputError(f'extend: workdir={workdir} has epochs={config.epochs} already; set epochs to more')
+        if result := finished_result(workdir, parts, may_differ):
+            if is_main_process():
+                print(f'{workdir} is already finished')
+            results[seed] = result
+    return results
+
+
+def _epochs(record: dict[str, Any], parts: dict[str, Any], may_differ: Sequence[str]) -> tuple[int, int] | None:
+    """The recorded and the requested number of epochs if nothing else differs but what is scaled with it, else None."""
+    old, new = {part: record.get(part) for part in parts}, as_json(parts)
+    if differences(old, new, (*may_differ, *_EXTENDED)):
+        return None
+    before, now = old['config']['epochs'], new['config']['epochs']
+    share = now / before
+    for path in _IN_EPOCHS:
+        first, second = (_values(_at(one['config'], path)) for one in (old, new))
+        scaled = [value * share for value in first]
+        if first != second and not (len(first) == len(second) and all(map(math.isclose, scaled, second))):
+            return None
+    first, second = (_values(_at(one['config'], _DECAY)) for one in (old, new))
+    if first != second and not (first and second and math.isclose(1 - second[0], min((1 - first[0]) / share, 1))):
+        return None
+    return before, now
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _values(value: Any) -> list[float]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def claim(plan: Plan, workdirs: Sequence[pathlib.Path], arch: str, extend: bool) -> None:
+    """Claims the folders of a plan's runs; on stderr, reports a changed environment. Called in the main process.
+
+    Raises:
+      InputError: as ``claim_workdir``.
+    """
+    data = dataset_record(plan.dataset) | {'fingerprint': fingerprint(plan.dataset)}
+    devices = list(plan.mesh.devices.flat)
+    for index, (seed, workdir) in enumerate(zip(plan.seeds.numbers, workdirs, strict=True)):
+        config = dataclasses.replace(plan.config, seed=seed).to_json()
+        record = describe_run(arch, plan.model.spec.to_json(), config, data, devices)
+        old = read_record(workdir) if (workdir / CONFIG).exists() else None
+        longer = extend and old is not None and _is_longer(old, record)
+        claim_workdir(workdir, record, (*_MAY_DIFFER, *(_EXTENDED if longer else ())))
+        if old is not None and not index and (changes := environment_changes(old, record)):
+            where = plan.seeds.common_folder(workdirs)
+            print(
+                f'{where} was started elsewhere, so numbers may round differently: {"; ".join(changes)}',
+                file=sys.stderr,
+            )
+
+
+def _is_longer(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    epochs = _epochs(old, {part: new[part] for part in ('spec', 'config')}, _MAY_DIFFER)
+    return epochs is not None and epochs[0] < epochs[1]
+
+
+def record_extensions(plan: Plan, workdirs: Sequence[pathlib.Path], step: int) -> None:
+    """Records that claimed runs of fewer epochs are extended from ``step`` on. Called in the main process.
+
+    An entry of ``extensions`` has the step, both numbers of epochs, the time, the command, the configuration before,
+    and the result before, or None if the run was not finished.
+    """
+    for seed, workdir in zip(plan.seeds.numbers, workdirs, strict=True):
+        record, config = read_record(workdir), as_json(dataclasses.replace(plan.config, seed=seed).to_json())
+        if record['config']['epochs'] == config['epochs']:
+            continue
+        entry = {
+            'from_step': step,
+            'from_epochs': record['config']['epochs'],
+            'to_epochs': config['epochs'],
+            'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+            'command': sys.argv,
+            'config_before': record['config'],
+            'result_before': read_json(workdir / RESULT) if (workdir / RESULT).exists() else None,
+        }
+        extensions = [*record.get(EXTENSIONS, ()), entry]
+        write_json(workdir / CONFIG, record | {'config': config, EXTENSIONS: extensions})
