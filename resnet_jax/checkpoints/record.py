@@ -19,14 +19,19 @@ CONFIG = 'config.json'
 RESULT = 'result.json'
 # Version of the format of a run's files; incremented when older files can no longer be read.
 FORMAT = 2
-# Entry of a record's dataset: a checksum of the examples of each split.
-FINGERPRINT = 'fingerprint'
+# Entry of a record: checksums of the examples of each split, and of the teacher.
+FINGERPRINTS = 'fingerprints'
 # Parts of a record that affect results; the others describe the environment.
 _COMPARED = ('spec', 'config', 'dataset')
 
 
 def describe_run(
-    arch: str, spec: dict[str, Any], config: dict[str, Any], dataset: dict[str, Any], devices: Sequence[jax.Device]
+    arch: str,
+    spec: dict[str, Any],
+    config: dict[str, Any],
+    dataset: dict[str, Any],
+    devices: Sequence[jax.Device],
+    fingerprints: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Makes the record of a run, the content of ``config.json``: what it computes, and in which environment.
 
@@ -36,6 +41,7 @@ def describe_run(
       config: the configuration, likewise.
       dataset: metadata of the dataset, likewise.
       devices: the devices that the run trains on.
+      fingerprints: checksums of data that the configuration only names.
 
     Returns:
       The record as JSON data: nested dicts and lists.
@@ -46,6 +52,7 @@ def describe_run(
         'spec': spec,
         'config': config,
         'dataset': dataset,
+        FINGERPRINTS: fingerprints or {},
         **describe_environment(devices),
         'git_commit': _git_commit(),
         'command': sys.argv,
@@ -82,8 +89,8 @@ def claim_workdir(workdir: pathlib.Path, record: dict[str, Any], may_differ: Seq
       may_differ: as in ``differences``, relative to the record, such as ``config.reporting``.
 
     Raises:
-      InputError: the folder holds another run or other files, or the run was started with other examples or under
-        settings of JAX that change what is computed.
+      InputError: the folder holds another run or other files, or the run was started with other data of the same
+        name, or under settings of JAX that change what is computed.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f'workdir={workdir} must be a folder, not a file')
@@ -95,23 +102,23 @@ def claim_workdir(workdir: pathlib.Path, record: dict[str, Any], may_differ: Seq
         write_json(workdir / CONFIG, record)
         return
     old = read_record(workdir)
-    found = differences(_compared_parts(old), _compared_parts(record), (*may_differ, f'dataset.{FINGERPRINT}'))
+    found = differences(_compared_parts(old), _compared_parts(record), may_differ)
     if found:
         raise InputError(
             f'workdir={workdir} holds a run of another configuration: {"; ".join(found)};'
             ' choose another --workdir, or use the same flags to resume'
         )
     check_settings(workdir, old, record)
-    _check_examples(workdir, old, record)
+    _check_content(workdir, old, record)
 
 
-def _check_examples(workdir: pathlib.Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raises InputError if the content of the dataset has changed; records of earlier versions have no fingerprint."""
-    before, now = (record['dataset'].get(FINGERPRINT, {}) for record in (old, new))
-    if changed := [split for split in before if split in now and before[split] != now[split]]:
+def _check_content(workdir: pathlib.Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raises InputError if the dataset or teacher has changed; records of earlier versions have no checksums."""
+    before, now = (record.get(FINGERPRINTS, {}) for record in (old, new))
+    if changed := [name for name in before if name in now and before[name] != now[name]]:
         raise InputError(
-            f'workdir={workdir} was started with other examples: images or targets of {" and ".join(changed)} have'
-            ' changed; restore them to resume, or choose another --workdir'
+            f'workdir={workdir} was started with other data, although its name is the same: the content of'
+            f' {" and ".join(changed)} has changed; restore it to resume, or choose another --workdir'
         )
 
 
@@ -154,7 +161,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], may_differ: Sequence[s
     Returns:
       Sorted lines. Values are named by the last part of their path, or by the whole path if two end alike;
       ``optimizer.name`` is named ``optimizer``. Values that one of the dicts does not have are ``absent``, including
-      those of a group that is None. Lists of dicts are compared field by field: ``stages.size=[3, 3] before, [5, 5]
+      those of a group that is None; but a value that is None or False now is no difference, because an earlier version
+      may not have had this setting. Lists of dicts are compared field by field: ``stages.size=[3, 3] before, [5, 5]
       now``.
     """
     found = _find_differences(old, new, (), {tuple(path.split('.')) for path in may_differ})
@@ -193,6 +201,8 @@ def _find_differences(
         new = {}
     elif isinstance(new, dict) and old is None:
         old = {}
+    if old is _ABSENT and (new is None or new is False):
+        return []
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [(path, old, new)]
     below = []

@@ -2,8 +2,8 @@
 
 The parameters depend only on the key, the settings and the image size, so that under ``jax.vmap`` over keys and images
 the result for an image does not depend on its batch. Integers are computed from uniform numbers instead of by
-``jax.random.randint``, which hashes twice; the bias is below 2^-23 times the range. Every draw states its dtype, because
-the default one, and with it the numbers, depends on ``jax_enable_x64``.
+``jax.random.randint``, which hashes twice; the bias is below 2^-23 times the range. Every draw states its dtype: the
+default one, and with it the numbers, depends on ``jax_enable_x64``.
 """
 
 import math
@@ -42,7 +42,7 @@ def random_crop(key: jax.Array, image: jax.Array, size: tuple[int, int]) -> jax.
     """
     room = jnp.array([image.shape[0] - size[0], image.shape[1] - size[1]], jnp.int32)
     corner = _to_integers(jax.random.uniform(key, (2,), jnp.float32), room + 1)
-    return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (*size, image.shape[2]))
+    return jax.lax.dynamic_slice(image, (corner[0], corner[1], jnp.int32(0)), (*size, image.shape[2]))
 
 
 def crop_box(

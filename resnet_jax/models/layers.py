@@ -253,6 +253,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Drops values of ``x``, of any shape; needs the random key ``dropout``."""
         kept = jax.random.bernoulli(self.make_rng('dropout'), jnp.float32(1 - self.rate), x.shape)
         return x * (kept.astype(x.dtype) / jnp.asarray(1 - self.rate, x.dtype))
 

@@ -108,11 +108,13 @@ def claim(plan: Plan, workdirs: Sequence[pathlib.Path], arch: str, extend: bool)
     Raises:
       InputError: as ``claim_workdir``.
     """
-    data = dataset_record(plan.dataset) | {'fingerprint': fingerprint(plan.dataset)}
+    data, contents = dataset_record(plan.dataset), fingerprint(plan.dataset)
+    if plan.teacher is not None:
+        contents['teacher'] = plan.teacher.fingerprint()
     devices = list(plan.mesh.devices.flat)
     for index, (seed, workdir) in enumerate(zip(plan.seeds.numbers, workdirs, strict=True)):
         config = dataclasses.replace(plan.config, seed=seed).to_json()
-        record = describe_run(arch, plan.model.spec.to_json(), config, data, devices)
+        record = describe_run(arch, plan.model.spec.to_json(), config, data, devices, contents)
         old = read_record(workdir) if (workdir / CONFIG).exists() else None
         longer = extend and old is not None and _is_longer(old, record)
         claim_workdir(workdir, record, (*_MAY_DIFFER, *(_EXTENDED if longer else ())))

@@ -176,7 +176,7 @@ def open_run(
     # A run that was started before contains everything it took from its initial weights.
     source = None if started or init_from is None else open_weights(init_from, spec)
     record = read_record(workdirs[0]) if started else None
-    plan = make_plan(spec, config, seeds, normalize_for_run(dataset, config, source, record), mesh, reader)
+    plan = make_plan(spec, config, seeds, normalize_for_run(dataset, config, source, record), mesh, reader, started)
     loaded = None if source is None else loaded_state(plan, source)
     in_main_process(lambda: claim(plan, workdirs, arch, extend))
     step, state, seconds = 0, loaded, 0.0

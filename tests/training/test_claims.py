@@ -4,12 +4,10 @@ import json
 import os
 import re
 
-import jax
 import numpy as np
 import pytest
 
 from resnet_jax import InputError, Interrupted, TrainConfig, get_config, make_spec, train_and_evaluate
-from resnet_jax.checkpoints import checkpoint
 from resnet_jax.training import claims
 from resnet_jax.training.log import Log
 
