@@ -1,13 +1,19 @@
 """Runs that are extended, and resumptions under other settings, versions or data."""
 
+import contextlib
+import dataclasses
+import io
 import json
 import os
 import re
+import shutil
+import signal
 
 import numpy as np
 import pytest
 
 from resnet_jax import InputError, Interrupted, TrainConfig, get_config, make_spec, train_and_evaluate
+from resnet_jax.data.examples import Split
 from resnet_jax.training import claims
 from resnet_jax.training.log import Log
 
@@ -24,7 +30,7 @@ def shades(make_shades):
 
 @pytest.fixture(scope='module')
 def template(shades, tmp_path_factory):
-    """A finished run of two epochs that tests must copy."""
+    """A finished run of two epochs: its folder, which tests must not change, and its result."""
     workdir = tmp_path_factory.mktemp('runs') / 'short'
     return workdir, train_and_evaluate(SPEC, CONFIG, workdir, dataset=shades)
 
@@ -32,9 +38,17 @@ def template(shades, tmp_path_factory):
 @pytest.fixture
 def short(template, tmp_path):
     """A copy of the finished run."""
-    import shutil
-
     return shutil.copytree(template[0], tmp_path / 'short')
+
+
+@pytest.fixture(scope='module')
+def extended(template, shades, tmp_path_factory):
+    """A run that was extended to four epochs: its folder, which tests must not change, its result and output."""
+    workdir, output = tmp_path_factory.mktemp('runs') / 'longer', io.StringIO()
+    shutil.copytree(template[0], workdir)
+    with contextlib.redirect_stdout(output):
+        result = train_and_evaluate(SPEC, LONGER, workdir, dataset=shades, extend=True)
+    return workdir, result, output.getvalue()
 
 
 def record_of(workdir):
@@ -46,29 +60,37 @@ def records_of(workdir, split):
     return [record for record in map(json.loads, lines) if record['split'] == split]
 
 
-def change_record(workdir, change):
-    record = record_of(workdir)
-    change(record)
-    (workdir / 'config.json').write_text(json.dumps(record))
-    (workdir / 'result.json').unlink()
+def contents(workdir):
+    return {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
 
 
 def cosine(step, epochs):
     return 0.05 * (1 + np.cos(np.pi * step / (epochs * EPOCH_STEPS))) / 2
 
 
-def test_a_finished_run_is_extended_on_the_longer_schedule(short, template, shades, capsys):
-    result = train_and_evaluate(SPEC, LONGER, short, dataset=shades, extend=True)
+def after_step(monkeypatch, step, do):
+    """Calls ``do`` once a run has taken ``step`` steps."""
+    plain = Log.step
+
+    def step_and_do(self, now, *args):
+        plain(self, now, *args)
+        if now == step:
+            do()
+
+    monkeypatch.setattr(Log, 'step', step_and_do)
+
+
+def test_a_finished_run_is_extended_on_the_longer_schedule(template, extended):
+    workdir, result, output = extended
     assert (result['epochs'], result['steps']) == (4, 16)
-    assert json.loads((short / 'result.json').read_text()) == result
-    out = capsys.readouterr().out
-    assert f'extending {short} from 2 to 4 epochs after step 8' in out
-    assert f'the learning rate was {cosine(7, 2):.3g} and continues at {cosine(8, 4):.3g}' in out
-    rates = {record['step']: record['learning_rate'] for record in records_of(short, 'train')}
+    assert json.loads((workdir / 'result.json').read_text()) == result
+    assert f'extending {workdir} from 2 to 4 epochs after step 8' in output
+    assert f'the learning rate was {cosine(7, 2):.3g} and continues at {cosine(8, 4):.3g}' in output
+    rates = {record['step']: record['learning_rate'] for record in records_of(workdir, 'train')}
     expected = {step: cosine(step - 1, 2 if step <= 8 else 4) for step in range(2, 17, 2)}
     assert rates == pytest.approx(expected, rel=1e-5)
-    assert [record['epoch'] for record in records_of(short, 'test')] == [1, 2, 3, 4]
-    record = record_of(short)
+    assert [record['epoch'] for record in records_of(workdir, 'test')] == [1, 2, 3, 4]
+    record = record_of(workdir)
     assert record['config']['epochs'] == 4
     (entry,) = record['extensions']
     assert (entry['from_step'], entry['from_epochs'], entry['to_epochs']) == (8, 2, 4)
@@ -77,32 +99,8 @@ def test_a_finished_run_is_extended_on_the_longer_schedule(short, template, shad
     assert re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00', entry['time'])
 
 
-def test_the_steps_of_an_extension_are_those_of_the_longer_run(short, template, shades, tmp_path, monkeypatch):
-    """Same examples and draws: from the same state, the third epoch is that of a run of four epochs."""
-    whole = tmp_path / 'whole'
-    train_and_evaluate(SPEC, LONGER.replace(learning_rate=1e-20), whole, dataset=shades)
-    frozen = tmp_path / 'frozen'
-    train_and_evaluate(SPEC, CONFIG.replace(learning_rate=1e-20), frozen, dataset=shades)
-    train_and_evaluate(SPEC, LONGER.replace(learning_rate=1e-20), frozen, dataset=shades, extend=True)
-    assert [r['loss'] for r in records_of(whole, 'train')] == [r['loss'] for r in records_of(frozen, 'train')]
-
-
-def test_an_interrupted_extension_keeps_the_old_result_and_resumes(
-    short, template, shades, tmp_path, monkeypatch, capsys
-):
-    whole = tmp_path / 'whole'
-    import shutil
-
-    shutil.copytree(template[0], whole)
-    expected = train_and_evaluate(SPEC, LONGER, whole, dataset=shades, extend=True)
-    plain = Log.step
-
-    def interrupt(self, step, *args):
-        plain(self, step, *args)
-        if step == 11:
-            os.kill(os.getpid(), 15)
-
-    monkeypatch.setattr(Log, 'step', interrupt)
+def test_an_interrupted_extension_keeps_the_result_and_resumes(short, template, extended, shades, monkeypatch, capsys):
+    after_step(monkeypatch, 11, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted):
         train_and_evaluate(SPEC, LONGER, short, dataset=shades, extend=True)
     monkeypatch.undo()
@@ -110,24 +108,28 @@ def test_an_interrupted_extension_keeps_the_old_result_and_resumes(
     assert record_of(short)['extensions'][0]['result_before'] == template[1]
     result = train_and_evaluate(SPEC, LONGER, short, dataset=shades, extend=True)
     assert f'resuming {short} after step 11\n' in capsys.readouterr().out
-    assert result['test_loss'] == expected['test_loss']
+    assert result['test_loss'] == extended[1]['test_loss']
     assert len(record_of(short)['extensions']) == 1
+
+
+def test_an_extended_run_can_be_shown_and_extended_again(extended, shades, tmp_path, capsys):
+    workdir, result, _ = extended
     for extend in (False, True):
-        assert train_and_evaluate(SPEC, LONGER, short, dataset=shades, extend=extend) == result
-        assert f'{short} is already finished' in capsys.readouterr().out
+        assert train_and_evaluate(SPEC, LONGER, workdir, dataset=shades, extend=extend) == result
+        assert f'{workdir} is already finished' in capsys.readouterr().out
     with pytest.raises(InputError, match='epochs=4 before, 2 now'):
-        train_and_evaluate(SPEC, CONFIG, short, dataset=shades)
+        train_and_evaluate(SPEC, CONFIG, workdir, dataset=shades)
     with pytest.raises(InputError, match='epochs=4 before, 3 now'):
-        train_and_evaluate(SPEC, CONFIG.replace(epochs=3), short, dataset=shades, extend=True)
-    again = train_and_evaluate(SPEC, CONFIG.replace(epochs=5), short, dataset=shades, extend=True)
-    assert again['epochs'] == 5
-    extensions = record_of(short)['extensions']
+        train_and_evaluate(SPEC, CONFIG.replace(epochs=3), workdir, dataset=shades, extend=True)
+    again = shutil.copytree(workdir, tmp_path / 'again')
+    assert train_and_evaluate(SPEC, CONFIG.replace(epochs=5), again, dataset=shades, extend=True)['epochs'] == 5
+    extensions = record_of(again)['extensions']
     assert [(one['from_epochs'], one['to_epochs'], one['from_step']) for one in extensions] == [(2, 4, 8), (4, 5, 16)]
     assert extensions[1]['result_before'] == result
 
 
 def test_without_extend_the_refusal_names_the_way(short, shades, tmp_path):
-    before = {path: path.read_bytes() for path in short.rglob('*') if path.is_file()}
+    before = contents(short)
     with pytest.raises(InputError) as error:
         train_and_evaluate(SPEC, LONGER, short, dataset=shades)
     assert str(error.value) == (
@@ -136,30 +138,25 @@ def test_without_extend_the_refusal_names_the_way(short, shades, tmp_path):
     )
     for config, message in (
         (CONFIG, f'extend: workdir={short} has epochs=2 already; set epochs to more'),
-        (
-            LONGER.replace(learning_rate=0.1),
-            'holds a run of another configuration: epochs=2 before, 4 now; learning_ra',
-        ),
+        (LONGER.replace(learning_rate=0.1), 'a run of another configuration: epochs=2 before, 4 now; learning_rate='),
         (LONGER.replace(warmup_epochs=1), 'another configuration: epochs=2 before, 4 now; warmup_epochs absent before'),
         (CONFIG.replace(epochs=1), 'epochs=2 before, 1 now'),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             train_and_evaluate(SPEC, config, short, dataset=shades, extend=True)
-    assert {path: path.read_bytes() for path in short.rglob('*') if path.is_file()} == before
+    assert contents(short) == before
     with pytest.raises(InputError, match=f'extend: workdir={tmp_path / "new"} holds no run yet'):
         train_and_evaluate(SPEC, CONFIG, tmp_path / 'new', dataset=shades, extend=True)
     assert not (tmp_path / 'new').exists()
 
 
+def kill():
+    """Ends a run without saving, like SIGKILL."""
+    raise SystemError('killed')
+
+
 def test_an_unfinished_run_is_extended_from_its_last_checkpoint(shades, tmp_path, monkeypatch):
-    plain = Log.step
-
-    def kill(self, step, *args):
-        plain(self, step, *args)
-        if step == 6:
-            raise SystemError('killed')
-
-    monkeypatch.setattr(Log, 'step', kill)
+    after_step(monkeypatch, 6, kill)
     with pytest.raises(SystemError, match='killed'):
         train_and_evaluate(SPEC, CONFIG, tmp_path, dataset=shades)
     monkeypatch.undo()
@@ -172,23 +169,53 @@ def test_an_unfinished_run_is_extended_from_its_last_checkpoint(shades, tmp_path
     assert rates[6] == pytest.approx(cosine(5, 4), rel=1e-5)
 
 
-def test_several_seeds_are_extended(shades, tmp_path):
-    train_and_evaluate(SPEC, CONFIG, tmp_path, dataset=shades, num_seeds=2)
-    with pytest.raises(InputError, match='seed0 finished after 2 epochs; add --extend to train it to 3'):
-        train_and_evaluate(SPEC, CONFIG.replace(epochs=3), tmp_path, dataset=shades, num_seeds=2)
-    result = train_and_evaluate(SPEC, CONFIG.replace(epochs=3), tmp_path, dataset=shades, num_seeds=3, extend=True)
-    assert [one['epochs'] for one in result['runs']] == [3, 3, 3]
+def test_several_seeds_are_extended_and_joined_by_another(shades, tmp_path):
+    one, two = CONFIG.replace(epochs=1), CONFIG.replace(epochs=2)
+    train_and_evaluate(SPEC, one, tmp_path, dataset=shades, num_seeds=2)
+    with pytest.raises(InputError, match='seed0 finished after 1 epochs; add --extend to train it to 2'):
+        train_and_evaluate(SPEC, two, tmp_path, dataset=shades, num_seeds=2)
+    result = train_and_evaluate(SPEC, two, tmp_path, dataset=shades, num_seeds=3, extend=True)
+    assert [run['epochs'] for run in result['runs']] == [2, 2, 2]
     found = [record_of(tmp_path / f'seed{seed}') for seed in range(3)]
-    assert [one['config']['seed'] for one in found] == [0, 1, 2]
-    assert [len(one.get('extensions', ())) for one in found] == [1, 1, 0]
+    assert [record['config']['seed'] for record in found] == [0, 1, 2]
+    assert [len(record.get('extensions', ())) for record in found] == [1, 1, 0]
 
 
-@pytest.mark.parametrize('recipe', ['cifar_fast', 'cifar_sgd', 'torchvision_v2', 'a1', 'wide_resnet'])
+def json_of(config):
+    return json.loads(json.dumps(config.to_json()))
+
+
+@pytest.mark.parametrize('recipe', ['cifar_fast', 'he2015_cifar', 'torchvision_v2', 'bit_cifar10'])
 def test_settings_that_recipes_scale_with_the_epochs_may_differ(recipe):
-    if recipe not in claims.TrainConfig.__dict__ and recipe not in __import__('resnet_jax').training.recipes.RECIPES:
-        pytest.skip('no such recipe')
+    """Warmup, decay epochs and the span of the average."""
     old, new = get_config(recipe, epochs=40), get_config(recipe, epochs=50)
-    record = {'spec': {}, 'config': old.to_json()}
-    record = json.loads(json.dumps(record))
-    assert claims._epochs(record, {'spec': {}, 'config': new.to_json()}, ()) == (40, 50)
-    assert claims._epochs(record, {'spec': {}, 'config': new.replace(batch_size=64).to_json()}, ()) is None
+    record = {'spec': {}, 'config': json_of(old)}
+
+    def epochs_of(config):
+        return claims._epochs(record, {'spec': {}, 'config': json_of(config)}, ())
+
+    assert epochs_of(new) == (40, 50)
+    assert epochs_of(old.replace(epochs=50)) == (40, 50)
+    assert epochs_of(new.replace(batch_size=64)) is None
+    if old.averaging is not None:
+        assert epochs_of(new.replace(ema_decay=0.5)) is None
+
+
+def test_a_run_is_not_resumed_with_other_examples(short, shades):
+    (short / 'result.json').unlink()
+    before, images = contents(short), shades.train.images.copy()
+    images[5, 0, 0, 0] += 1
+    other = dataclasses.replace(shades, train=Split(images, shades.train.labels))
+    with pytest.raises(InputError, match='the content of train has changed'):
+        train_and_evaluate(SPEC, CONFIG, short, dataset=other)
+    assert contents(short) == before
+
+
+def test_a_run_of_an_earlier_version_resumes_and_says_nothing(short, template, shades, capsys):
+    record = record_of(short)
+    for name in ('settings', 'platform', 'fingerprints'):
+        del record[name]
+    (short / 'config.json').write_text(json.dumps(record))
+    (short / 'result.json').unlink()
+    assert train_and_evaluate(SPEC, CONFIG, short, dataset=shades)['test_loss'] == template[1]['test_loss']
+    assert capsys.readouterr().err == ''
