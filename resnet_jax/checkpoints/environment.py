@@ -131,11 +131,11 @@ def check_settings(workdir: pathlib.Path, record: dict[str, Any], now: dict[str,
 
 
 def environment_changes(record: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Lists changes of the environment that change only rounding, each as ``jax='0.9.0' before, '0.10.2' now``.
+    """Lists changes of the environment that usually change only rounding: ``jax='0.9.0' before, '0.10.2' now``.
 
     Args:
       record: the record of a run; entries that it lacks are not compared.
-      now: from ``describe_environment``.
+      now: the record that the run would have now, or what ``describe_environment`` returns.
 
     Returns:
       The changes. Of flags and vector extensions, only those that differ are named. If the kind of device differs, the
@@ -150,6 +150,8 @@ def environment_changes(record: dict[str, Any], now: dict[str, Any]) -> list[str
         pairs |= {name: _differing_words(before.get(name, ''), after.get(name, '')) for name in before | after}
     if not record.get('dataset', {}).get('photographs', True):
         pairs.pop('pillow', None)
+    if record.get('git_commit') and now.get('git_commit'):  # the code of this package
+        pairs['git_commit'] = record['git_commit'], now['git_commit']
     return [_change(name, *values) for name, values in pairs.items() if values[0] != values[1]]
 
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import datetime
+import json
 import math
 import pathlib
 import sys
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +23,7 @@ from resnet_jax.checkpoints.record import (
 )
 from resnet_jax.checkpoints.storage import read_json, write_json
 from resnet_jax.data.fingerprint import fingerprint
-from resnet_jax.devices import is_main_process
+from resnet_jax.devices import differing_entries, in_main_process, is_main_process
 from resnet_jax.errors import InputError
 from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.training.config import TrainConfig
@@ -103,27 +105,37 @@ def _values(value: Any) -> list[float]:
 
 
 def claim(plan: Plan, workdirs: Sequence[pathlib.Path], arch: str, extend: bool) -> None:
-    """Claims the folders of a plan's runs; on stderr, reports a changed environment. Called in the main process.
+    """Claims the folders of a plan's runs; a changed environment is reported on stderr. Every process calls this.
 
     Raises:
-      InputError: as ``claim_workdir``.
+      InputError: as ``claim_workdir``, or the processes of the job differ in what they compute.
     """
-    data, contents = dataset_record(plan.dataset), fingerprint(plan.dataset)
+    contents = fingerprint(plan.dataset)
     if plan.teacher is not None:
         contents['teacher'] = plan.teacher.fingerprint()
-    devices = list(plan.mesh.devices.flat)
+    devices, data = list(plan.mesh.devices.flat), dataset_record(plan.dataset)
+    spec, config = plan.model.spec.to_json(), plan.config.to_json()
+    record = describe_run(arch, spec, config, data, devices, contents)
+    decisive = {'configuration': [spec, config], 'settings of JAX': record['settings'], **contents}
+    checksums = {name: zlib.crc32(json.dumps(value).encode()) for name, value in decisive.items()}
+    if differing := differing_entries(checksums):
+        raise InputError(
+            f'the processes of this job differ in: {", ".join(differing)}; start all of them with the same flags,'
+            ' settings of JAX and data'
+        )
+    in_main_process(lambda: _claim(plan, workdirs, record, extend))
+
+
+def _claim(plan: Plan, workdirs: Sequence[pathlib.Path], record: dict[str, Any], extend: bool) -> None:
     for index, (seed, workdir) in enumerate(zip(plan.seeds.numbers, workdirs, strict=True)):
-        config = dataclasses.replace(plan.config, seed=seed).to_json()
-        record = describe_run(arch, plan.model.spec.to_json(), config, data, devices, contents)
+        record = record | {'config': record['config'] | {'seed': seed}}
         old = read_record(workdir) if (workdir / CONFIG).exists() else None
         longer = extend and old is not None and _is_longer(old, record)
         claim_workdir(workdir, record, (*_MAY_DIFFER, *(_EXTENDED if longer else ())))
         if old is not None and not index and (changes := environment_changes(old, record)):
-            where = plan.seeds.common_folder(workdirs)
-            print(
-                f'{where} was started elsewhere, so numbers may round differently: {"; ".join(changes)}',
-                file=sys.stderr,
-            )
+            where, what = plan.seeds.common_folder(workdirs), '; '.join(changes)
+            line = f'{where} was started in another environment; numbers may differ, usually by rounding: {what}'
+            print(line, file=sys.stderr)
 
 
 def _is_longer(old: dict[str, Any], new: dict[str, Any]) -> bool:

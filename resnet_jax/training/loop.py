@@ -178,7 +178,7 @@ def open_run(
     record = read_record(workdirs[0]) if started else None
     plan = make_plan(spec, config, seeds, normalize_for_run(dataset, config, source, record), mesh, reader, started)
     loaded = None if source is None else loaded_state(plan, source)
-    in_main_process(lambda: claim(plan, workdirs, arch, extend))
+    claim(plan, workdirs, arch, extend)
     step, state, seconds = 0, loaded, 0.0
     if started and (found := _restored(plan, workdirs)):
         step, state = found

@@ -77,6 +77,10 @@ def test_changes_of_rounding_are_listed(now):
     flax = f"flax='0.1' before, {now['versions']['flax']!r} now"
     assert environment_changes(before, now) == [flax, pillow]
     assert environment_changes(before | {'dataset': {'photographs': False}}, now) == [flax]
+    assert environment_changes(now | {'git_commit': 'a+'}, now | {'git_commit': 'b'}) == [
+        "git_commit='a+' before, 'b' now"
+    ]
+    assert environment_changes(now | {'git_commit': None}, now | {'git_commit': 'b'}) == []
     before = changed(now, 'platform', vector_extensions='avx fma', XLA_FLAGS='--a --b=2')
     after = changed(now, 'platform', vector_extensions='avx avx512f fma', XLA_FLAGS='--a --b=3')
     assert sorted(environment_changes(before, after)) == [

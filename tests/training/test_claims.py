@@ -219,3 +219,18 @@ def test_a_run_of_an_earlier_version_resumes_and_says_nothing(short, template, s
     (short / 'result.json').unlink()
     assert train_and_evaluate(SPEC, CONFIG, short, dataset=shades)['test_loss'] == template[1]['test_loss']
     assert capsys.readouterr().err == ''
+
+
+def test_processes_that_compute_something_else_are_refused(shades, tmp_path, monkeypatch):
+    """As if another process had other training examples."""
+    names = []
+
+    def differing(values):
+        names.extend(values)
+        return ['train']
+
+    monkeypatch.setattr(claims, 'differing_entries', differing)
+    with pytest.raises(InputError, match='the processes of this job differ in: train; start all of them with the same'):
+        train_and_evaluate(SPEC, CONFIG, tmp_path / 'run', dataset=shades)
+    assert names == ['configuration', 'settings of JAX', 'train', 'test']
+    assert not (tmp_path / 'run').exists()

@@ -257,7 +257,7 @@ def test_resuming_on_other_devices_is_reported(finished, shades, tmp_path, monke
     out, err = capsys.readouterr()
     assert f'resuming {tmp_path} after step 4\n' in out
     change = "device='2 x cpu' before, '1 x cpu' now"
-    assert err == f'{tmp_path} was started elsewhere, so numbers may round differently: {change}\n'
+    assert err == f'{tmp_path} was started in another environment; numbers may differ, usually by rounding: {change}\n'
     assert result['test_loss'] == pytest.approx(finished[1]['test_loss'], rel=1e-4)
     assert result['device'] == '1 x cpu'
 
