@@ -148,11 +148,16 @@ def record_extensions(plan: Plan, workdirs: Sequence[pathlib.Path], step: int) -
 
     An entry of ``extensions`` has the step, both numbers of epochs, the time, the command, the configuration before,
     and the result before, or None if the run was not finished.
+
+    Raises:
+      InputError: a finished run has no intact checkpoint; it would start again and lose its metrics.
     """
     for seed, workdir in zip(plan.seeds.numbers, workdirs, strict=True):
         record, config = read_record(workdir), as_json(dataclasses.replace(plan.config, seed=seed).to_json())
         if record['config']['epochs'] == config['epochs']:
             continue
+        if not step and (workdir / RESULT).exists():
+            raise InputError(f'extend: workdir={workdir} has no intact checkpoint to continue from')
         entry = {
             'from_step': step,
             'from_epochs': record['config']['epochs'],

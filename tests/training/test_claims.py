@@ -150,6 +150,14 @@ def test_without_extend_the_refusal_names_the_way(short, shades, tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
+def test_a_finished_run_without_checkpoints_is_not_extended(short, shades):
+    shutil.rmtree(short / 'checkpoints')
+    before = contents(short)
+    with pytest.raises(InputError, match='short has no intact checkpoint to continue from'):
+        train_and_evaluate(SPEC, LONGER, short, dataset=shades, extend=True)
+    assert contents(short) == before
+
+
 def kill():
     """Ends a run without saving, like SIGKILL."""
     raise SystemError('killed')
