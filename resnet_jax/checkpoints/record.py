@@ -139,10 +139,22 @@ def finished_result(
         return None
     old = read_record(workdir)
     known = {part: old.get(part) for part in parts}
-    if differences(known, as_json(parts), may_differ):
+    return None if differences(known, as_json(parts), may_differ) else result_of(workdir, old)
+
+
+def result_of(workdir: pathlib.Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Reads the result of a run; None if it is not finished.
+
+    Args:
+      workdir: folder of the run.
+      record: its record. Until an extension is finished, ``result.json`` is that of fewer epochs, and does not count.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    if not (workdir / RESULT).exists():
         return None
-    result, epochs = read_json(workdir / RESULT), old['config'].get('epochs')
-    # Until an extension is finished, the result is that of fewer epochs.
+    result, epochs = read_json(workdir / RESULT), record['config'].get('epochs')
     return result if result.get('epochs', epochs) == epochs else None
 
 

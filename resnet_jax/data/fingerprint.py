@@ -38,7 +38,7 @@ def _checksum(split: Split) -> str:
 
 def _add_array(found: 'hashlib.blake2b', array: np.ndarray) -> None:
     found.update(f'{array.dtype.str}{array.shape}'.encode())
-    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _add_photographs(found: 'hashlib.blake2b', images: EncodedImages) -> None:

@@ -20,8 +20,9 @@ from resnet_jax.checkpoints.record import (
     differences,
     finished_result,
     read_record,
+    result_of,
 )
-from resnet_jax.checkpoints.storage import read_json, write_json
+from resnet_jax.checkpoints.storage import write_json
 from resnet_jax.data.fingerprint import fingerprint
 from resnet_jax.devices import differing_entries, in_main_process, is_main_process
 from resnet_jax.errors import InputError
@@ -53,7 +54,7 @@ def finished_results(
     Raises:
       InputError: a run of fewer epochs without ``extend``, or nothing to extend with it.
     """
-    results, may_differ = {}, (*_MAY_DIFFER, 'spec.head.num_classes')
+    results, may_differ, extensible = {}, (*_MAY_DIFFER, 'spec.head.num_classes'), False
     started = [run for run in runs if (run[1] / CONFIG).exists()]
     if extend and not started:
         raise InputError(f'extend: workdir={runs[0][1]} holds no run yet; start it without extend')
@@ -62,23 +63,25 @@ def finished_results(
         record = read_record(workdir)
         epochs = _epochs(record, parts, may_differ)
         if epochs is not None and epochs[0] < epochs[1] and not extend:
-            state = f'finished after {epochs[0]} epochs' if (workdir / RESULT).exists() else 'is not finished'
+            finished = result_of(workdir, record) is not None
+            state = f'finished after {epochs[0]} epochs' if finished else f'has not finished its {epochs[0]} epochs'
             raise InputError(
                 f'workdir={workdir} {state}; add --extend to train it to {epochs[1]} (extend=True in Python),'
                 ' or choose another --workdir'
             )
-        if extend and epochs == (config.epochs, config.epochs) and not record.get(EXTENSIONS):
-            raise InputError(f'extend: workdir={workdir} has epochs={config.epochs} already; set epochs to more')
+        extensible |= epochs != (config.epochs, config.epochs) or bool(record.get(EXTENSIONS))
         if result := finished_result(workdir, parts, may_differ):
             if is_main_process():
                 print(f'{workdir} is already finished')
             results[seed] = result
+    if extend and not extensible:
+        raise InputError(f'extend: workdir={runs[0][1]} has epochs={config.epochs} already; set epochs to more')
     return results
 
 
 def _epochs(record: dict[str, Any], parts: dict[str, Any], may_differ: Sequence[str]) -> tuple[int, int] | None:
     """The recorded and the requested number of epochs if nothing else differs but what is scaled with it, else None."""
-    old, new = {part: record.get(part) for part in parts}, as_json(parts)
+    old, new = {part: record[part] for part in parts}, as_json(parts)
     if differences(old, new, (*may_differ, *_EXTENDED)):
         return None
     before, now = old['config']['epochs'], new['config']['epochs']
@@ -165,7 +168,7 @@ def record_extensions(plan: Plan, workdirs: Sequence[pathlib.Path], step: int) -
             'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'command': sys.argv,
             'config_before': record['config'],
-            'result_before': read_json(workdir / RESULT) if (workdir / RESULT).exists() else None,
+            'result_before': result_of(workdir, record),
         }
         extensions = [*record.get(EXTENSIONS, ()), entry]
         write_json(workdir / CONFIG, record | {'config': config, EXTENSIONS: extensions})

@@ -50,7 +50,7 @@ class Teacher:
         """A hexadecimal checksum of the variables, by which a resumed run notices that they have changed."""
         found = hashlib.blake2b(digest_size=8)
         for leaf in jax.tree.leaves(self.variables):
-            found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+            found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
         return found.hexdigest()
 
 

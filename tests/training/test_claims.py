@@ -106,6 +106,8 @@ def test_an_interrupted_extension_keeps_the_result_and_resumes(short, template, 
     monkeypatch.undo()
     assert json.loads((short / 'result.json').read_text()) == template[1]
     assert record_of(short)['extensions'][0]['result_before'] == template[1]
+    with pytest.raises(InputError, match='has not finished its 4 epochs; add --extend to train it to 5'):
+        train_and_evaluate(SPEC, CONFIG.replace(epochs=5), short, dataset=shades)
     result = train_and_evaluate(SPEC, LONGER, short, dataset=shades, extend=True)
     assert f'resuming {short} after step 11\n' in capsys.readouterr().out
     assert result['test_loss'] == extended[1]['test_loss']
@@ -168,7 +170,7 @@ def test_an_unfinished_run_is_extended_from_its_last_checkpoint(shades, tmp_path
     with pytest.raises(SystemError, match='killed'):
         train_and_evaluate(SPEC, CONFIG, tmp_path, dataset=shades)
     monkeypatch.undo()
-    with pytest.raises(InputError, match='is not finished; add --extend to train it to 4'):
+    with pytest.raises(InputError, match='has not finished its 2 epochs; add --extend to train it to 4'):
         train_and_evaluate(SPEC, LONGER, tmp_path, dataset=shades)
     assert train_and_evaluate(SPEC, LONGER, tmp_path, dataset=shades, extend=True)['epochs'] == 4
     (entry,) = record_of(tmp_path)['extensions']
@@ -184,6 +186,7 @@ def test_several_seeds_are_extended_and_joined_by_another(shades, tmp_path):
         train_and_evaluate(SPEC, two, tmp_path, dataset=shades, num_seeds=2)
     result = train_and_evaluate(SPEC, two, tmp_path, dataset=shades, num_seeds=3, extend=True)
     assert [run['epochs'] for run in result['runs']] == [2, 2, 2]
+    assert train_and_evaluate(SPEC, two, tmp_path, dataset=shades, num_seeds=3, extend=True) == result
     found = [record_of(tmp_path / f'seed{seed}') for seed in range(3)]
     assert [record['config']['seed'] for record in found] == [0, 1, 2]
     assert [len(record.get('extensions', ())) for record in found] == [1, 1, 0]
@@ -223,7 +226,7 @@ def test_a_run_of_an_earlier_version_resumes_and_says_nothing(short, template, s
     record = record_of(short)
     for name in ('settings', 'platform', 'fingerprints'):
         del record[name]
-    (short / 'config.json').write_text(json.dumps(record))
+    (short / 'config.json').write_text(json.dumps(record | {'git_commit': None}))
     (short / 'result.json').unlink()
     assert train_and_evaluate(SPEC, CONFIG, short, dataset=shades)['test_loss'] == template[1]['test_loss']
     assert capsys.readouterr().err == ''
