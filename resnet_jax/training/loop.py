@@ -91,12 +91,7 @@ def train_and_evaluate(
     results = finished_results(spec, config, runs, extend)
     remaining = [run for run in runs if run[0] not in results]
     if remaining:
-        # Checked before loading a dataset, which may take long.
-        check_batch_size(config.batch_size, config.execution.accumulation_steps, mesh)
-        dataset = _load_dataset(config, data_dir, dataset)
-        opening = functools.partial(
-            open_run, spec, config, dataset=dataset, mesh=mesh, arch=arch, reader=reader, extend=extend
-        )
+        opening = _opener(spec, config, mesh, data_dir, dataset, arch=arch, reader=reader, extend=extend)
     with override_mesh(mesh):
         for run in _open_groups(at_one_step(remaining), opening) if remaining else ():
             with StopRequest() as stop, open_journal(run.plan, run.workdirs, run.state, run.step, sinks) as journal:
@@ -108,6 +103,16 @@ def train_and_evaluate(
                     evaluations = fit(run, compiled, journal, stop, profile, hooks)
                 results |= write_results(run.plan, run.workdirs, arch, compiled.cost, journal, evaluations)
     return results[config.seed] if num_seeds is None else summarize_seeds(config, workdir, results)
+
+
+def _opener(
+    spec: ResNetSpec, config: TrainConfig, mesh: Any, data_dir: str | None, dataset: Dataset | None, **options: Any
+) -> Callable[..., 'Run']:
+    """Loads the dataset; returns ``open_run`` as a function of the seeds and folders."""
+    # Checked before loading a dataset, which may take long.
+    check_batch_size(config.batch_size, config.execution.accumulation_steps, mesh)
+    dataset = _load_dataset(config, data_dir, dataset)
+    return functools.partial(open_run, spec, config, dataset=dataset, mesh=mesh, **options)
 
 
 def _open_groups(groups: list[list[tuple[int, pathlib.Path]]], opening: Callable[..., 'Run']) -> Iterator['Run']:
