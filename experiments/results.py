@@ -67,6 +67,8 @@ def find_results(folders: Sequence[str]) -> list[dict[str, Any]]:
                 del network['num_classes']
                 settings = flat_config(record['config'])
                 del settings['seed']
+                if extensions := record.get('extensions'):  # not the same as a run of as many epochs
+                    settings['extended_from'] = ', '.join(str(one['from_epochs']) for one in extensions)
                 reporting = flat_config(record['config']['reporting'])
                 identity = {name: value for name, value in settings.items() if name not in reporting}
                 row = json.dumps([record['arch'], network, identity], sort_keys=True)

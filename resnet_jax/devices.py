@@ -94,6 +94,14 @@ def broadcast_from_main(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else int(value)
 
 
+def differing_entries(values: dict[str, int]) -> list[str]:
+    """Returns the names of values, uint32, that differ between processes; all must call this with the same names."""
+    if jax.process_count() == 1:
+        return []
+    found = multihost_utils.process_allgather(np.asarray(list(values.values()), np.uint32))
+    return [name for name, column in zip(values, np.asarray(found).T, strict=True) if len(set(column.tolist())) > 1]
+
+
 def in_main_process(function: Callable[[], Result]) -> Result | None:
     """Calls a function in process 0 only; an InputError or StorageError there stops all processes.
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Set before JAX is initialized. Two CPU devices, so that every batch is sharded; RESNET_JAX_TEST_DEVICES sets another
 # number, for the tests that work with any. Tests compile much and compute little: disabling LLVM's optimizations saves
@@ -95,6 +96,23 @@ def make_shades() -> Callable[[int], Dataset]:
         return Dataset('shades', split(num_train), split(21), ('a', 'b', 'c'), (0.3,), (0.3,))
 
     return make
+
+
+@pytest.fixture
+def under() -> Callable[..., Any]:
+    """Returns a function that calls a function under other settings of JAX, and returns its arrays as NumPy arrays."""
+
+    def call(function: Callable[[], Any], **settings: Any) -> Any:
+        before = {name: getattr(jax.config, name) for name in settings}
+        try:
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            return jax.device_get(function())
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+
+    return call
 
 
 @pytest.fixture

@@ -137,6 +137,7 @@ def train(spec: ResNetSpec) -> None:
         data_dir=FLAGS.data_dir,
         profile_steps=FLAGS.profile_steps,
         reader=ReaderOptions(FLAGS.num_workers, FLAGS.strict_data),
+        extend=FLAGS.extend,
     )
     metric = f'test_{task.primary_metric}'
     if FLAGS.num_seeds is None:

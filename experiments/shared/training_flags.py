@@ -149,6 +149,12 @@ def _define_run_flags() -> None:
         None,
         'Train this many seeds, starting at --seed, in one program; report mean and standard deviation.',
     )
+    flags.DEFINE_bool(
+        'extend',
+        False,
+        'Train a run of fewer epochs on to --epochs, from its last checkpoint, with the learning rates of the longer'
+        ' schedule.',
+    )
     flags.DEFINE_integer('profile_steps', 0, 'Number of steps to profile; the trace goes to WORKDIR/profile.')
     flags.DEFINE_integer(
         'num_workers',

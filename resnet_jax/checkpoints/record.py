@@ -1,9 +1,7 @@
 """The record of a run, ``config.json`` in its workdir, and checks that a folder belongs to a run."""
 
-import importlib.metadata
 import json
 import pathlib
-import platform
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +10,7 @@ from typing import Any
 
 import jax
 
+from resnet_jax.checkpoints.environment import check_settings, describe_environment
 from resnet_jax.checkpoints.storage import PARTIAL, make_folder, read_json, write_json
 from resnet_jax.errors import InputError
 
@@ -20,12 +19,19 @@ CONFIG = 'config.json'
 RESULT = 'result.json'
 # Version of the format of a run's files; incremented when older files can no longer be read.
 FORMAT = 2
+# Entry of a record: checksums of the examples of each split, and of the teacher.
+FINGERPRINTS = 'fingerprints'
 # Parts of a record that affect results; the others describe the environment.
 _COMPARED = ('spec', 'config', 'dataset')
 
 
 def describe_run(
-    arch: str, spec: dict[str, Any], config: dict[str, Any], dataset: dict[str, Any], devices: Sequence[jax.Device]
+    arch: str,
+    spec: dict[str, Any],
+    config: dict[str, Any],
+    dataset: dict[str, Any],
+    devices: Sequence[jax.Device],
+    fingerprints: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Makes the record of a run, the content of ``config.json``: what it computes, and in which environment.
 
@@ -35,34 +41,28 @@ def describe_run(
       config: the configuration, likewise.
       dataset: metadata of the dataset, likewise.
       devices: the devices that the run trains on.
+      fingerprints: checksums of data that the configuration only names.
 
     Returns:
       The record as JSON data: nested dicts and lists.
     """
-    packages = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
     record = {
         'format': FORMAT,
         'arch': arch,
         'spec': spec,
         'config': config,
         'dataset': dataset,
-        'versions': {name: importlib.metadata.version(name) for name in packages}
-        | {'python': platform.python_version()},
-        'device': describe_devices(devices),
+        FINGERPRINTS: fingerprints or {},
+        **describe_environment(devices),
         'git_commit': _git_commit(),
         'command': sys.argv,
     }
-    return _as_json(record)
+    return as_json(record)
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Converts a value to what is read back from its JSON file: tuples become lists."""
     return json.loads(json.dumps(value))
-
-
-def describe_devices(devices: Sequence[jax.Device]) -> str:
-    """Describes devices, for instance as ``1 x cpu`` or ``8 x TPU v5 lite``."""
-    return f'{len(devices)} x {devices[0].device_kind}'
 
 
 def _git_commit() -> str | None:
@@ -89,7 +89,8 @@ def claim_workdir(workdir: pathlib.Path, record: dict[str, Any], may_differ: Seq
       may_differ: as in ``differences``, relative to the record, such as ``config.reporting``.
 
     Raises:
-      InputError: the folder holds another run or other files.
+      InputError: the folder holds another run or other files, or the run was started with other data of the same
+        name, or under settings of JAX that change what is computed.
     """
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f'workdir={workdir} must be a folder, not a file')
@@ -100,11 +101,24 @@ def claim_workdir(workdir: pathlib.Path, record: dict[str, Any], may_differ: Seq
         make_folder(workdir)
         write_json(workdir / CONFIG, record)
         return
-    found = differences(_compared_parts(read_record(workdir)), _compared_parts(record), may_differ)
+    old = read_record(workdir)
+    found = differences(_compared_parts(old), _compared_parts(record), may_differ)
     if found:
         raise InputError(
             f'workdir={workdir} holds a run of another configuration: {"; ".join(found)};'
             ' choose another --workdir, or use the same flags to resume'
+        )
+    check_settings(workdir, old, record)
+    _check_content(workdir, old, record)
+
+
+def _check_content(workdir: pathlib.Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raises InputError if the dataset or teacher has changed; records of earlier versions have no checksums."""
+    before, now = (record.get(FINGERPRINTS, {}) for record in (old, new))
+    if changed := [name for name in before if name in now and before[name] != now[name]]:
+        raise InputError(
+            f'workdir={workdir} was started with other data, although its name is the same: the content of'
+            f' {" and ".join(changed)} has changed; restore it to resume, or choose another --workdir'
         )
 
 
@@ -125,7 +139,23 @@ def finished_result(
         return None
     old = read_record(workdir)
     known = {part: old.get(part) for part in parts}
-    return None if differences(known, _as_json(parts), may_differ) else read_json(workdir / RESULT)
+    return None if differences(known, as_json(parts), may_differ) else result_of(workdir, old)
+
+
+def result_of(workdir: pathlib.Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Reads the result of a run; None if it is not finished.
+
+    Args:
+      workdir: folder of the run.
+      record: its record. Until an extension is finished, ``result.json`` is that of fewer epochs, and does not count.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    if not (workdir / RESULT).exists():
+        return None
+    result, epochs = read_json(workdir / RESULT), record['config'].get('epochs')
+    return result if result.get('epochs', epochs) == epochs else None
 
 
 def _compared_parts(record: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +173,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], may_differ: Sequence[s
     Returns:
       Sorted lines. Values are named by the last part of their path, or by the whole path if two end alike;
       ``optimizer.name`` is named ``optimizer``. Values that one of the dicts does not have are ``absent``, including
-      those of a group that is None. Lists of dicts are compared field by field: ``stages.size=[3, 3] before, [5, 5]
+      those of a group that is None; but a value that is None or False now is no difference, because an earlier version
+      may not have had this setting. Lists of dicts are compared field by field: ``stages.size=[3, 3] before, [5, 5]
       now``.
     """
     found = _find_differences(old, new, (), {tuple(path.split('.')) for path in may_differ})
@@ -182,6 +213,8 @@ def _find_differences(
         new = {}
     elif isinstance(new, dict) and old is None:
         old = {}
+    if old is _ABSENT and (new is None or new is False):
+        return []
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [(path, old, new)]
     below = []

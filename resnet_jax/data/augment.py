@@ -277,7 +277,7 @@ def augment(
     augmentation.result_shape(images.shape[1:])  # raises InputError
     fill: jax.Array | int = 0
     if augmentation.crop_fill == 'mean':
-        fill = jnp.round(255 * jnp.asarray(mean)).astype(jnp.uint8)
+        fill = jnp.round(255 * jnp.asarray(mean, jnp.float32)).astype(jnp.uint8)
     size = augmentation._cropped_size(*images.shape[1:3])
     if augmentation.crop_padding:
         images = pad(images, augmentation.crop_padding, fill, augmentation.crop_fill == 'reflect')

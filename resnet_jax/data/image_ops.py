@@ -27,7 +27,7 @@ def gray(image: jax.Array) -> jax.Array:
 
 def mean_gray(light: jax.Array) -> jax.Array:
     """Computes the mean of ``gray``'s result, rounded half up: int32 ``[]``."""
-    return (2 * jnp.sum(light) + light.size) // (2 * light.size)
+    return (2 * jnp.sum(light, dtype=jnp.int32) + light.size) // (2 * light.size)
 
 
 def blend(degenerate: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
@@ -77,37 +77,37 @@ def apply_table(image: jax.Array, table: jax.Array) -> jax.Array:
 
 def brightness_table(factor: jax.Array) -> jax.Array:
     """Table ``[256]`` of brightness: factor 0 gives black, 1 the image, above 1 more brightness."""
-    values = jnp.arange(256)
+    values = jnp.arange(256, dtype=jnp.int32)
     return blend(jnp.zeros_like(values), values, factor)
 
 
 def contrast_table(image: jax.Array, factor: jax.Array) -> jax.Array:
     """Table ``[256]`` of contrast: factor 0 gives the mean gray, 1 the image, above 1 more contrast."""
-    values = jnp.arange(256)
+    values = jnp.arange(256, dtype=jnp.int32)
     return blend(jnp.full_like(values, mean_gray(gray(image))), values, factor)
 
 
 def posterize_table(bits: jax.Array) -> jax.Array:
     """Table ``[256]`` that keeps only the highest ``bits`` bits, 0 to 8."""
-    return (jnp.arange(256) & ~((1 << (8 - bits)) - 1)).astype(jnp.uint8)
+    return (jnp.arange(256, dtype=jnp.int32) & ~((1 << (8 - bits)) - 1)).astype(jnp.uint8)
 
 
 def solarize_table(threshold: jax.Array) -> jax.Array:
     """Table ``[256]`` that inverts values of at least the threshold; 256 inverts none, 0 inverts all."""
-    values = jnp.arange(256)
+    values = jnp.arange(256, dtype=jnp.int32)
     return jnp.where(values < threshold, values, 255 - values).astype(jnp.uint8)
 
 
 def solarize_add_table(addition: jax.Array, threshold: int = 128) -> jax.Array:
     """Table ``[256]`` that adds to values below the threshold, clipped to 255."""
-    values = jnp.arange(256)
+    values = jnp.arange(256, dtype=jnp.int32)
     return jnp.where(values < threshold, jnp.minimum(values + addition, 255), values).astype(jnp.uint8)
 
 
 def autocontrast_table(image: jax.Array) -> jax.Array:
     """Table ``[C, 256]`` that stretches each channel so that its smallest value is 0 and its largest 255."""
     low, high = (reduce(image, axis=(0, 1)).astype(jnp.int32)[:, None] for reduce in (jnp.min, jnp.max))
-    values = jnp.arange(256)[None]
+    values = jnp.arange(256, dtype=jnp.int32)[None]
     stretched = jnp.clip((values - low) * 255 // jnp.maximum(high - low, 1), 0, 255)
     return jnp.where(high > low, stretched, values).astype(jnp.uint8)
 
@@ -119,9 +119,9 @@ def equalize_table(image: jax.Array) -> jax.Array:
         counts = jnp.zeros(256, jnp.int32).at[channel.ravel()].add(1)
         last = counts[jnp.max(channel)]
         step = (channel.size - last) // 255
-        before = jnp.cumsum(counts) - counts
+        before = jnp.cumsum(counts, dtype=jnp.int32) - counts
         equalized = jnp.minimum((step // 2 + before) // jnp.maximum(step, 1), 255)
-        return jnp.where(step > 0, equalized, jnp.arange(256)).astype(jnp.uint8)
+        return jnp.where(step > 0, equalized, jnp.arange(256, dtype=jnp.int32)).astype(jnp.uint8)
 
     return jnp.stack([table(image[..., channel]) for channel in range(image.shape[-1])])
 
@@ -141,7 +141,7 @@ def affine(image: jax.Array, matrix: jax.Array, fill: jax.Array | int = 0, bilin
       bilinear values differ by rounding, by at most 1.
     """
     height, width, _ = image.shape
-    x, y = jnp.arange(width)[None, :], jnp.arange(height)[:, None]
+    x, y = jnp.arange(width, dtype=jnp.int32)[None, :], jnp.arange(height, dtype=jnp.int32)[:, None]
     a, b, c, d, e, f = matrix
     fill = jnp.broadcast_to(jnp.asarray(fill, jnp.uint8), image.shape[-1:])
     if not bilinear:
@@ -153,8 +153,8 @@ def affine(image: jax.Array, matrix: jax.Array, fill: jax.Array | int = 0, bilin
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         found = image[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
         return jnp.where(inside[..., None], found, fill)
-    columns = a * (x + 0.5) + b * (y + 0.5) + c
-    rows = d * (x + 0.5) + e * (y + 0.5) + f
+    across, down = x.astype(jnp.float32) + 0.5, y.astype(jnp.float32) + 0.5
+    columns, rows = a * across + b * down + c, d * across + e * down + f
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
     left, top = jnp.floor(columns - 0.5), jnp.floor(rows - 0.5)
     right_share, low_share = (columns - 0.5 - left)[..., None], (rows - 0.5 - top)[..., None]
@@ -171,13 +171,13 @@ def affine(image: jax.Array, matrix: jax.Array, fill: jax.Array | int = 0, bilin
 
 def shear_matrix(along_x: jax.Array, along_y: jax.Array) -> jax.Array:
     """Matrix ``[6]`` for ``affine`` of a shear around the upper left corner, as in AutoAugment."""
-    one, zero = jnp.ones(()), jnp.zeros(())
+    one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
     return jnp.stack([one, along_x, zero, along_y, one, zero])
 
 
 def translation_matrix(along_x: jax.Array, along_y: jax.Array) -> jax.Array:
     """Matrix ``[6]`` for ``affine`` of a shift in pixels; positive shifts move the content left or up."""
-    one, zero = jnp.ones(()), jnp.zeros(())
+    one, zero = jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
     return jnp.stack([one, zero, along_x, zero, one, along_y])
 
 
@@ -227,11 +227,11 @@ def _rounded(values: jax.Array) -> jax.Array:
 
 def _resize_weights(size: int, start: jax.Array, length: jax.Array, result: int, cubic: bool) -> jax.Array:
     """Weights of ``size`` input pixels in each of ``result`` output pixels, float32 ``[result, size]``."""
-    scale = length / result
+    scale = jnp.asarray(length, jnp.float32) / result
     stretch = jnp.maximum(scale, 1.0)
-    centers = (jnp.arange(result) + 0.5) * scale
-    pixels = jnp.arange(size)
-    distance = jnp.abs(pixels[None] - start + 0.5 - centers[:, None]) / stretch
+    centers = (jnp.arange(result, dtype=jnp.float32) + 0.5) * scale
+    pixels = jnp.arange(size, dtype=jnp.int32)
+    distance = jnp.abs((pixels[None] - start).astype(jnp.float32) + 0.5 - centers[:, None]) / stretch
     if cubic:
         near = (1.5 * distance - 2.5) * distance**2 + 1
         far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2

@@ -18,7 +18,7 @@ def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -
     Returns:
       Mixed images and targets, of the same shapes.
     """
-    share = jax.random.beta(key, alpha, alpha)
+    share = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
     return _mix_with_reverse(images, share), _mix_with_reverse(targets, share)
 
 
@@ -39,12 +39,12 @@ def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) 
     """
     share_key, row_key, column_key = jax.random.split(key, 3)
     height, width = images.shape[1:3]
-    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32))
     inside = jnp.ones((height, width), bool)
     for axis, (size, middle_key) in enumerate(((height, row_key), (width, column_key))):
         half = jnp.floor(size * side).astype(jnp.int32) // 2
-        middle = jax.random.randint(middle_key, (), 0, size)
-        places = jnp.arange(size)
+        middle = jax.random.randint(middle_key, (), 0, size, jnp.int32)
+        places = jnp.arange(size, dtype=jnp.int32)
         covered = (places >= middle - half) & (places < middle + half)
         inside &= jnp.expand_dims(covered, 1 - axis)
     kept = 1 - jnp.mean(inside, dtype=jnp.float32)
@@ -72,7 +72,7 @@ def mix(
     if not augmentation.mixup:
         return cut
     mixed = mixup(mixing, images, targets, augmentation.mixup)
-    is_cut = jax.random.bernoulli(choice)
+    is_cut = jax.random.bernoulli(choice, jnp.float32(0.5))
     return jnp.where(is_cut, cut[0], mixed[0]), jnp.where(is_cut, cut[1], mixed[1])
 
 

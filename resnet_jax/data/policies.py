@@ -55,7 +55,7 @@ def _apply(
 ) -> jax.Array:
     """Applies one operation. All kinds are computed; those that were not drawn have no effect."""
     height, width, channels = image.shape
-    zero = jnp.zeros(())
+    zero = jnp.zeros((), jnp.float32)
     matrices = jnp.stack(
         [
             image_ops.shear_matrix(zero, zero),
@@ -91,7 +91,12 @@ def _apply(
 
 def _random_signs(key: jax.Array, magnitudes: jax.Array, signed: jax.Array) -> jax.Array:
     """Negates each signed magnitude with probability 0.5."""
-    return jnp.where(signed & jax.random.bernoulli(key, 0.5, magnitudes.shape), -magnitudes, magnitudes)
+    return jnp.where(signed & jax.random.bernoulli(key, jnp.float32(0.5), magnitudes.shape), -magnitudes, magnitudes)
+
+
+def _choose(key: jax.Array, numbers: Sequence[int], count: int) -> jax.Array:
+    """Draws ``count`` of the numbers with replacement, int32; ``jax.random.choice`` draws in the default dtype."""
+    return jnp.array(numbers, jnp.int32)[jax.random.randint(key, (count,), 0, len(numbers), jnp.int32)]
 
 
 _SIGNED = ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'brightness', 'contrast', 'color', 'sharpness')
@@ -158,9 +163,11 @@ def rand_augment(num_operations: int = 2, magnitude: int = 9, bins: int = 31) ->
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
         chosen, signs = jax.random.split(key)
-        operations = jax.random.choice(chosen, jnp.array(_TORCHVISION), (num_operations,))
+        operations = _choose(chosen, _TORCHVISION, num_operations)
         strengths = _strengths(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4.0)
-        return _draw_magnitudes(signs, operations, strengths, jnp.full(num_operations, magnitude / (bins - 1)))
+        return _draw_magnitudes(
+            signs, operations, strengths, jnp.full(num_operations, magnitude / (bins - 1), jnp.float32)
+        )
 
     return draw
 
@@ -175,8 +182,8 @@ def trivial_augment_wide(bins: int = 31) -> PolicyFunction:
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
         del height, width  # it translates by up to 32 pixels for any image size
         chosen, signs, positions = jax.random.split(key, 3)
-        operations = jax.random.choice(chosen, jnp.array(_TORCHVISION), (1,))
-        position = jax.random.randint(positions, (1,), 0, bins) / (bins - 1)
+        operations = _choose(chosen, _TORCHVISION, 1)
+        position = jax.random.randint(positions, (1,), 0, bins, jnp.int32).astype(jnp.float32) / (bins - 1)
         return _draw_magnitudes(signs, operations, _strengths(0.99, (32.0, 32.0), 135.0, 0.99, 6.0), position)
 
     return draw
@@ -252,11 +259,15 @@ def auto_augment(name: str) -> PolicyFunction:
     steps = AUTO_AUGMENT[name]
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
-        numbers = jnp.array([[_NUMBER[step[0]] for step in pair] for pair in steps])
-        shares, tenths = (jnp.array([[step[place] for step in pair] for pair in steps]) for place in (1, 2))
+        numbers = jnp.array([[_NUMBER[step[0]] for step in pair] for pair in steps], jnp.int32)
+        shares, tenths = (
+            jnp.array([[step[place] for step in pair] for pair in steps], jnp.float32) for place in (1, 2)
+        )
         chosen, signs, happens = jax.random.split(key, 3)
-        pair = jax.random.randint(chosen, (), 0, len(steps))
-        operations = jnp.where(jax.random.uniform(happens, (2,)) < shares[pair], numbers[pair], _NUMBER['identity'])
+        pair = jax.random.randint(chosen, (), 0, len(steps), jnp.int32)
+        operations = jnp.where(
+            jax.random.uniform(happens, (2,), jnp.float32) < shares[pair], numbers[pair], _NUMBER['identity']
+        )
         strengths = _strengths(0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4.0)
         return _draw_magnitudes(signs, operations, strengths, tenths[pair] / 9)
 
@@ -287,10 +298,10 @@ def rand_augment_increasing(
 
     def draw(key: jax.Array, height: int, width: int) -> Drawn:
         chosen, signs, happens, noise = jax.random.split(key, 4)
-        operations = jax.random.choice(chosen, jnp.array(_INCREASING), (num_operations,))
-        happening = jax.random.uniform(happens, (num_operations,)) < probability
+        operations = _choose(chosen, _INCREASING, num_operations)
+        happening = jax.random.uniform(happens, (num_operations,), jnp.float32) < probability
         operations = jnp.where(happening, operations, _NUMBER['identity'])
-        drawn = magnitude + deviation * jax.random.normal(noise, (num_operations,))
+        drawn = magnitude + deviation * jax.random.normal(noise, (num_operations,), jnp.float32)
         positions = jnp.clip(drawn, 0, 10) / 10
         strengths = _strengths(0.3, (0.45 * height, 0.45 * width), 30.0, 0.9, 4.0)
         _, magnitudes = _draw_magnitudes(signs, operations, strengths, positions, whole_pixels=False)

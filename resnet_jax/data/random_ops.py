@@ -2,7 +2,8 @@
 
 The parameters depend only on the key, the settings and the image size, so that under ``jax.vmap`` over keys and images
 the result for an image does not depend on its batch. Integers are computed from uniform numbers instead of by
-``jax.random.randint``, which hashes twice; the bias is below 2^-23 times the range.
+``jax.random.randint``, which hashes twice; the bias is below 2^-23 times the range. Every draw states its dtype: the
+default one, and with it the numbers, depends on ``jax_enable_x64``.
 """
 
 import math
@@ -39,9 +40,9 @@ def random_crop(key: jax.Array, image: jax.Array, size: tuple[int, int]) -> jax.
     Returns:
       ``[H', W', C]``.
     """
-    room = jnp.array([image.shape[0] - size[0], image.shape[1] - size[1]])
-    corner = _to_integers(jax.random.uniform(key, (2,)), room + 1)
-    return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (*size, image.shape[2]))
+    room = jnp.array([image.shape[0] - size[0], image.shape[1] - size[1]], jnp.int32)
+    corner = _to_integers(jax.random.uniform(key, (2,), jnp.float32), room + 1)
+    return jax.lax.dynamic_slice(image, (corner[0], corner[1], jnp.int32(0)), (*size, image.shape[2]))
 
 
 def crop_box(
@@ -72,7 +73,7 @@ def crop_box(
     found = jnp.any(fits)
     rows, columns = jnp.where(found, high[first], middle.height), jnp.where(found, wide[first], middle.width)
     room = jnp.stack([height - rows, width - columns])
-    corner = jnp.where(found, _to_integers(jax.random.uniform(place_key, (2,)), room + 1), room // 2)
+    corner = jnp.where(found, _to_integers(jax.random.uniform(place_key, (2,), jnp.float32), room + 1), room // 2)
     return corner[0], corner[1], rows, columns
 
 
@@ -101,7 +102,7 @@ def random_resized_crop(
 
 def random_flip(key: jax.Array, image: jax.Array) -> jax.Array:
     """Mirrors an image ``[H, W, C]`` left to right with probability 0.5."""
-    return jnp.where(jax.random.uniform(key) < 0.5, image[:, ::-1], image)
+    return jnp.where(jax.random.uniform(key, (), jnp.float32) < 0.5, image[:, ::-1], image)
 
 
 def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
@@ -124,7 +125,7 @@ def jitter(image: jax.Array, factors: jax.Array, order: jax.Array) -> jax.Array:
     if len(factors) == 3:
         return enhanced(image, order, factors[order])
     # Hue is the most expensive and computed once; the others are computed before and after it, once with factor 1.
-    place, turns = jnp.argmax(order == 3), jnp.arange(3)
+    place, turns = jnp.argmax(order == 3), jnp.arange(3, dtype=jnp.int32)
     others = order[turns + (turns >= place)]
     image = enhanced(image, others, jnp.where(turns < place, factors[others], 1.0))
     image = image_ops.shift_hue(image, factors[3])
@@ -144,8 +145,8 @@ def jitter_parameters(key: jax.Array, ranges: tuple[float, ...]) -> tuple[jax.Ar
     if any(ranges[3:]):
         low, high = [*low, -ranges[3]], [*high, ranges[3]]
     bounds = jnp.array([low, high], jnp.float32)
-    factors = jax.random.uniform(factors_key, (len(low),), minval=bounds[0], maxval=bounds[1])
-    return factors, jax.random.permutation(order_key, len(low))
+    factors = jax.random.uniform(factors_key, (len(low),), jnp.float32, bounds[0], bounds[1])
+    return factors, jax.random.permutation(order_key, jnp.arange(len(low), dtype=jnp.int32))
 
 
 def color_jitter(key: jax.Array, image: jax.Array, ranges: tuple[float, ...]) -> jax.Array:
@@ -173,8 +174,8 @@ def lighting_shift(key: jax.Array, deviation: float) -> jax.Array:
     Returns:
       The shift of red, green and blue for values in [0, 1], float32 ``[3]``.
     """
-    shares = deviation * jax.random.normal(key, (3,)) * jnp.array(_DEVIATIONS)
-    return jnp.sum(jnp.array(_COMPONENTS) * shares[None], axis=1)
+    shares = deviation * jax.random.normal(key, (3,), jnp.float32) * jnp.array(_DEVIATIONS, jnp.float32)
+    return jnp.sum(jnp.array(_COMPONENTS, jnp.float32) * shares[None], axis=1)
 
 
 def erasing_box(key: jax.Array, height: int, width: int) -> DrawnBox:
@@ -185,7 +186,7 @@ def erasing_box(key: jax.Array, height: int, width: int) -> DrawnBox:
     first = jnp.argmax(fits)
     rows, columns = (jnp.where(jnp.any(fits), sides[first], 0) for sides in (high, wide))
     room = jnp.stack([height - rows, width - columns])
-    corner = _to_integers(jax.random.uniform(place_key, (2,)), room + 1)
+    corner = _to_integers(jax.random.uniform(place_key, (2,), jnp.float32), room + 1)
     return corner[0], corner[1], rows, columns
 
 
@@ -193,7 +194,7 @@ def random_erasing(key: jax.Array, image: jax.Array, probability: float) -> jax.
     """Sets the box of ``erasing_box`` to zero with a given probability, in an image ``[H, W, C]``."""
     happens, box_key = jax.random.split(key)
     top, left, rows, columns = erasing_box(box_key, *image.shape[:2])
-    rows = jnp.where(jax.random.uniform(happens) < probability, rows, 0)
+    rows = jnp.where(jax.random.uniform(happens, (), jnp.float32) < probability, rows, 0)
     return _erase(image, (top, left, rows, columns))
 
 
@@ -211,14 +212,14 @@ def cutout(key: jax.Array, image: jax.Array, side: int) -> jax.Array:
     Returns:
       ``[H, W, C]``.
     """
-    middle = _to_integers(jax.random.uniform(key, (2,)), jnp.array(image.shape[:2], jnp.int32))
+    middle = _to_integers(jax.random.uniform(key, (2,), jnp.float32), jnp.array(image.shape[:2], jnp.int32))
     length = jnp.int32(side)
     return _erase(image, (middle[0] - side // 2, middle[1] - side // 2, length, length))
 
 
 def _erase(image: jax.Array, box: DrawnBox) -> jax.Array:
     top, left, rows, columns = box
-    row, column = (jnp.arange(size) for size in image.shape[:2])
+    row, column = (jnp.arange(size, dtype=jnp.int32) for size in image.shape[:2])
     inside = ((row >= top) & (row < top + rows))[:, None] & ((column >= left) & (column < left + columns))[None]
     return jnp.where(inside[..., None], 0, image)
 
@@ -235,7 +236,7 @@ def _draw_sides(
     key: jax.Array, pixels: int, area: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[jax.Array, jax.Array]:
     """Draws the sides of boxes, int32 ``[_TRIES]`` each; ``ratio`` is that of the first side to the second."""
-    shares, logarithms = jax.random.uniform(key, (2, _TRIES))
+    shares, logarithms = jax.random.uniform(key, (2, _TRIES), jnp.float32)
     drawn = pixels * (area[0] + shares * (area[1] - area[0]))
     low, high = math.log(ratio[0]), math.log(ratio[1])
     stretch = jnp.exp(low + logarithms * (high - low))

@@ -239,6 +239,25 @@ class Shortcut(Layer):
         return self.conv('conv', self.features, self.kernel_size, self.stride, dilation=self.first_dilation)(x)
 
 
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014): sets random values to zero and divides the others by ``1 - rate``.
+
+    The draws are those of ``nn.Dropout``, but do not depend on ``jax_enable_x64``. The mask is a factor, because
+    selecting needs arrays that are split alike under explicit mesh axes.
+
+    Attributes:
+      rate: probability of a zero, in [0, 1).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Drops values of ``x``, of any shape; needs the random key ``dropout``."""
+        kept = jax.random.bernoulli(self.make_rng('dropout'), jnp.float32(1 - self.rate), x.shape)
+        return x * (kept.astype(x.dtype) / jnp.asarray(1 - self.rate, x.dtype))
+
+
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
     """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): drops the branch of randomly chosen examples.
 
@@ -272,7 +291,7 @@ def drop_block(x: jax.Array, rate: float, size: int, scale: float, key: jax.Arra
     rows, columns = min(size, height), min(size, width)
     starts = height - rows + 1, width - columns + 1  # where a whole square fits, as in the paper's Algorithm 1
     gamma = scale * rate * height * width / (rows * columns * math.prod(starts))
-    seeds = jax.random.bernoulli(key, gamma, (x.shape[0], *starts, 1)).astype(jnp.float32)
+    seeds = jax.random.bernoulli(key, jnp.float32(gamma), (x.shape[0], *starts, 1)).astype(jnp.float32)
     padding = [(side - 1, side - 1) for side in (rows, columns)]
     keep = 1 - nn.max_pool(seeds, (rows, columns), (1, 1), padding)
     return x * (keep / jnp.maximum(keep.mean(), 1e-7)).astype(x.dtype)

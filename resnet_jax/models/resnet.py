@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
 from resnet_jax.models.compute import AxisName, Compute, Mode
-from resnet_jax.models.layers import Stem, make_normalization
+from resnet_jax.models.layers import Dropout, Stem, make_normalization
 from resnet_jax.models.pooling import global_avg_pool
 from resnet_jax.models.scanned import apply_scanned, as_stored, is_scanned
 from resnet_jax.models.spec import ResNetSpec
@@ -93,8 +93,7 @@ class ResNet(nn.Module):
             return outputs
         x = outputs['pooled']
         if train and spec.head.dropout_rate:
-            # A factor, because nn.Dropout selects from arrays that must be split alike under explicit mesh axes.
-            x = x * nn.Dropout(spec.head.dropout_rate, deterministic=False)(jnp.ones(x.shape, x.dtype))
+            x = Dropout(spec.head.dropout_rate)(x)
         return new_head(spec.head.num_classes, name='head')(x)
 
     def _stage(self, x: jax.Array, number: int, compute: Compute, mode: Mode) -> jax.Array:

@@ -141,6 +141,11 @@ class Distillation(Settings):
         0.5, "Weight of the distillation loss; the task's loss gets the rest.", at_least=0, at_most=1
     )
     distill_temperature: float = setting(1.0, 'Temperature that divides the logits of both networks.', above=0)
+    distill_classes_match: bool = setting(
+        False,
+        "Use the teacher although its class names, or its images' channels, differ from the dataset's: its outputs are"
+        ' the same classes in the same order.',
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -201,4 +201,4 @@ class StatisticsEstimator:
 
 def _fixed_rngs() -> dict[str, jax.Array]:
     """Fixed random keys for dropout, so that the estimate is deterministic."""
-    return {'dropout': jax.random.key(0)}
+    return {'dropout': jax.random.key(0, impl='threefry2x32')}

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import sys
 import time
@@ -12,15 +13,9 @@ from typing import Any
 import jax
 
 from resnet_jax.checkpoints import checkpoint
-from resnet_jax.checkpoints.record import (
-    CHECKPOINTS,
-    CONFIG,
-    claim_workdir,
-    describe_devices,
-    describe_run,
-    finished_result,
-    read_record,
-)
+from resnet_jax.checkpoints.environment import describe_devices
+from resnet_jax.checkpoints.metrics_files import MetricsFile
+from resnet_jax.checkpoints.record import CHECKPOINTS, CONFIG, read_record
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset
 from resnet_jax.data.feeds import THREAD_READER, ReaderOptions
@@ -29,27 +24,24 @@ from resnet_jax.devices import (
     check_batch_size,
     data_mesh,
     in_main_process,
-    is_main_process,
     override_mesh,
 )
 from resnet_jax.errors import StorageError
 from resnet_jax.models.spec import ResNetSpec
-from resnet_jax.text import print_lines, printable
-from resnet_jax.training.config import TrainConfig
+from resnet_jax.text import printable
+from resnet_jax.training.claims import claim, finished_results, record_extensions
+from resnet_jax.training.config import TrainConfig, rate_of
 from resnet_jax.training.cost import Profile
 from resnet_jax.training.evaluation import Evaluation
 from resnet_jax.training.interruption import StopRequest
 from resnet_jax.training.journal import Hook, Journal, Sink, open_journal
 from resnet_jax.training.log import add_metrics
-from resnet_jax.training.plan import Plan, dataset_record, make_plan, normalize_for_run, open_weights
+from resnet_jax.training.plan import Plan, make_plan, normalize_for_run, open_weights
 from resnet_jax.training.program import Compiled, compile_program
 from resnet_jax.training.result import summarize_seeds, write_results
 from resnet_jax.training.seeds import Seeds, runs_of
 from resnet_jax.training.states import initial_state, loaded_state, restored_state, saved_like
 from resnet_jax.training.step import TrainState
-
-# Parts of a run's record that may change when it is resumed: they do not affect what is computed.
-MAY_DIFFER = ('config.reporting',)
 
 
 def train_and_evaluate(
@@ -66,6 +58,7 @@ def train_and_evaluate(
     reader: ReaderOptions = THREAD_READER,
     sinks: Sequence[Sink] = (),
     hooks: Sequence[Hook] = (),
+    extend: bool = False,
 ) -> dict[str, Any]:
     """Trains and evaluates a network and writes everything to a folder; resumes a run that was interrupted there.
 
@@ -82,6 +75,8 @@ def train_and_evaluate(
       reader: how photographs are read; does not change results.
       sinks: functions that receive every record of the metrics, see ``journal.Sink``.
       hooks: functions that add metrics to every evaluation, see ``journal.Hook``.
+      extend: train a run of fewer epochs on to ``config.epochs``, from its last checkpoint and with the learning rates
+        of the longer schedule; nothing else may differ.
 
     Returns:
       The content of ``result.json``; with several seeds, their results in ``runs``, with mean and standard deviation.
@@ -94,13 +89,10 @@ def train_and_evaluate(
     """
     workdir, mesh = pathlib.Path(workdir), data_mesh(devices)
     runs = runs_of(config.seed, workdir, num_seeds)
-    results = _finished_results(spec, config, runs)
+    results = finished_results(spec, config, runs, extend)
     remaining = [run for run in runs if run[0] not in results]
     if remaining:
-        # Checked before loading a dataset, which may take long.
-        check_batch_size(config.batch_size, config.execution.accumulation_steps, mesh)
-        dataset = _load_dataset(config, data_dir, dataset)
-        opening = functools.partial(open_run, spec, config, dataset=dataset, mesh=mesh, arch=arch, reader=reader)
+        opening = _opener(spec, config, mesh, data_dir, dataset, arch=arch, reader=reader, extend=extend)
     with override_mesh(mesh):
         for run in _open_groups(at_one_step(remaining), opening) if remaining else ():
             with StopRequest() as stop, open_journal(run.plan, run.workdirs, run.state, run.step, sinks) as journal:
@@ -112,6 +104,16 @@ def train_and_evaluate(
                     evaluations = fit(run, compiled, journal, stop, profile, hooks)
                 results |= write_results(run.plan, run.workdirs, arch, compiled.cost, journal, evaluations)
     return results[config.seed] if num_seeds is None else summarize_seeds(config, workdir, results)
+
+
+def _opener(
+    spec: ResNetSpec, config: TrainConfig, mesh: Any, data_dir: str | None, dataset: Dataset | None, **options: Any
+) -> Callable[..., 'Run']:
+    """Loads the dataset; returns ``open_run`` as a function of the seeds and folders."""
+    # Checked before loading a dataset, which may take long.
+    check_batch_size(config.batch_size, config.execution.accumulation_steps, mesh)
+    dataset = _load_dataset(config, data_dir, dataset)
+    return functools.partial(open_run, spec, config, dataset=dataset, mesh=mesh, **options)
 
 
 def _open_groups(groups: list[list[tuple[int, pathlib.Path]]], opening: Callable[..., 'Run']) -> Iterator['Run']:
@@ -155,6 +157,7 @@ def open_run(
     mesh: Any,
     arch: str = 'custom',
     reader: ReaderOptions = THREAD_READER,
+    extend: bool = False,
 ) -> Run:
     """Claims the folders of runs that differ only in the seed, or restores their last checkpoints.
 
@@ -166,6 +169,7 @@ def open_run(
       mesh: mesh of the devices.
       arch: name of the architecture.
       reader: how photographs are read.
+      extend: whether runs of fewer epochs are extended.
 
     Raises:
       InputError: a value is not usable, or a folder belongs to another run.
@@ -178,9 +182,9 @@ def open_run(
     # A run that was started before contains everything it took from its initial weights.
     source = None if started or init_from is None else open_weights(init_from, spec)
     record = read_record(workdirs[0]) if started else None
-    plan = make_plan(spec, config, seeds, normalize_for_run(dataset, config, source, record), mesh, reader)
+    plan = make_plan(spec, config, seeds, normalize_for_run(dataset, config, source, record), mesh, reader, started)
     loaded = None if source is None else loaded_state(plan, source)
-    in_main_process(lambda: _claim(plan, workdirs, arch))
+    claim(plan, workdirs, arch, extend)
     step, state, seconds = 0, loaded, 0.0
     if started and (found := _restored(plan, workdirs)):
         step, state = found
@@ -190,6 +194,8 @@ def open_run(
         state = loaded_state(plan, open_weights(init_from, spec))
     if state is None:
         state, seconds = initial_state(plan)
+    if started:
+        in_main_process(lambda: record_extensions(plan, workdirs, step))
     return Run(plan, workdirs, state, step, _greeting(plan, workdirs, step, record), seconds)
 
 
@@ -307,33 +313,12 @@ def at_one_step(runs: Sequence[tuple[int, pathlib.Path]]) -> list[list[tuple[int
     return list(groups.values())
 
 
-def _finished_results(
-    spec: ResNetSpec, config: TrainConfig, runs: Sequence[tuple[int, pathlib.Path]]
-) -> dict[int, dict[str, Any]]:
-    """The results of finished runs by seed."""
-    results = {}
-    for seed, workdir in runs:
-        parts = {'spec': spec.to_json(), 'config': dataclasses.replace(config, seed=seed).to_json()}
-        if result := finished_result(workdir, parts, (*MAY_DIFFER, 'spec.head.num_classes')):
-            if is_main_process():
-                print_lines(f'{workdir} is already finished')
-            results[seed] = result
-    return results
-
-
 def _load_dataset(config: TrainConfig, data_dir: str | None, given: Dataset | None) -> Dataset:
     """The given dataset, or the configuration's, at the configuration's image size."""
     data, task = config.data, config.objective.task
     if given is not None:  # whether it fits the task is checked later
         return load_dataset(given, image_size=data.image_size)
     return load_dataset(data.dataset, task=task, data_dir=data_dir, image_size=data.image_size)
-
-
-def _claim(plan: Plan, workdirs: Sequence[pathlib.Path], arch: str) -> None:
-    data, devices = dataset_record(plan.dataset), list(plan.mesh.devices.flat)
-    for seed, workdir in zip(plan.seeds.numbers, workdirs, strict=True):
-        config = dataclasses.replace(plan.config, seed=seed).to_json()
-        claim_workdir(workdir, describe_run(arch, plan.model.spec.to_json(), config, data, devices), MAY_DIFFER)
 
 
 def _restored(plan: Plan, workdirs: Sequence[pathlib.Path]) -> tuple[int, TrainState] | None:
@@ -354,13 +339,18 @@ def _restored(plan: Plan, workdirs: Sequence[pathlib.Path]) -> tuple[int, TrainS
 
 
 def _greeting(plan: Plan, workdirs: Sequence[pathlib.Path], step: int, record: dict[str, Any] | None) -> str:
-    """Lines to show before a run is compiled."""
-    here = describe_devices(list(plan.mesh.devices.flat))
-    lines = []
-    if step:
-        # On other devices the results differ by rounding.
-        elsewhere = '' if record is None or record['device'] == here else f'; it was started on {record["device"]}'
-        lines.append(f'resuming {plan.seeds.common_folder(workdirs)} after step {step}{elsewhere}')
+    """Lines to show before a run is compiled; ``record`` is from before it was extended."""
+    folder, lines = plan.seeds.common_folder(workdirs), []
+    if record is not None and (epochs := record['config']['epochs']) != plan.config.epochs:
+        lines.append(f'extending {folder} from {epochs} to {plan.config.epochs} epochs after step {step}')
+        rate = float(rate_of(plan.config, plan.epoch_steps)(step))
+        records = MetricsFile(workdirs[0] / 'metrics.jsonl', step, writes=False).records
+        before = [one['learning_rate'] for one in records if 'learning_rate' in one]
+        if before and math.isfinite(rate):
+            lines[-1] += f'; the learning rate was {before[-1]:.3g} and continues at {rate:.3g}, on the longer schedule'
+    elif step:
+        lines.append(f'resuming {folder} after step {step}')
     train, test = len(plan.dataset.train), len(plan.dataset.test)
+    here = describe_devices(list(plan.mesh.devices.flat))
     lines.append(f'{plan.config.recipe}: {train:,} training and {test:,} test examples, {here}; compiling')
     return '\n'.join(lines)

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from resnet_jax.checkpoints.record import read_record
 from resnet_jax.data.batches import steps_per_epoch
@@ -25,8 +24,9 @@ from resnet_jax.tasks.kinds import get_task, make_task, task_name
 from resnet_jax.training.config import TrainConfig, optimizer_of
 from resnet_jax.training.seeds import Seeds
 from resnet_jax.training.step import TrainState, check_shift, create_train_state
+from resnet_jax.training.teacher import Teacher, check_classes, check_outputs, class_difference
 from resnet_jax.weights.runs import run_and_step
-from resnet_jax.weights.sources import Source, given_block, model_of, open_source, source_variables
+from resnet_jax.weights.sources import Source, given_block, open_source
 
 # Purposes of random numbers; each folds its own key from the run's root key.
 INIT, AUGMENT, DROPOUT, MIXING = range(4)
@@ -62,7 +62,7 @@ class Plan:
     model: ResNet
     optimizer: Any
     task: Task
-    teacher: 'Teacher | None'
+    teacher: Teacher | None
     epoch_steps: int
     create: Callable[[jax.Array], TrainState]
     single: TrainState
@@ -80,7 +80,13 @@ class Plan:
 
 
 def make_plan(
-    spec: ResNetSpec, config: TrainConfig, seeds: Seeds, dataset: Dataset, mesh: Any, reader: ReaderOptions
+    spec: ResNetSpec,
+    config: TrainConfig,
+    seeds: Seeds,
+    dataset: Dataset,
+    mesh: Any,
+    reader: ReaderOptions,
+    resumed: bool = False,
 ) -> Plan:
     """Makes the plan of runs that differ only in the seed.
 
@@ -91,6 +97,7 @@ def make_plan(
       dataset: the dataset, with the mean and standard deviation that images are normalized with.
       mesh: mesh of the devices.
       reader: how photographs are read.
+      resumed: whether the runs were started before; whether the teacher fits the dataset was checked then.
 
     Raises:
       InputError: the network, optimizer, augmentation, batch size or teacher is not usable.
@@ -114,7 +121,7 @@ def make_plan(
         seed_axes = seeds.array.shape
         split = jax.tree.map(lambda leaf: split_evenly(mesh, (*seed_axes, *leaf.shape)), single.opt_state)
         shardings = dataclasses.replace(shardings, opt_state=split)
-    teacher = None if config.distillation is None else Teacher(config.distillation.distill_from, spec, dataset, task)
+    teacher = None if config.distillation is None else _make_teacher(spec, config, dataset, task, resumed)
     return Plan(
         config, seeds, dataset, mesh, reader, model, optimizer, task, teacher, epoch_steps, create, single, shardings
     )  # fmt: skip
@@ -138,6 +145,16 @@ def _check_data(config: TrainConfig, dataset: Dataset, task: Task) -> None:
                 raise InputError(f'{name}={value} mixes targets, but dataset {dataset.name} has none')
 
 
+def _make_teacher(spec: ResNetSpec, config: TrainConfig, dataset: Dataset, task: Task, resumed: bool) -> Teacher:
+    settings = config.distillation
+    assert settings is not None
+    name, source = settings.distill_from, open_weights(settings.distill_from, spec)
+    check_outputs(name, source, spec.head.num_classes, task)
+    if not resumed:
+        check_classes(name, source, dataset, config.data.dataset, settings.distill_classes_match)
+    return Teacher(name, source, dataset)
+
+
 def open_weights(path_or_id: str, spec: ResNetSpec) -> Source:
     """Opens weights like ``open_source``; block classes that a run needs are taken from the specification."""
     path, recorded = pathlib.Path(path_or_id), set[str]()
@@ -149,9 +166,17 @@ def open_weights(path_or_id: str, spec: ResNetSpec) -> Source:
     return open_source(path_or_id, block=blocks or None)
 
 
+def run_key(seed: Any) -> jax.Array:
+    """The root of a run's random keys.
+
+    It does not depend on ``jax_default_prng_impl``: only Threefry draws the same numbers for an image in every batch.
+    """
+    return jax.random.key(seed, impl='threefry2x32')
+
+
 def init_key(seed: Any) -> jax.Array:
     """The random key of a run's initial weights."""
-    return jax.random.fold_in(jax.random.key(seed), INIT)
+    return jax.random.fold_in(run_key(seed), INIT)
 
 
 def objective_task(config: TrainConfig, statistics: dict[str, Any]) -> Task:
@@ -171,41 +196,6 @@ def make_model(spec: ResNetSpec, config: TrainConfig) -> ResNet:
     scan = deep if execution.scan_blocks is None else execution.scan_blocks
     dtype = jnp.dtype(execution.compute_dtype)
     return ResNet(spec, dtype, execution.implementation, execution.statistics, scan, execution.remat, freeze)
-
-
-class Teacher:
-    """The teacher network for distillation.
-
-    Args:
-      path_or_id: its weights, as in ``open_weights``.
-      spec: specification of the student.
-      dataset: dataset of the student, with its normalization.
-      task: task of the student.
-
-    Raises:
-      InputError: the weights are not found, or belong to a network for other classes or images.
-    """
-
-    def __init__(self, path_or_id: str, spec: ResNetSpec, dataset: Dataset, task: Task):
-        source = open_weights(path_or_id, spec)
-        if source.task not in (None, task_name(task)):
-            raise InputError(f'distill_from={path_or_id} was trained for {source.task}, expected {task.name}')
-        self.model, _ = model_of(source, path_or_id)
-        outputs, expected = self.model.spec.head.num_classes, spec.head.num_classes
-        if outputs != expected:
-            raise InputError(f'distill_from={path_or_id} has {outputs} outputs, expected {expected}')
-        self.variables = source_variables(source, path_or_id, self.model, dataset.image_shape[-1])
-        origin = source if len(source.mean) == dataset.image_shape[-1] else dataset
-        # Converts the student's normalization to the teacher's.
-        std = np.asarray(origin.std, np.float32)
-        self._scale = np.asarray(dataset.std, np.float32) / std
-        self._offset = (np.asarray(dataset.mean, np.float32) - np.asarray(origin.mean, np.float32)) / std
-
-    def outputs(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        """The teacher's outputs ``[N, K]`` for images normalized for the student."""
-        images = images * self._scale[None, None, None] + self._offset[None, None, None]
-        outputs: Any = self.model.apply(variables, images, train=False)
-        return outputs
 
 
 def normalize_for_run(
@@ -258,11 +248,18 @@ def dataset_record(dataset: Dataset) -> dict[str, Any]:
 
 
 def keeps_head_of(source: Source, plan: Plan) -> bool:
-    """Whether to keep the last layer of the source; warns if it fits another task or other class names."""
+    """Whether to keep the last layer of the source; warns of another task, or of classes that differ or are unknown."""
     if source.task not in (None, task_name(plan.task)):
         warnings.warn(f'replacing the head: it was trained for {source.task}, not {plan.task.name}', stacklevel=2)
         return False
-    fits = source.num_classes == plan.model.spec.head.num_classes
-    if fits and source.class_names and source.class_names != plan.dataset.class_names:
-        warnings.warn('keeping the head although class names differ; set new_head to replace it', stacklevel=2)
+    if source.num_classes == plan.model.spec.head.num_classes:
+        name, last = plan.config.data.dataset, 'set new_head to replace it'
+        if reason := class_difference(source, plan.dataset, name):
+            warnings.warn(f'keeping the head although {reason}; {last}', stacklevel=2)
+        elif not source.class_names:
+            warnings.warn(
+                f'keeping the head: assuming that its outputs are the {source.num_classes} classes of {name} in this'
+                f' order; {last}',
+                stacklevel=2,
+            )
     return True

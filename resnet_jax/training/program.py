@@ -17,7 +17,7 @@ from resnet_jax.devices import replicated, to_devices
 from resnet_jax.models.cost import multiply_adds
 from resnet_jax.training.cost import Cost
 from resnet_jax.training.evaluation import Evaluation, Evaluator, StatisticsEstimator
-from resnet_jax.training.plan import AUGMENT, DROPOUT, MIXING, Plan
+from resnet_jax.training.plan import AUGMENT, DROPOUT, MIXING, Plan, run_key
 from resnet_jax.training.states import with_statistics
 from resnet_jax.training.step import StepOptions, TrainState, train_step
 
@@ -177,7 +177,7 @@ def take_step(
     shared: Any,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Takes one step of one seed: gathers examples, augments, resizes and mixes images, runs the teacher, trains."""
-    config, key = plan.config, jax.random.key(seed)
+    config, key = plan.config, run_key(seed)
     images, labels, indices = feed.examples(shared['data'], given)
     dropout, mixing = (
         jax.random.fold_in(jax.random.fold_in(key, purpose), state.step) for purpose in (DROPOUT, MIXING)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.checkpoints.record import RESULT, describe_devices
+from resnet_jax.checkpoints.environment import describe_devices
+from resnet_jax.checkpoints.record import RESULT
 from resnet_jax.checkpoints.storage import write_json
 from resnet_jax.data.augment import Augmentation
 from resnet_jax.devices import barrier, is_main_process

@@ -295,7 +295,7 @@ def variables_from_tensors(
         warnings.warn(f'a new head for {model.spec.head.num_classes} classes replaces that for {classes}', stacklevel=2)
         features = _paths(shapes)[f'{_HEAD}kernel'].shape[0]
         fresh = new_head(model.spec.head.num_classes).init(
-            jax.random.key(0) if key is None else key, jnp.zeros((1, features))
+            jax.random.key(0, impl='threefry2x32') if key is None else key, jnp.zeros((1, features), jnp.float32)
         )
         fresh = fresh['params']
 

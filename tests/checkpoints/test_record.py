@@ -51,7 +51,8 @@ def with_optimizer(**changes):
         (CONFIG | {'averaging': 0}, ['averaging=None before, 0 now']),
         (CONFIG | {'reporting': {'log_every_steps': 1}}, ['log_every_steps=50 before, 1 now']),
         ({name: CONFIG[name] for name in CONFIG if name != 'dataset'}, ["dataset='digits' before, absent now"]),
-        (CONFIG | {'seed': None}, ['seed absent before, None now']),
+        (CONFIG | {'seed': None, 'new': False}, []),
+        (CONFIG | {'seed': 0}, ['seed absent before, 0 now']),
     ],
 )
 def test_differences_are_named_by_the_last_part_of_the_path(new, expected):
@@ -113,6 +114,48 @@ def test_only_the_same_run_claims_a_folder_again(tmp_path):
         with pytest.raises(InputError, match=f'holds a run of another configuration: {message}; choose') as error:
             claim_workdir(workdir, other)
         assert '\n' not in str(error.value)
+
+
+def test_another_content_under_the_same_name_is_refused(tmp_path):
+    old = record_of() | {'fingerprints': {'train': 'a', 'test': 'b', 'teacher': 'c'}}
+    claim_workdir(tmp_path, old)
+    claim_workdir(tmp_path, old)
+    claim_workdir(tmp_path, record_of())  # without a teacher, that is another configuration
+    for change, names in (({'train': 'x'}, 'train'), ({'train': 'x', 'teacher': 'y'}, 'train and teacher')):
+        with pytest.raises(InputError) as error:
+            claim_workdir(tmp_path, old | {'fingerprints': old['fingerprints'] | change})
+        assert str(error.value) == (
+            f'workdir={tmp_path} was started with other data, although its name is the same: the content of {names} has'
+            ' changed; restore it to resume, or choose another --workdir'
+        )
+    assert read_record(tmp_path) == json.loads(json.dumps(old))
+
+
+def test_a_run_is_not_resumed_under_other_settings_of_jax(tmp_path, under):
+    claim_workdir(tmp_path, record_of())
+    with pytest.raises(InputError, match='jax_enable_x64=False before, True now'):
+        under(lambda: claim_workdir(tmp_path, record_of()), jax_enable_x64=True)
+    claim_workdir(tmp_path, record_of())
+
+
+def test_a_record_of_an_earlier_version_is_accepted(tmp_path, under):
+    """It has no settings of JAX and no fingerprints, and lacks settings that were added later."""
+    record = record_of()
+    for name in ('settings', 'platform', 'fingerprints'):
+        del record[name]
+    claim_workdir(tmp_path, record)
+    now = record_of(config=CONFIG | {'added': False, 'optimizer': CONFIG['optimizer'] | {'more': None}})
+    claim_workdir(tmp_path, now | {'fingerprints': {'train': 'a'}})
+    under(lambda: claim_workdir(tmp_path, now), jax_enable_x64=True)
+
+
+def test_the_result_of_fewer_epochs_is_not_that_of_an_extended_run(tmp_path):
+    parts = {'spec': SPEC, 'config': CONFIG | {'epochs': 8}}
+    claim_workdir(tmp_path, record_of(config=parts['config']))
+    write_json(tmp_path / 'result.json', {'epochs': 6})
+    assert finished_result(tmp_path, parts) is None
+    write_json(tmp_path / 'result.json', {'epochs': 8})
+    assert finished_result(tmp_path, parts) == {'epochs': 8}
 
 
 def test_finished_result_needs_no_dataset(tmp_path):

@@ -21,7 +21,7 @@ from resnet_jax.data.augment import (
     normalize,
     pad,
 )
-from resnet_jax.data.policies import OPERATIONS
+from resnet_jax.data.policies import OPERATIONS, POLICIES
 from resnet_jax.devices import data_mesh, replicated, split_batch
 
 KEYS = jax.random.split(jax.random.key(0), 64)
@@ -298,3 +298,43 @@ def test_views_are_independent(images):
     first, second = jax.jit(lambda keys, images: augment_views(keys, images, MEAN, STD, two))(KEYS, images)
     np.testing.assert_allclose(first, jitted(CIFAR)(KEYS, images), atol=1e-6)
     assert np.mean(np.asarray(first) != np.asarray(second)) > 0.5
+
+
+DRAWS = {
+    'crop_box': lambda key: random_ops.crop_box(key, 17, 23, (0.08, 1.0), (0.75, 1.33)),
+    'erasing_box': lambda key: random_ops.erasing_box(key, 17, 23),
+    'jitter': lambda key: random_ops.jitter_parameters(key, (0.4, 0.4, 0.4, 0.1)),
+    'lighting': lambda key: random_ops.lighting_shift(key, 0.1),
+    **{name: functools.partial(lambda draw, key: draw(key, 17, 23), draw) for name, draw in POLICIES.items()},
+}
+ALL_OPERATIONS = Augmentation(crop_padding=3, horizontal_flip=True, lighting=0.1, random_erasing=0.5, cutout=3).replace(
+    policy='trivial_augment_wide', policy_interpolation='bilinear', color_jitter=(0.4, 0.4, 0.4, 0.1)
+)
+
+
+@pytest.mark.parametrize('name', DRAWS)
+def test_draws_do_not_depend_on_the_default_dtypes(name, under):
+    """The default dtypes are 64-bit with ``jax_enable_x64``, and so are draws that do not state theirs."""
+    keys = jax.random.split(jax.random.key(5), 64)
+
+    def draws():
+        return jax.jit(jax.vmap(DRAWS[name]))(keys)
+
+    plain, wide = (jax.tree.leaves(under(draws, jax_enable_x64=value)) for value in (False, True))
+    assert [leaf.dtype for leaf in wide] == [leaf.dtype for leaf in plain]
+    for one, other in zip(plain, wide, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+        assert len(np.unique(one)) > 1
+
+
+def test_augmented_images_do_not_depend_on_the_default_dtypes(under, rng):
+    images = rng.integers(0, 256, (8, 9, 7, 3)).astype(np.uint8)
+    keys = jax.random.split(jax.random.key(5), 8)
+
+    def augmented():
+        return jax.jit(lambda keys: augment(keys, images, (0.4, 0.5, 0.3), (0.2, 0.3, 0.25), ALL_OPERATIONS))(keys)
+
+    plain, wide = (under(augmented, jax_enable_x64=value) for value in (False, True))
+    assert wide.dtype == plain.dtype == np.float32
+    # One gray level is 1 / (255 * 0.2) = 0.02; single pixels may round to another one.
+    assert np.mean(np.abs(plain - wide) > 1e-5) < 0.002

@@ -67,3 +67,17 @@ def test_pairs_do_not_depend_on_the_number_of_devices(batch, augmentation):
     split = function(KEYS[1], *jax.device_put(batch, split_batch(mesh)))
     jax.tree.map(np.testing.assert_array_equal, split, function(KEYS[1], *batch))
     assert 0 < split[1][0, 3] < 1
+
+
+@pytest.mark.parametrize('options', [{'mixup': 0.2}, {'cutmix': 1.0}, {'mixup': 0.2, 'cutmix': 1.0}])
+def test_mixing_does_not_depend_on_the_default_dtypes(options, batch, under):
+    keys = jax.random.split(jax.random.key(1), 16)
+    arrays = jax.device_get(batch)
+
+    def mixed():
+        return jax.jit(jax.vmap(lambda key: mix(key, *map(jnp.asarray, arrays), Augmentation(**options))))(keys)
+
+    plain, wide = (under(mixed, jax_enable_x64=value) for value in (False, True))
+    for one, other in zip(plain, wide, strict=True):
+        assert one.dtype == other.dtype == np.float32
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

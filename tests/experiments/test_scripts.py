@@ -38,7 +38,7 @@ SHARED = [
     'recipe',
     *(name for name in all_settings(TrainConfig) if name not in ('function', 'views')),  # set from Python only
     *('arch', 'data_dir', 'workdir', 'num_seeds', 'compilation_cache', 'profile_steps'),
-    *('coordinator_address', 'num_processes', 'process_index'),
+    *('coordinator_address', 'num_processes', 'process_index', 'extend'),
     *('drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem', 'zero_init_last', 'num_workers', 'strict_data'),
 ]
 

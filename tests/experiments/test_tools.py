@@ -139,6 +139,20 @@ def test_results_ignore_reporting_settings_and_duplicates(tmp_path):
     assert err == f'skipping {tmp_path}/c: same settings and seed as {tmp_path}/b\n'
 
 
+def test_results_do_not_mix_extended_runs_with_others(tmp_path):
+    for name, extensions in (('a', []), ('b', [{'from_epochs': 2}, {'from_epochs': 4}])):
+        (tmp_path / name).mkdir()
+        config = TrainConfig().replace(epochs=6, dataset='some').to_json()
+        record = {'arch': 'tiny', 'spec': SPEC.to_json(), 'config': config, 'extensions': extensions}
+        (tmp_path / name / 'config.json').write_text(json.dumps(record))
+        result = {'test_accuracy': 0.5, 'train_seconds': 60.0, 'arch': 'tiny', 'seed': 0}
+        (tmp_path / name / 'result.json').write_text(json.dumps(result))
+    out, err = run('results', f'--runs={tmp_path}')
+    assert out.splitlines()[0] == '| extended_from | test_accuracy | seeds | minutes |'
+    assert sorted(out.splitlines()[2:]) == ['|  | 0.5000 | 1 | 1.0 |', '| 2, 4 | 0.5000 | 1 | 1.0 |']
+    assert err == ''
+
+
 def test_evaluation_matches_classes_by_name(folder, trained, tmp_path):
     """Green and red are classes 0 and 1 of the dataset, but 1 and 2 of the network."""
     for label in ('red', 'green'):

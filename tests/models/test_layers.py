@@ -1,5 +1,6 @@
 """Stems and shortcuts against NumPy, stochastic depth, DropBlock."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from resnet_jax import Compute, InputError, Shortcut
 from resnet_jax import numpy_reference as reference
-from resnet_jax.models.layers import Stem, drop_block, drop_path
+from resnet_jax.models.layers import Dropout, Stem, drop_block, drop_path
 
 
 def test_option_a_pads_channels_on_both_sides():
@@ -235,3 +236,37 @@ def test_drop_block_depends_on_key_and_rate():
     assert len(np.unique(np.asarray(first).reshape(8, -1), axis=0)) > 4  # examples differ
     np.testing.assert_array_equal(drop_block(x, 0.0, 3, 1.0, jax.random.key(0)), x)
     assert np.isfinite(drop_block(x, 0.99, 6, 1.0, jax.random.key(0))).all()
+
+
+@pytest.mark.parametrize('dtype', [np.float32, jnp.bfloat16])
+def test_dropout_equals_flax(dtype):
+    x = jax.random.normal(jax.random.key(1), (64, 9)).astype(dtype)
+
+    class Ours(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Dropout(0.3)(x)
+
+    class Theirs(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x * nn.Dropout(0.3, deterministic=False)(jnp.ones(x.shape, x.dtype))
+
+    rngs = {'dropout': jax.random.key(2)}
+    ours, theirs = (module().apply({}, x, rngs=rngs) for module in (Ours, Theirs))
+    assert ours.dtype == theirs.dtype == dtype
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_is_dropped_does_not_depend_on_the_default_dtypes(under):
+    key, x = jax.random.key(3), np.ones((32, 6, 5, 2), np.float32)
+
+    def dropped():
+        rates = drop_path(x, 0.5, key), drop_block(x, 0.3, 2, 1.0, key)
+        return *rates, Dropout(0.3).apply({}, jnp.asarray(x), rngs={'dropout': key})
+
+    plain, wide = (under(dropped, jax_enable_x64=value) for value in (False, True))
+    for one, other in zip(plain, wide, strict=True):
+        assert one.dtype == other.dtype == np.float32
+        np.testing.assert_array_equal(one == 0, other == 0)
+        assert 0 < np.mean(one == 0) < 1

@@ -2,14 +2,15 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
-from resnet_jax import BasicBlock, InputError, train_and_evaluate, with_changes
+from resnet_jax import BasicBlock, InputError, init_variables, train_and_evaluate, with_changes
 from resnet_jax.data.examples import Split
 from resnet_jax.data.feeds import THREAD_READER
 from resnet_jax.devices import data_mesh
-from resnet_jax.training.plan import make_model, make_plan, open_weights
+from resnet_jax.training.plan import init_key, make_model, make_plan, open_weights
 from resnet_jax.training.seeds import Seeds
 from resnet_jax.training.step import StepOptions
 from tests.training.runs import CONFIG, SPEC
@@ -94,3 +95,14 @@ def test_views_of_photographs_with_a_random_crop_raise(shades):
 def test_settings_that_the_images_do_not_allow_raise(shades, settings, message):
     with pytest.raises(InputError, match=message):
         make_plan(SPEC, CONFIG.replace(**settings), Seeds((0,)), shades, data_mesh(), THREAD_READER)
+
+
+def test_initial_weights_do_not_depend_on_settings_for_keys_and_dtypes(under):
+    def initial():
+        return init_variables(make_model(SPEC, CONFIG), init_key(np.uint32(2**32 - 1)), (6, 6, 1))
+
+    plain = under(initial)
+    found = under(initial, jax_enable_x64=True, jax_default_prng_impl='rbg')
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(found), strict=True):
+        assert one.dtype == other.dtype == np.float32
+        np.testing.assert_allclose(one, other, rtol=1e-6)
