@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax.data.examples import Dataset
+from resnet_jax.data.examples import Dataset, same_form
 from resnet_jax.errors import InputError
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import task_name
@@ -119,12 +119,12 @@ def class_difference(source: Source, dataset: Dataset, dataset_name: str) -> str
       A reason; None if the class names are equal, or if those of the source are unknown. Names that are only the
       numbers 0, 1, 2 and so on do not tell classes apart: they count as equal only for the same dataset.
     """
-    theirs, ours = source.class_names, dataset.class_names
-    if not theirs:
+    if not source.class_names:
         return None
+    theirs, ours = (list(map(same_form, names)) for names in (source.class_names, dataset.class_names))
     if theirs == ours:
         trained_on = source.settings.get('dataset')
-        if trained_on == dataset_name or list(ours) != [str(number) for number in range(len(ours))]:
+        if trained_on == dataset_name or ours != [str(number) for number in range(len(ours))]:
             return None
         return f'it was trained on {trained_on}, and class names that are only numbers do not show what they mean'
     if sorted(theirs) == sorted(ours):
