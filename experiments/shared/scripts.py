@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import pathlib
 import re
 import sys
 import warnings
@@ -15,6 +16,7 @@ from absl import app, flags, logging
 
 from experiments.shared import training_flags
 from experiments.shared.environment import compilation_cache
+from experiments.shared.flag_names import unknown_flag
 from experiments.shared.training_flags import chosen_settings, set_flags
 from resnet_jax import (
     DivergenceError,
@@ -170,21 +172,30 @@ def _run_main(main: Callable[[], None], argv: Sequence[str]) -> None:
 
 def _parse_flags(script: str, argv: list[str]) -> list[str]:
     """Parses flags like absl, but reports a bad flag in one line with status 2, like every other user error."""
-    # absl's --help shows only the key flags of the main module
-    for module in (script, __name__, training_flags.__name__, 'experiments.shared.photographs'):
-        for flag in FLAGS.get_flags_for_module(module):
-            FLAGS.register_key_flag_for_module(argv[0], flag)
+    modules = (script, *(module for module in FLAGS.flags_by_module_dict() if module.startswith(__package__)))
+    own = {flag.name: flag for module in modules for flag in FLAGS.get_flags_for_module(module)}
+    for flag in own.values():  # absl's --help shows only the key flags of the main module
+        FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
         if _asks_for_help(argv):
             with contextlib.suppress(SystemExit):  # absl exits with status 1 after printing help
                 app.parse_flags_with_usage(argv)
             sys.exit(0)
         rest = FLAGS(argv)
+        if FLAGS['log_dir'].present:  # absl's, without effect here
+            raise flags.UnrecognizedFlagError('log_dir')
         if FLAGS['verbosity'].using_default_value:
             logging.set_verbosity(logging.WARNING)  # at INFO, JAX reports every platform it does not find
         return rest
+    except flags.UnrecognizedFlagError as error:
+        _exit(f'error: {unknown_flag(error.flagname, {*own, "help"}, _command(argv))}', 2)
     except flags.Error as error:
         _exit(f'error: {" ".join(str(error).split())}', 2)
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The command's module, from the path of its file."""
+    return f'experiments.{pathlib.Path(argv[0]).stem}'
 
 
 def _asks_for_help(argv: Sequence[str]) -> bool:
