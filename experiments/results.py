@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.shared import scripts
+from experiments.shared import outputs, scripts
 from experiments.shared.comparison import format_mean, spread
 from resnet_jax import InputError
 from resnet_jax.checkpoints.record import flat_settings as flat_config
@@ -121,6 +121,7 @@ def columns_of(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
 
 
 def main() -> None:
+    out = None if FLAGS.out is None else outputs.output_file()
     results = find_results(FLAGS.runs)
     groups = grouped(results)
     columns = FLAGS.columns or columns_of(groups)
@@ -143,11 +144,11 @@ def main() -> None:
         content = io.StringIO()
         csv.writer(content, lineterminator='\n').writerows([columns, *rows])
         text = content.getvalue().rstrip('\n')
-    if FLAGS.out is None:
+    if out is None:
         print(text)
     else:
-        write_file(pathlib.Path(FLAGS.out), (text + '\n').encode())
-        print(f'wrote {FLAGS.out}')
+        write_file(out, (text + '\n').encode())
+        print(f'wrote {out}')
 
 
 if __name__ == '__main__':

@@ -32,6 +32,7 @@ from resnet_jax import (
 from resnet_jax.data.feeds import ReaderOptions
 from resnet_jax.devices import is_main_process, join_processes
 from resnet_jax.tasks.kinds import DEFAULT_TASK, get_task
+from resnet_jax.training.seeds import runs_of
 
 FLAGS = flags.FLAGS
 
@@ -82,16 +83,15 @@ def train(spec: ResNetSpec) -> None:
     """Trains with the settings of the flags and prints the test score and the run's folder."""
     join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_index)
     recipe = FLAGS.recipe or default_recipe(FLAGS.dataset)
-    settings = chosen_settings()
-    config = get_config(recipe, **settings)
+    config = get_config(recipe, **chosen_settings())
     dataset = config.data.dataset
-    for name in ('crop_pct', 'interpolation'):
-        if name in settings and (dataset in ('digits', 'synthetic') or dataset.startswith('arrays:')):
-            raise InputError(f'{name}={settings[name]} applies only to photographs; {dataset} is in memory')
+    training_flags.check_data_dir(dataset)
+    training_flags.check_photograph_flags(dataset)
     task, data = get_task(config.objective.task), as_file_name(dataset)
     seeds = f'seed{config.seed}' if FLAGS.num_seeds is None else f'seeds{config.seed}+{FLAGS.num_seeds}'
     data += '' if task.name == DEFAULT_TASK else f'-{task.name}'
     workdir = FLAGS.workdir or f'runs/{FLAGS.arch}-{data}-{seeds}'
+    _check_profile(runs_of(config.seed, pathlib.Path(workdir), FLAGS.num_seeds))
     result = train_and_evaluate(
         spec,
         config,
@@ -109,6 +109,16 @@ def train(spec: ResNetSpec) -> None:
         score = f'{result[f"{metric}_mean"]:.4f} ± {result[f"{metric}_std"]:.4f} over {FLAGS.num_seeds} seeds'
     if is_main_process():
         print(f'test {task.primary_metric} {score}; results in {workdir}')
+
+
+def _check_profile(runs: Sequence[tuple[int, pathlib.Path]]) -> None:
+    """Raises InputError if ``--profile_steps`` is set for a finished run that was not profiled."""
+    finished = all((folder / 'result.json').exists() for _, folder in runs)
+    if FLAGS.profile_steps and finished and not (runs[0][1] / 'profile').exists():
+        raise InputError(
+            f'profile_steps={FLAGS.profile_steps} has no effect: the run in {runs[0][1]} is finished;'
+            ' choose another --workdir'
+        )
 
 
 def keep_compiled_programs() -> None:
