@@ -12,7 +12,7 @@ import pytest
 
 from experiments import degradation, transfer
 from experiments.shared import comparison
-from resnet_jax import BottleneckBlock, InputError
+from resnet_jax import BottleneckBlock, InputError, ResNet
 from resnet_jax.data.datasets import load_dataset
 from tests.experiments.commands import run
 
@@ -184,6 +184,20 @@ def test_models_are_listed_with_their_published_accuracy():
         '73.29',
         '224²',
     ]
+
+
+def test_listing_models_traces_nothing(root, tmp_path, monkeypatch):
+    """The whole table, which is that of the documentation."""
+
+    def refuse(*_, **__):
+        raise AssertionError('traced')
+
+    for name in ('jit', 'make_jaxpr', 'eval_shape'):
+        monkeypatch.setattr(jax, name, refuse)
+    monkeypatch.setattr(ResNet, 'apply', refuse)
+    assert run('list_models')[0].count('\n') == 163
+    run('list_models', f'--out={tmp_path}/models.md')
+    assert (tmp_path / 'models.md').read_text() == (root / 'docs' / 'models.md').read_text()
 
 
 @pytest.mark.parametrize('cardinality', [1, 4])
