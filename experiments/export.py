@@ -32,7 +32,7 @@ def main() -> None:
     weights_flags.source_of_flags()
     out = outputs.output_file()
     if out.suffix == ONNX and FLAGS['platforms'].present:
-        raise InputError(f'platforms={",".join(FLAGS.platforms)} does not apply to ONNX; out={out} runs on any platform')
+        raise InputError(f'platforms={",".join(FLAGS.platforms)} does not apply to ONNX (out={out})')
     check_platforms(FLAGS.platforms)
     predictor = weights_flags.predictor_of_flags()
     record = export(predictor, out, FLAGS.platforms)

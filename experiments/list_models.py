@@ -54,8 +54,8 @@ def main() -> None:
             print('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
     head = (
-        '# Architectures\n\nWritten by `python -m experiments.list_models --out=docs/models.md`. Multiply-adds are for one'
-        ' image\nof the size in the next column. Accuracies are published ones (timm 1.0.31, results on'
+        '# Architectures\n\nWritten by `python -m experiments.list_models --out=docs/models.md`. Multiply-adds are for'
+        ' one image\nof the size in the next column. Accuracies are published ones (timm 1.0.31, results on'
         ' ImageNet-1k) for the best\nweights that `hf:timm/NAME.TAG` loads.\n\n'
     )
     write_file(path, (head + scripts.markdown_table(_COLUMNS, rows) + '\n').encode())

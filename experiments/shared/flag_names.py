@@ -131,7 +131,9 @@ def unknown_flag(name: str, own: Collection[str], script: str) -> str:
     """
     written = f'unknown flag {"-" if len(name) == 1 else "--"}{name}'
     plain = name.replace('-', '_')
-    for one in dict.fromkeys((plain, plain.lower(), plain.lower().removeprefix('no_'), plain.lower().removeprefix('no'))):
+    for one in dict.fromkeys(
+        (plain, plain.lower(), plain.lower().removeprefix('no_'), plain.lower().removeprefix('no'))
+    ):
         if one in own:
             return f'{written}; use --{one}'
         if known := [flag for flag in _FLAGS_OF.get(one, ()) if flag in own]:

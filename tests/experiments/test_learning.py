@@ -251,7 +251,9 @@ def test_three_forms_of_the_resnext_block_agree(cardinality, rng):
 
 
 def test_show_augment_draws_the_requested_rows(tmp_path):
-    out, _ = run('show_augment', '--num_images=2', '--cutout=3', '--color_jitter=0.4,0.4,0', f'--out={tmp_path}/augment.png')
+    out, _ = run(
+        'show_augment', '--num_images=2', '--cutout=3', '--color_jitter=0.4,0.4,0', f'--out={tmp_path}/augment.png'
+    )
     assert out == f'wrote {tmp_path / "augment.png"}\n'
     assert (tmp_path / 'augment.png').stat().st_size > 1000
     _, error = run('show_augment', '--num_images=2', '--crop_size=9', f'--out={tmp_path}/a.png', status=2)

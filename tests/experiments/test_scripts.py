@@ -158,6 +158,24 @@ def test_repeating_a_command_shows_the_result(trained, arrays):
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
 
 
+def test_a_finished_run_is_not_profiled(trained, arrays):
+    workdir, _ = trained
+    given = [f'--dataset=arrays:{arrays}', f'--workdir={workdir}', '--epochs=2', '--batch_size=8', '--profile_steps=1']
+    done = call('resnet', *given)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr == (
+        f'error: profile_steps=1 has no effect: the run in {workdir} is finished; choose another --workdir\n'
+    )
+
+
+def test_a_flag_for_a_run_has_no_effect_on_one_of_its_checkpoints(trained, tmp_path):
+    given = [f'--init_from={trained[0]}/checkpoints/2', '--checkpoint=best', f'--out={tmp_path}/x.safetensors']
+    done = call('convert', *given)
+    assert done.returncode == 2
+    assert 'checkpoint=best applies only to a run; init_from=' in done.stderr
+    assert done.stderr.endswith('is one of its checkpoints\n')
+
+
 def test_evaluate_agrees_with_training(trained, tmp_path, arrays):
     workdir, _ = trained
     result = json.loads((workdir / 'result.json').read_text())
@@ -297,6 +315,66 @@ USER_ERRORS = [
     ('convert', ['--out=OUT.safetensors'], '--init_from is required'),
     ('convert', FILE, '--out is required'),
     ('convert', [*FILE, '--out=OUT.pth'], 'must end in .safetensors'),
+    ('export', FILE, '--out is required'),
+    ('export', ['--out=OUT.bin'], '--init_from is required'),
+    ('features', [*FILE, '--images=docs'], '--out is required'),
+    ('predict', FILE, '--images is required'),
+    ('predict', ['--images=docs'], '--init_from is required'),
+    ('results', ['--out=/no/x.md'], 'out=/no/x.md: folder /no does not exist'),
+    ('list_models', ['--out=docs'], 'out=docs is a folder; --out names the output file'),
+    ('show_augment', ['--out=OUT.txt'], 'out.txt must end in .png or .pdf or .svg'),
+    ('residual_block', ['--out=/no/x.png'], 'folder /no does not exist'),
+    # flags without effect
+    ('features', [*FILE, '--images=docs', '--out=OUT.npz', '--rows=3'], 'rows=3 has no effect without --neighbors'),
+    (
+        'features',
+        [*FILE, '--images=docs', '--out=OUT.npz', '--neighbors=99'],
+        'neighbors=99 must be less than the number',
+    ),
+    ('predict', [*FILE, '--images=docs', '--checkpoint=best'], 'checkpoint=best applies only to a run; init_from='),
+    ('convert', [*FILE, '--out=OUT.safetensors', '--checkpoint=last'], 'checkpoint=last applies only to a run'),
+    (
+        'predict',
+        ['--init_from=docs', '--checkpoint=runs/x'],
+        'checkpoint=runs/x must be last or best; --init_from names',
+    ),
+    ('convert', ['--init_from=docs', '--arch=resnet20', '--out=OUT.safetensors'], 'arch=resnet20: a run records its'),
+    ('export', [*FILE, '--out=OUT.onnx', '--platforms=cpu'], 'platforms=cpu does not apply to ONNX'),
+    ('export', [*FILE, '--out=OUT.bin', '--platforms=cpu,gpu'], "'gpu' must be one of cpu, cuda, rocm, tpu"),
+    (
+        'evaluate',
+        [*FILE, '--dataset=synthetic', '--out=OUT', '--strict_data'],
+        'strict_data=True applies only to photo',
+    ),
+    (
+        'evaluate',
+        [*FILE, '--dataset=synthetic', '--out=OUT', '--test_sizes=9,8'],
+        'test_sizes=9,8 applies only to photo',
+    ),
+    (
+        'evaluate',
+        [*FILE, '--dataset=synthetic', '--out=OUT', '--data_dir=/x'],
+        'data_dir=/x applies only to TFDS datasets',
+    ),
+    (
+        'evaluate',
+        [*FILE, '--image_size=9', '--published_test_size'],
+        'image_size=9 cannot be combined with --published_test_size',
+    ),
+    ('resnet', ['--num_workers=2'], 'num_workers=2 applies only to photographs; synthetic is in memory'),
+    ('resnet', ['--strict_data'], 'strict_data=True applies only to photographs'),
+    ('resnet', ['--crop_pct=0.9'], 'crop_pct=0.9 applies only to photographs'),
+    ('resnet', ['--data_dir=/x'], 'data_dir=/x applies only to TFDS datasets, not to dataset=synthetic'),
+    ('resnet', ['--dataset=folder:/x', '--data_dir=/x'], 'your own images are --dataset=folder:DIR or arrays:DIR'),
+    ('degradation', ['--dataset=synthetic', '--data_dir=/x'], 'data_dir=/x applies only to TFDS datasets'),
+    ('resnet', ['--num_seeds=0'], '--num_seeds=0'),
+    ('resnet', ['--profile_steps=-1'], '--profile_steps=-1'),
+    ('benchmark', ['--topology=v5e:2x2', '--rounds=3'], 'rounds=3 has no effect with --topology'),
+    ('numpy_resnet18', ['--digit=3'], 'digit=3 needs --form=image'),
+    ('show_augment', ['--show=operations', '--policies=autoaugment'], 'policies=autoaugment '),
+    ('show_augment', ['--cutout=3', '--policies=trivial_augment_wide'], 'needs --show=policies'),
+    ('show_augment', ['--show=operations', '--seed=1'], 'seed=1 has no effect with --show=operations'),
+    ('show_augment', ['--policies='], 'policies= must be one of'),
     ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'pass arch'),
     ('convert', [*FILE, '--out=OUT/x.safetensors'], '/out does not exist'),
 ]

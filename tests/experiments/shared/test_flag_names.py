@@ -17,7 +17,11 @@ NAMES = [
     ('predict', '--model=x', 'unknown flag --model; use --init_from (run or weights to read) or --arch (architecture)'),
     ('predict', '--data=x', 'unknown flag --data; use --images'),
     ('predict', '--topk=5', 'unknown flag --topk; use --top'),
-    ('predict', '--gpu=0', 'unknown flag --gpu; JAX uses every device that it finds; JAX_PLATFORMS=cpu selects the CPU'),
+    (
+        'predict',
+        '--gpu=0',
+        'unknown flag --gpu; JAX uses every device that it finds; JAX_PLATFORMS=cpu selects the CPU',
+    ),
     ('features', '--output=x', 'unknown flag --output; use --out'),
     ('features', '--neighbours=3', 'unknown flag --neighbours; use --neighbors'),
     ('export', '--ckpt=x', 'unknown flag --ckpt; use --init_from'),
