@@ -11,16 +11,17 @@ _NAMES_ELSEWHERE = {
     'init_from': 'run run_dir model model_path weight weights weights_path pretrained pretrained_path checkpoint'
     ' checkpoint_path checkpoint_dir ckpt ckpt_path ckpt_dir load load_from load_path restore initial_checkpoint'
     ' finetune resume resume_from test_only workdir work_dir',
-    'workdir': 'out out_dir outdir output output_dir output_path work_dir run_dir save save_dir save_path log_dir logdir'
-    ' logs results_dir exp exp_dir experiment model_dir train_dir resume resume_from',
+    'workdir': 'out out_dir outdir output output_dir output_path work_dir run_dir save save_dir save_path'
+    ' log_dir logdir logs results_dir exp exp_dir experiment model_dir train_dir resume resume_from',
     'out': 'workdir work_dir out_dir outdir out_file outfile output output_dir output_file output_path o save save_dir'
     ' save_path log_dir logdir results_dir results_file exp_dir markdown dest destination target_dir',
     'runs': 'run run_dir workdir work_dir dir folder path log_dir logdir init_from',
     'arch': 'a model model_name model_arch network net architecture backbone name variant',
     'pattern': 'arch model model_name name filter search',
-    'dataset': 'd data ds data_dir data_path dataset_dir dataset_path dataset_name data_root root imagenet folder input_dir',
-    'images': 'i data data_dir data_path dataset dataset_dir image img imgs input inputs input_dir image_dir files file photo'
-    ' photos path source folder dir',
+    'dataset': 'd data ds data_dir data_path dataset_dir dataset_path dataset_name data_root root imagenet folder'
+    ' input_dir',
+    'images': 'i data data_dir data_path dataset dataset_dir image img imgs input inputs input_dir image_dir files file'
+    ' photo photos path source folder dir',
     'image_size': 'img_size imgsz img input_size size crop_size train_crop_size val_crop_size val_resize_size res'
     ' resolution resize',
     'crop_pct': 'crop crop_ratio center_crop',
@@ -131,15 +132,15 @@ def unknown_flag(name: str, own: Collection[str], script: str) -> str:
     """
     written = f'unknown flag {"-" if len(name) == 1 else "--"}{name}'
     plain = name.replace('-', '_')
-    for one in dict.fromkeys(
-        (plain, plain.lower(), plain.lower().removeprefix('no_'), plain.lower().removeprefix('no'))
-    ):
-        if one in own:
-            return f'{written}; use --{one}'
-        if known := [flag for flag in _FLAGS_OF.get(one, ()) if flag in own]:
-            return f'{written}; use {" or ".join(map(_with_role, known) if len(known) > 1 else (f"--{known[0]}",))}'
-        if advice := _ADVICE_OF.get(one):
-            return f'{written}; {advice[0]}'
+    lower = plain.lower()
+    for one in (plain, lower, lower.removeprefix('no_'), lower.removeprefix('no')):
+        known = [one] if one in own else [flag for flag in _FLAGS_OF.get(one, ()) if flag in own]
+        if len(known) == 1:
+            return f'{written}; use --{known[0]}'
+        if known:
+            return f'{written}; use {" or ".join(map(_with_role, known))}'
+        if one in _ADVICE_OF:
+            return f'{written}; {_ADVICE_OF[one][0]}'
     return f'{written}; {nearest(plain, sorted(own))}; python -m {script} --help explains all flags'
 
 

@@ -30,9 +30,7 @@ def source_of_flags() -> str:
     if not source:
         raise InputError('--init_from is required: a run, a weights file, or hf:OWNER/NAME')
     if which not in ('last', 'best'):
-        raise InputError(
-            f'checkpoint={which} must be last or best; --init_from names the run, or one of its checkpoints'
-        )
+        raise InputError(f'checkpoint={which} must be last or best; --init_from names the run or a checkpoint')
     path, chosen = pathlib.Path(source), FLAGS['checkpoint'].present
     if source.startswith(HUB) or path.is_file():
         if chosen:

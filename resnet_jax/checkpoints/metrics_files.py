@@ -1,7 +1,7 @@
 """Files that a run appends to: ``metrics.jsonl`` and TensorBoard event files.
 
-``tensorboardX`` is imported when the first event file is opened: it imports PyTorch where that is installed, which takes
-two seconds.
+``tensorboardX`` is imported when the first event file is opened, because it imports PyTorch where that is installed,
+which takes two seconds.
 """
 
 import contextlib

@@ -101,8 +101,8 @@ class Profile:
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         if self._num_steps and self._first is None and kind is None:
             warnings.warn(
-                f'profile_steps={self._num_steps}: nothing was traced, because tracing starts after {_PROFILE_FROM} steps'
-                ' and the run ended before',
+                f'profile_steps={self._num_steps}: nothing was traced, because tracing starts after {_PROFILE_FROM}'
+                ' steps and the run ended before',
                 stacklevel=2,
             )
         if self._open:

@@ -42,7 +42,8 @@ def test_a_bad_flag_is_one_line_and_status_2():
     done = start('evaluate', '--chekpoint=best')
     assert (done.returncode, done.stdout) == (2, '')
     assert done.stderr == (
-        'error: unknown flag --chekpoint; nearest known: checkpoint; python -m experiments.evaluate --help explains all flags\n'
+        'error: unknown flag --chekpoint; nearest known: checkpoint;'
+        ' python -m experiments.evaluate --help explains all flags\n'
     )
 
 

@@ -41,9 +41,14 @@ def test_profiling_starts_and_stops_once(steps_per_call, expected, tmp_path, mon
 
 def test_a_run_that_is_too_short_to_profile_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(jax.profiler, 'start_trace', lambda folder: pytest.fail('traced'))
-    with pytest.warns(UserWarning, match=r'^profile_steps=2: nothing was traced, because tracing starts after 3 steps'):
+    message = r'^profile_steps=2: nothing was traced, because tracing starts after 3 steps'
+
+    def short_run():
         with Profile(tmp_path, 2) as profile:
             for step in range(3):
                 profile.at(step)
+
+    with pytest.warns(UserWarning, match=message):
+        short_run()
     with pytest.raises(KeyboardInterrupt), Profile(tmp_path, 2):  # an interrupted run does not add a warning
         raise KeyboardInterrupt
