@@ -14,7 +14,7 @@ _NAMES_ELSEWHERE = {
     'workdir': 'out out_dir outdir output output_dir output_path work_dir run_dir save save_dir save_path'
     ' log_dir logdir logs results_dir exp exp_dir experiment model_dir train_dir resume resume_from',
     'out': 'workdir work_dir out_dir outdir out_file outfile output output_dir output_file output_path o save save_dir'
-    ' save_path log_dir logdir results_dir results_file exp_dir markdown dest destination target_dir',
+    ' save_path log_dir logdir results_dir results_file exp_dir markdown format dest destination target_dir',
     'runs': 'run run_dir workdir work_dir dir folder path log_dir logdir init_from',
     'arch': 'a model model_name model_arch network net architecture backbone name variant',
     'pattern': 'arch model model_name name filter search',

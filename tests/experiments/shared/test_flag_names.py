@@ -25,6 +25,7 @@ NAMES = [
     ('features', '--output=x', 'unknown flag --output; use --out'),
     ('features', '--neighbours=3', 'unknown flag --neighbours; use --neighbors'),
     ('export', '--ckpt=x', 'unknown flag --ckpt; use --init_from'),
+    ('export', '--format=onnx', 'unknown flag --format; use --out'),
     ('convert', '--output_dir=x', 'unknown flag --output_dir; use --out'),
     ('evaluate', '--workdir=x', 'unknown flag --workdir; use --init_from (run or weights to read) or --out (output'),
     ('evaluate', '--resume=x', 'unknown flag --resume; use --init_from'),
