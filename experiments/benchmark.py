@@ -333,6 +333,9 @@ def main() -> None:
         raise InputError(f'against={",".join(sorted(unknown))} must be one of {", ".join(OTHERS)}')
     if FLAGS.all_chips and FLAGS.topology is None:
         raise InputError('--all_chips needs --topology; measurements use one device')
+    for name in ('rounds', 'steps') if FLAGS.topology is not None else ():
+        if FLAGS[name].present:
+            raise InputError(f'{name}={FLAGS[name].value} has no effect with --topology, which times nothing')
     if FLAGS.topology is not None and 'torch' in FLAGS.against:
         raise InputError('against=torch is not supported with --topology; use --against=flax')
     if FLAGS.topology is not None:

@@ -40,7 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_integer('image_size', 224, 'Height and width of the output in pixels.', lower_bound=1)
     flags.DEFINE_integer('batch_size', 50, 'Images per batch.', lower_bound=1)
     flags.DEFINE_integer(
-        'num_workers', 0, 'Processes that decode; 0 uses threads, for torchvision one process per core.'
+        'num_workers', 0, 'Processes that decode; 0 uses threads, for torchvision one process per core.', lower_bound=0
     )
     flags.DEFINE_integer(
         'warmup', 20, 'Untimed batches per turn, while processes start and caches fill.', lower_bound=1

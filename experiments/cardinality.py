@@ -50,6 +50,7 @@ def main() -> None:
     name = FLAGS.dataset or 'digits'
     recipe = FLAGS.recipe or scripts.default_recipe(name)
     config = get_config(recipe, dataset=name, **training_flags.set_flags(('image_size', 'epochs')))
+    training_flags.check_data_dir(name)
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.data.image_size)
     sizes = stage_sizes()
     widths, strides = tuple(64 * 2**stage for stage in range(len(sizes))), (1, *(2 for _ in sizes[1:]))

@@ -6,19 +6,17 @@ python -m experiments.convert --init_from=resnet50.pth --arch=resnet50 --out=fla
 
 from absl import flags
 
-from experiments.shared import scripts, training_flags
-from resnet_jax import InputError, from_pretrained, save_weights
+from experiments.shared import outputs, scripts, weights_flags
+from resnet_jax import from_pretrained, save_weights
+from resnet_jax.text import printable
 
 GROUP = 'tools'
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-    flags.DEFINE_string(
-        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
-    )
-    flags.DEFINE_string('out', None, 'Safetensors file to write.')
+    weights_flags.define_flags()
+    flags.DEFINE_string('out', None, 'Safetensors file to write; required.')
     flags.DEFINE_enum(
         'layout',
         'torch',
@@ -28,14 +26,11 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    for name in ('init_from', 'out'):
-        if FLAGS[name].value is None:
-            raise InputError(f'--{name} is required')
-    if not FLAGS.out.endswith('.safetensors'):
-        raise InputError(f'out={FLAGS.out} must end in .safetensors')
-    loaded = from_pretrained(FLAGS.init_from, FLAGS.arch)
-    save_weights(FLAGS.out, loaded.model, loaded.variables, layout=FLAGS.layout)
-    print(f'wrote {FLAGS.out}: {loaded.arch}, {loaded.model.spec.head.num_classes:,} classes, {FLAGS.layout} layout')
+    source, out = weights_flags.source_of_flags(), outputs.output_file(['.safetensors'])
+    loaded = from_pretrained(source, FLAGS.arch, which=FLAGS.checkpoint)
+    save_weights(out, loaded.model, loaded.variables, layout=FLAGS.layout)
+    classes = f'{loaded.model.spec.head.num_classes:,} classes'
+    print(printable(f'wrote {out}: {loaded.arch}, {classes}, {FLAGS.layout} layout'))
 
 
 if __name__ == '__main__':

@@ -97,6 +97,7 @@ def config_and_options() -> tuple[TrainConfig, dict[str, Any]]:
     chosen = training_flags.set_flags(('image_size', 'epochs', 'learning_rate', 'warmup_epochs'))
     label = name if FLAGS.train_examples is None else f'{name}[:{FLAGS.train_examples}]'
     config = get_config(recipe, dataset=label, **chosen)
+    training_flags.check_data_dir(name)
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=config.data.image_size)
     return config, {'dataset': first_examples(dataset, FLAGS.train_examples)}
 

@@ -1,8 +1,8 @@
 """Evaluates a run or weights on any dataset: metrics, a plot, all predictions.
 
-python -m experiments.evaluate --workdir=runs/resnet20-digits-seed0       # a run, on its own test set
-python -m experiments.evaluate --init_from=RUN --checkpoint=best --dataset=arrays:DIR --workdir=OUT
-python -m experiments.evaluate --init_from=resnet20.th --arch=resnet20 --dataset=arrays:DIR --workdir=OUT
+python -m experiments.evaluate --init_from=runs/resnet20-digits-seed0     # a run, on its own test set
+python -m experiments.evaluate --init_from=RUN --checkpoint=best --dataset=arrays:DIR --out=OUT
+python -m experiments.evaluate --init_from=resnet20.th --arch=resnet20 --dataset=arrays:DIR --out=OUT
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.shared import scripts, training_flags
-from resnet_jax import InputError, Predictor, Preprocessing, TrainConfig, load_predictor
+from experiments.shared import scripts, training_flags, weights_flags
+from resnet_jax import InputError, Predictor, Preprocessing, TrainConfig
 from resnet_jax.checkpoints.storage import make_folder, write_file, write_json
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split, numbered_as
@@ -29,7 +29,6 @@ from resnet_jax.training.evaluation import Evaluation, Evaluator
 from resnet_jax.training.plan import make_model, normalized
 from resnet_jax.training.report import draw_result_alone, print_drawing_errors
 from resnet_jax.training.step import check_shift
-from resnet_jax.weights.hub import HUB
 from resnet_jax.weights.sources import normalization_of
 
 GROUP = 'tools'
@@ -40,14 +39,10 @@ def define_flags() -> None:
     training_flags.define_data_flags(default="the run's")
     training_flags.define_normalization_flags()
     flags.DEFINE_enum('task', None, list(TASKS), 'Task that a weights file was trained for. Default: multiclass.')
-    flags.DEFINE_string('init_from', None, training_flags.INIT_FROM + ' Default: --workdir.')
+    weights_flags.define_flags()
     flags.DEFINE_string(
-        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
+        'out', None, 'Output folder. Default: evaluation-DATASET-SPLIT-CHECKPOINT in the folder of the run.'
     )
-    flags.DEFINE_string(
-        'workdir', None, 'Output folder. Default: evaluation-DATASET-SPLIT-CHECKPOINT in the folder of the run.'
-    )
-    flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Checkpoint of a run to load.')
     flags.DEFINE_enum('split', 'test', ['test', 'train'], 'Split to evaluate.')
     training_flags.define_settings(('test_flip', 'test_shift'), default="the run's, otherwise none")
     flags.DEFINE_list('test_sizes', [], 'More image sizes to evaluate photographs at: 160,224,288.')
@@ -59,16 +54,13 @@ def define_flags() -> None:
     training_flags.define_photograph_flags(default="the run's, otherwise read from the weights")
 
 
-def network_of(source: str) -> Predictor:
-    """Loads a run, one of its checkpoints, a weights file or an id on the hub."""
-    path = pathlib.Path(source)
-    if not (path.exists() or source.startswith(HUB)):
-        raise InputError(f'{source} does not exist')
-    if path.is_dir() and FLAGS.arch is not None:
-        raise InputError(f'arch={FLAGS.arch}: a run records its architecture; --arch applies only to a weights file')
-    if path.is_dir() and FLAGS.published_test_size:
+def network_of_flags(source: str) -> Predictor:
+    """The network of ``--init_from``, with the preprocessing of the test size if requested."""
+    if FLAGS.published_test_size and pathlib.Path(source).is_dir():
         raise InputError('--published_test_size applies only to weights on the hub, not to a run')
-    network = load_predictor(source, FLAGS.checkpoint, arch=FLAGS.arch)
+    if FLAGS.published_test_size and FLAGS.image_size is not None:
+        raise InputError(f'image_size={FLAGS.image_size} cannot be combined with --published_test_size')
+    network = weights_flags.predictor_of_flags()
     if not FLAGS.published_test_size:
         return network
     if network.test_preprocessing is None:
@@ -79,14 +71,14 @@ def network_of(source: str) -> Predictor:
 def folder_of(network: Predictor, name: str) -> pathlib.Path:
     """The output folder."""
     run = network.source
-    if FLAGS.init_from and FLAGS.workdir:
-        out = pathlib.Path(FLAGS.workdir)
+    if FLAGS.out:
+        out = pathlib.Path(FLAGS.out)
     elif run.workdir is None:
-        raise InputError('--workdir is required: the output folder')
+        raise InputError('--out is required: the output folder')
     else:
         out = run.workdir / f'evaluation-{scripts.as_file_name(name)}-{FLAGS.split}-{run.checkpoint}'
     if (out / 'config.json').exists():
-        raise InputError(f'workdir={out} contains a training run; choose another output folder')
+        raise InputError(f'out={out} contains a training run; choose another output folder')
     return out
 
 
@@ -100,6 +92,7 @@ def load_data(network: Predictor, source: str) -> Dataset:
     size = known.get('image_size') if FLAGS.image_size is None else FLAGS.image_size
     if not name:
         raise InputError(f'{source} does not record its dataset; set --dataset')
+    training_flags.check_data_dir(name)
     dataset = load_dataset(name, task=task, data_dir=FLAGS.data_dir, image_size=size, seed=known.get('seed', 0))
     if dataset.image_size is not None and size is None:
         dataset = dataclasses.replace(dataset, image_size=network.photograph_preprocessing.size)
@@ -141,13 +134,12 @@ def preprocessing_of(network: Predictor, dataset: Dataset) -> Preprocessing | No
     """Preprocessing of photographs: from the flags, the weights or the run; None for images in memory."""
     chosen = training_flags.set_flags(('crop_pct', 'interpolation'))
     if dataset.image_size is None:
-        for name, value in chosen.items():
-            raise InputError(f'{name}={value} applies only to photographs; {dataset.name} is in memory')
+        training_flags.check_no_photograph_flags(dataset.name)
         return None
     return dataclasses.replace(network.photograph_preprocessing, size=dataset.image_size, **chosen)
 
 
-def sizes_of_flags(dataset: Dataset) -> list[int]:
+def sizes_of_flags() -> list[int]:
     """The additional image sizes of ``--test_sizes``."""
     try:
         sizes = [int(size) for size in FLAGS.test_sizes]
@@ -155,10 +147,6 @@ def sizes_of_flags(dataset: Dataset) -> list[int]:
         raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} must be numbers separated by commas') from error
     if sizes and min(sizes) < 1:
         raise InputError(f'test_sizes={",".join(FLAGS.test_sizes)} must be at least 1 pixel')
-    if sizes and dataset.image_size is None:
-        raise InputError(
-            f'test_sizes={",".join(FLAGS.test_sizes)} applies only to photographs; {dataset.name} is in memory'
-        )
     return sizes
 
 
@@ -226,16 +214,14 @@ def scores_of(evaluation: Evaluation, task: Task, names: list[str]) -> tuple[dic
 
 
 def main() -> None:
-    source = FLAGS.init_from or FLAGS.workdir
-    if source is None:
-        raise InputError('--init_from or --workdir is required: the weights to evaluate')
-    network = network_of(source)
+    source = weights_flags.source_of_flags()
+    network = network_of_flags(source)
     dataset = load_data(network, source)
     out, split = folder_of(network, dataset.name), getattr(dataset, FLAGS.split)
     # Deep networks are compiled as a loop, as in training.
     scan_blocks = make_model(network.model.spec, TrainConfig()).scan_blocks
     model = dataclasses.replace(network.model, scan_blocks=scan_blocks)
-    preprocessing, sizes = preprocessing_of(network, dataset), sizes_of_flags(dataset)
+    preprocessing, sizes = preprocessing_of(network, dataset), sizes_of_flags()
     make_folder(out)
 
     task, own = task_of(network, dataset), network.source.class_names

@@ -5,13 +5,11 @@ python -m experiments.export --init_from=hf:timm/resnet50.a1_in1k --out=resnet50
 python -m experiments.export --init_from=RUN --out=network.onnx             # needs pip install jax2onnx
 """
 
-import pathlib
-
 from absl import flags
 
-from experiments.shared import scripts, training_flags
-from resnet_jax import InputError, load_predictor
-from resnet_jax.inference.export import ONNX, PLATFORMS, export, largest_difference
+from experiments.shared import outputs, scripts, weights_flags
+from resnet_jax import InputError
+from resnet_jax.inference.export import ONNX, PLATFORMS, check_platforms, export, largest_difference
 from resnet_jax.text import printable
 
 GROUP = 'tools'
@@ -22,26 +20,22 @@ _TOLERANCE = 1e-4
 
 
 def define_flags() -> None:
-    flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-    flags.DEFINE_string(
-        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
-    )
-    flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Checkpoint of a run to load.')
+    weights_flags.define_flags()
     flags.DEFINE_list('platforms', ['cpu'], f'Platforms that the file can run on: {", ".join(PLATFORMS)}.')
     flags.DEFINE_string(
         'out',
-        'network.stablehlo',
-        'Output file; an ONNX model if it ends in .onnx. FILE.json describes inputs and outputs.',
+        None,
+        'Output file, required; an ONNX model if it ends in .onnx. FILE.json describes inputs and outputs.',
     )
 
 
 def main() -> None:
-    if FLAGS.init_from is None:
-        raise InputError('--init_from is required: a run, a weights file, or hf:OWNER/NAME')
-    out = pathlib.Path(FLAGS.out)
-    if not out.parent.is_dir():
-        raise InputError(f'out={out}: folder {out.parent} does not exist')
-    predictor = load_predictor(FLAGS.init_from, FLAGS.checkpoint, arch=FLAGS.arch)
+    weights_flags.source_of_flags()
+    out = outputs.output_file()
+    if out.suffix == ONNX and FLAGS['platforms'].present:
+        raise InputError(f'platforms={",".join(FLAGS.platforms)} does not apply to ONNX (out={out})')
+    check_platforms(FLAGS.platforms)
+    predictor = weights_flags.predictor_of_flags()
     record = export(predictor, out, FLAGS.platforms)
     shapes = f'{record["input"]["shape"]} uint8 to {record["output"]["shape"]} float32'
     print(f'{record["arch"]}: {shapes}, {out.stat().st_size / 2**20:.1f} MiB')

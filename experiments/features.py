@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments.shared import photographs, scripts
+from experiments.shared import outputs, photographs, scripts, weights_flags
 from resnet_jax import InputError
 from resnet_jax.checkpoints.storage import write_file
 from resnet_jax.tasks.drawing import label
@@ -27,7 +27,7 @@ FORMATS = ('.npz', '.parquet')
 
 def define_flags() -> None:
     photographs.define_flags()
-    flags.DEFINE_string('out', 'features.npz', 'Output file: .npz, or .parquet, which needs pyarrow.')
+    flags.DEFINE_string('out', None, 'Output file, required: .npz, or .parquet, which needs pyarrow.')
     flags.DEFINE_integer(
         'neighbors',
         0,
@@ -80,19 +80,20 @@ def draw(
 
 
 def main() -> None:
-    out = pathlib.Path(FLAGS.out)
-    if out.suffix not in FORMATS:
-        raise InputError(f'out={out} must end in {" or ".join(FORMATS)}')
+    weights_flags.source_of_flags()
+    out = outputs.output_file(FORMATS)
+    if FLAGS['rows'].present and not FLAGS.neighbors:
+        raise InputError(f'rows={FLAGS.rows} has no effect without --neighbors')
     if out.suffix == '.parquet':
         try:
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise InputError(f'out={out} needs pyarrow: pip install pyarrow') from error
-    if not out.parent.is_dir():
-        raise InputError(f'out={out}: folder {out.parent} does not exist')
     files = photographs.files_of_flags()
-    if FLAGS.neighbors and len(files) < 2:
-        raise InputError(f'neighbors={FLAGS.neighbors} needs at least two images')
+    if FLAGS.neighbors >= max(len(files), 1):
+        raise InputError(f'neighbors={FLAGS.neighbors} must be less than the number of images, {len(files)}')
+    if FLAGS['rows'].present and FLAGS.rows > len(files):
+        raise InputError(f'rows={FLAGS.rows} must be at most the number of images, {len(files)}')
     predictor = photographs.predictor_of_flags()
     names: list[str] = []
     parts = []

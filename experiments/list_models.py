@@ -1,16 +1,16 @@
 """Lists architectures with parameters, multiply-adds and published accuracy.
 
 python -m experiments.list_models --pattern='resnext*'
-python -m experiments.list_models --markdown=docs/models.md               # the table of the documentation
+python -m experiments.list_models --out=docs/models.md                    # the table of the documentation
 """
-
-import pathlib
 
 from absl import flags
 
-from experiments.shared import scripts
-from resnet_jax import InputError, ResNet, get_checkpoint, get_spec, list_checkpoints, list_models
-from resnet_jax.models.cost import count_parameters, multiply_adds
+from experiments.shared import outputs, scripts
+from resnet_jax import InputError, get_checkpoint, list_checkpoints, list_models
+from resnet_jax.checkpoints.storage import write_file
+from resnet_jax.models.cost import get_cost
+from resnet_jax.text import printable
 
 GROUP = 'tools'
 FLAGS = flags.FLAGS
@@ -20,19 +20,14 @@ _COLUMNS = ('name', 'parameters (M)', 'multiply-adds (G)', 'image', 'best publis
 
 def define_flags() -> None:
     flags.DEFINE_string('pattern', '*', "Shell pattern that names must match, such as 'resnext*'.")
-    flags.DEFINE_string('markdown', None, 'Markdown file to write the table to. Default: print it.')
+    flags.DEFINE_string('out', None, 'Output file, a Markdown table. Default: print a plain table.')
 
 
 def row_of(name: str) -> tuple[str, ...]:
     """The row of an architecture; the accuracy is that of its best published weights on ImageNet-1k."""
-    spec = get_spec(name)
-    size = 32 if spec.stem.kind == 'cifar' else 224
-    weights = published(name)
-    if weights:
-        size = get_checkpoint(weights).preprocessing.size
-    model = ResNet(spec, scan_blocks=not spec.blocks.channels)  # the same cost, computed faster
-    cost = multiply_adds(model, (size, size, 3)) / 1e9
-    row = (scripts.code(name), f'{count_parameters(model) / 1e6:.2f}', f'{cost:.2f}', f'{size}²')
+    cost, weights = get_cost(name), published(name)
+    counts = f'{cost.parameters / 1e6:.2f}', f'{cost.multiply_adds / 1e9:.2f}', f'{cost.image_size}²'
+    row = (scripts.code(name), *counts)
     if not weights:
         return (*row, '', '', '')
     best = get_checkpoint(weights)
@@ -49,26 +44,23 @@ def published(name: str) -> str | None:
 
 
 def main() -> None:
+    path = None if FLAGS.out is None else outputs.output_file()
     names = list_models(FLAGS.pattern)
     if not names:
         raise InputError(f'pattern={FLAGS.pattern} matches none of the {len(list_models())} architectures')
     rows = [row_of(name) for name in names]
-    if FLAGS.markdown is None:
+    if path is None:
         widths = [max(len(row[column]) for row in (_COLUMNS, *rows)) for column in range(len(_COLUMNS))]
         for row in (_COLUMNS, *rows):
             print('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
     head = (
-        '# Architectures\n\nWritten by `python -m experiments.list_models --markdown=docs/models.md`. Multiply-adds are'
-        ' for one image\nof the size in the next column. Accuracies are published ones (timm 1.0.31, results on'
+        '# Architectures\n\nWritten by `python -m experiments.list_models --out=docs/models.md`. Multiply-adds are for'
+        ' one image\nof the size in the next column. Accuracies are published ones (timm 1.0.31, results on'
         ' ImageNet-1k) for the best\nweights that `hf:timm/NAME.TAG` loads.\n\n'
     )
-    path = pathlib.Path(FLAGS.markdown)
-    try:
-        path.write_text(head + scripts.markdown_table(_COLUMNS, rows) + '\n', encoding='utf-8')
-    except OSError as error:
-        raise InputError(f'markdown={path} cannot be written: {error.strerror}') from error
-    print(f'wrote {path}: {len(rows)} architectures')
+    write_file(path, (head + scripts.markdown_table(_COLUMNS, rows) + '\n').encode())
+    print(printable(f'wrote {path}: {len(rows)} architectures'))
 
 
 if __name__ == '__main__':

@@ -99,6 +99,9 @@ def image_form(seed: int, digit: int, image_size: int) -> None:
 
 
 def main() -> None:
+    for name in ('digit', 'image_size') if FLAGS.form == 'vector' else ():
+        if FLAGS[name].present:
+            raise InputError(f'{name}={FLAGS[name].value} needs --form=image')
     if FLAGS.form == 'vector':
         vector_form(FLAGS.seed)
     else:

@@ -19,8 +19,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.shared import photographs, scripts
-from resnet_jax import InputError, Predictor
+from experiments.shared import outputs, photographs, scripts, weights_flags
+from resnet_jax import InputError, Predictor, Task
 from resnet_jax.checkpoints.storage import write_file
 from resnet_jax.data.imagenet_names import imagenet_names, imagenet_wordnet_ids
 from resnet_jax.tasks.drawing import TEST_COLOUR, label, labels, readable
@@ -33,7 +33,6 @@ FLAGS = flags.FLAGS
 _MAX_SHEET_IMAGES = 60
 _SHEET_COLUMNS = 6
 _CAPTION_LENGTH = 30
-_SHEET_SUFFIXES = ('.png', '.pdf', '.svg')
 
 
 def define_flags() -> None:
@@ -132,18 +131,17 @@ def draw_sheet(path: pathlib.Path, title: str, images: list[np.ndarray], rows: l
 
 
 def main() -> None:
-    if FLAGS.explain and FLAGS.format != 'sheet':
-        raise InputError('--explain needs --format=sheet')
+    weights_flags.source_of_flags()
     sheet = FLAGS.format == 'sheet'
-    path = pathlib.Path(FLAGS.out or 'predictions.png')
-    if not path.parent.is_dir():
-        raise InputError(f'out={path}: folder {path.parent} does not exist')
-    if sheet and path.suffix not in _SHEET_SUFFIXES:
-        raise InputError(f'out={path} must end in {", ".join(_SHEET_SUFFIXES)} for --format=sheet')
+    if FLAGS.explain and not sheet:
+        raise InputError('--explain needs --format=sheet')
+    path = outputs.output_file(outputs.IMAGES if sheet else (), default='predictions.png')
     files = photographs.files_of_flags()
     predictor = photographs.predictor_of_flags()
     if FLAGS.explain and not predictor.task.has_class_outputs:
         raise InputError(f'--explain needs task=multiclass; the network was trained for {predictor.task.name}')
+    if FLAGS['top'].present and type(predictor.task).ranked is Task.ranked:
+        raise InputError(f'top={FLAGS.top} has no effect on task={predictor.task.name}, which has no classes to rank')
     if sheet and len(files) > _MAX_SHEET_IMAGES:
         print(f'showing {_MAX_SHEET_IMAGES} of {len(files):,} images, evenly spaced', file=sys.stderr)
         files = [files[index] for index in np.linspace(0, len(files) - 1, _MAX_SHEET_IMAGES).astype(int)]

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments.shared import scripts
+from experiments.shared import outputs, scripts
 from resnet_jax import BatchNorm, Conv, InputError, ResNet, Shortcut, get_spec, init_variables
 from resnet_jax.checkpoints.storage import make_folder
 from resnet_jax.data.augment import normalize
@@ -23,6 +23,7 @@ from resnet_jax.data.datasets import load_dataset
 from resnet_jax.models.layers import SHORTCUTS
 from resnet_jax.tasks.drawing import readable
 from resnet_jax.tasks.losses import softmax_cross_entropy
+from resnet_jax.text import printable
 from resnet_jax.training.report import save_figure
 
 GROUP = 'studies'
@@ -39,7 +40,9 @@ def define_flags() -> None:
         'Depth of the plain and the residual network whose gradients are compared.',
     )
     flags.DEFINE_integer('seed', 0, 'Seed of the initial weights.', lower_bound=0)
-    flags.DEFINE_string('workdir', 'runs/residual_block', 'Output folder.')
+    flags.DEFINE_string(
+        'out', None, 'Output file, a plot: .png, .pdf or .svg. Default: runs/residual_block/gradients.png.'
+    )
 
 
 def print_shortcuts() -> None:
@@ -154,8 +157,8 @@ def draw(path: pathlib.Path, norms: dict[str, np.ndarray]) -> None:
 
 def main() -> None:
     names = {'plain': f'plain{FLAGS.depth}', 'residual': f'resnet{FLAGS.depth}'}
-    out = pathlib.Path(FLAGS.workdir)
-    make_folder(out)
+    out = outputs.output_file(outputs.IMAGES, 'runs/residual_block/gradients.png')
+    make_folder(out.parent)
     print_shortcuts()
     print_mistakes(FLAGS.seed)
     print_derivative(FLAGS.seed)
@@ -163,8 +166,8 @@ def main() -> None:
     print('\ngradient norms of kernels in the first, middle and last block')
     for arch, values in norms.items():
         print(f'  {arch:>10}  {values[1]:9.3g}  {values[len(values) // 2]:9.3g}  {values[-1]:9.3g}')
-    draw(out / 'gradients.png', norms)
-    print(f'\nwrote {out / "gradients.png"}')
+    draw(out, norms)
+    print(printable(f'wrote {out}'))
 
 
 if __name__ == '__main__':

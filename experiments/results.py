@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.shared import scripts
+from experiments.shared import outputs, scripts
 from experiments.shared.comparison import format_mean, spread
 from experiments.shared.paths import define_paths
 from resnet_jax import InputError
@@ -130,6 +130,7 @@ def columns_of(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
 
 
 def main() -> None:
+    out = None if FLAGS.out is None else outputs.output_file()
     results = find_results(FLAGS.runs)
     groups = grouped(results)
     columns = FLAGS.columns or columns_of(groups)
@@ -150,11 +151,11 @@ def main() -> None:
         text = scripts.markdown_table(columns, [[*map(shown, row)] for row in rows])
     else:
         text = scripts.csv_table([columns, *rows]).removesuffix('\n')
-    if FLAGS.out is None:
+    if out is None:
         print(text)
     else:
-        write_file(pathlib.Path(FLAGS.out), (text + '\n').encode())
-        print(printable(f'wrote {FLAGS.out}'))
+        write_file(out, (text + '\n').encode())
+        print(printable(f'wrote {out}'))
 
 
 if __name__ == '__main__':

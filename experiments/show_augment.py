@@ -9,7 +9,6 @@ Each augmentation flag that is set adds a row, drawn as in training; several fla
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -18,7 +17,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments.shared import scripts, training_flags
+from experiments.shared import outputs, scripts, training_flags
 from resnet_jax import InputError, TrainConfig
 from resnet_jax.checkpoints.storage import make_folder
 from resnet_jax.data.augment import Augmentation, augment
@@ -51,10 +50,12 @@ def define_flags() -> None:
         ['policies', 'operations'],
         'Rows to draw. Default: the augmentation flags that are set, otherwise policies.',
     )
-    flags.DEFINE_list('policies', list(POLICIES), 'Policies to show.')
+    flags.DEFINE_list('policies', None, 'Policies to show. Default: all.')
     flags.DEFINE_integer('num_images', 10, 'Number of images (columns), the first of the training set.', lower_bound=1)
     flags.DEFINE_integer('seed', 0, 'Random seed.')
-    flags.DEFINE_string('workdir', None, 'Output folder. Default: runs/augment-DATASET.')
+    flags.DEFINE_string(
+        'out', None, 'Output file, a plot: .png, .pdf or .svg. Default: runs/augment-DATASET/augment.png.'
+    )
 
 
 def augmentation_from_flags(image_shape: tuple[int, ...]) -> Augmentation:
@@ -95,7 +96,7 @@ def rows_of(width: int) -> dict[str, Row]:
             drawn = jnp.array([number]), jnp.array([magnitude], jnp.float32)
             rows[name] = lambda key, image, drawn=drawn: apply_operations(image, drawn)  # type: ignore[misc]
         return rows
-    for name in FLAGS.policies:
+    for name in FLAGS.policies or POLICIES:
         policy = POLICIES[name]
         rows[name] = lambda key, image, policy=policy: apply_operations(image, policy(key, *image.shape[:2]))  # type: ignore[misc]
     return rows
@@ -121,10 +122,23 @@ def sheet_of(dataset: Dataset) -> dict[str, np.ndarray]:
     return sheet
 
 
+def check_flags() -> None:
+    """Raises InputError for a flag without effect on the rows that are drawn."""
+    augmented = bool(training_flags.chosen_settings(training_flags.augmentation_settings()))
+    if FLAGS.policies is not None:
+        if unknown := [name for name in FLAGS.policies or [''] if name not in POLICIES]:
+            raise InputError(f'policies={unknown[0]} must be one of {", ".join(POLICIES)}')
+        if FLAGS.show == 'operations' or (FLAGS.show is None and augmented):
+            raise InputError(f'policies={",".join(FLAGS.policies)} needs --show=policies')
+    if FLAGS.show == 'operations' and FLAGS['seed'].present and not augmented:
+        raise InputError(f'seed={FLAGS.seed} has no effect with --show=operations, which draws nothing at random')
+    training_flags.check_data_dir(FLAGS.dataset or 'digits')
+
+
 def main() -> None:
-    if unknown := [name for name in FLAGS.policies if name not in POLICIES]:
-        raise InputError(f'policies={unknown[0]} must be one of {", ".join(POLICIES)}')
+    check_flags()
     name = FLAGS.dataset or 'digits'
+    out = outputs.output_file(outputs.IMAGES, f'runs/augment-{scripts.as_file_name(name)}/augment.png')
     dataset = load_dataset(name, data_dir=FLAGS.data_dir, image_size=FLAGS.image_size)
     sheet = sheet_of(dataset)
     columns = len(sheet['original'])
@@ -136,10 +150,9 @@ def main() -> None:
             axes.imshow(image.squeeze(), cmap='gray' if image.shape[-1] == 1 else None, vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(title, rotation=0, ha='right', va='center')
-    out = pathlib.Path(FLAGS.workdir or f'runs/augment-{scripts.as_file_name(name)}')
-    make_folder(out)
-    save_figure(figure, out / 'augment.png')
-    print(f'wrote {shown(str(out / "augment.png"))}')
+    make_folder(out.parent)
+    save_figure(figure, out)
+    print(f'wrote {shown(str(out))}')
 
 
 if __name__ == '__main__':

@@ -88,6 +88,7 @@ def draw(path: pathlib.Path, title: str, folders: list[pathlib.Path]) -> None:
 def main() -> None:
     chosen = training_flags.set_flags(('dataset', 'image_size', 'epochs', 'batch_size'))
     config = CONFIG.replace(**chosen)
+    training_flags.check_data_dir(config.data.dataset)
     dataset = load_dataset(config.data.dataset, data_dir=FLAGS.data_dir, image_size=config.data.image_size)
     out = pathlib.Path(FLAGS.workdir or f'runs/speedrun-{scripts.as_file_name(config.data.dataset)}')
     folders = [out / f'seed{seed}' for seed in range(FLAGS.num_seeds)]

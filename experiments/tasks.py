@@ -58,6 +58,7 @@ def main() -> None:
     if unknown := [name for name in FLAGS.tasks if name not in TASKS]:
         raise InputError(f'tasks={",".join(FLAGS.tasks)}: unknown task {unknown[0]!r}; known: {", ".join(TASKS)}')
     dataset_name = FLAGS.dataset or 'digits'
+    training_flags.check_data_dir(dataset_name)
     where = {'data_dir': FLAGS.data_dir, 'image_size': FLAGS.image_size}
     datasets = {name: load_dataset(dataset_name, task=name, **where) for name in FLAGS.tasks}
     out = pathlib.Path(FLAGS.workdir or f'runs/tasks-{scripts.as_file_name(dataset_name)}')

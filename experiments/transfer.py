@@ -109,6 +109,7 @@ def train_all(
 def main() -> None:
     name = FLAGS.dataset or 'digits'
     recipe = FLAGS.recipe or scripts.default_recipe(name, 'cifar_sgd')
+    training_flags.check_data_dir(name)
     whole = load_dataset(name, data_dir=FLAGS.data_dir, image_size=FLAGS.image_size)
     first = round(0.7 * whole.num_classes) if FLAGS.source_classes is None else FLAGS.source_classes
     if not 2 <= first <= whole.num_classes - 2:

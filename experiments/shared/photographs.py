@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import flags
 
-from experiments.shared import training_flags
+from experiments.shared import training_flags, weights_flags
 from experiments.shared.paths import define_paths
-from resnet_jax import InputError, Predictor, load_predictor
+from resnet_jax import InputError, Predictor
 from resnet_jax.data.examples import reason
 from resnet_jax.data.image_files import find_images
 from resnet_jax.text import printable
@@ -22,11 +22,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Flags for the network, the photographs and their preprocessing."""
-    flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-    flags.DEFINE_string(
-        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
-    )
-    flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Checkpoint of a run to load.')
+    weights_flags.define_flags()
     define_paths(__name__, 'images', None, 'Image files and folders of images, separated by commas; required.')
     training_flags.define_settings(('image_size', 'crop_pct', 'interpolation'), default='read from the weights')
     flags.DEFINE_integer('batch_size', 64, 'Images per batch.', lower_bound=1)
@@ -34,9 +30,7 @@ def define_flags() -> None:
 
 def predictor_of_flags() -> Predictor:
     """The network of ``--init_from``, with the preprocessing of the flags."""
-    if FLAGS.init_from is None:
-        raise InputError('--init_from is required: a run, a weights file, or hf:OWNER/NAME')
-    predictor = load_predictor(FLAGS.init_from, FLAGS.checkpoint, arch=FLAGS.arch)
+    predictor = weights_flags.predictor_of_flags()
     chosen = training_flags.set_flags(('crop_pct', 'interpolation'))
     if FLAGS.image_size is None and not chosen:
         return predictor

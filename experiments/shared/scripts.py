@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import os
+import pathlib
 import re
 import sys
 import warnings
@@ -17,6 +18,7 @@ from absl import app, flags, logging
 
 from experiments.shared import training_flags
 from experiments.shared.environment import compilation_cache
+from experiments.shared.flag_names import unknown_flag
 from experiments.shared.training_flags import chosen_settings, set_flags
 from resnet_jax import (
     DivergenceError,
@@ -33,6 +35,7 @@ from resnet_jax.data.feeds import ReaderOptions
 from resnet_jax.devices import is_main_process, join_processes
 from resnet_jax.tasks.kinds import DEFAULT_TASK, get_task
 from resnet_jax.text import printable, shown, storable
+from resnet_jax.training.seeds import runs_of
 
 FLAGS = flags.FLAGS
 
@@ -118,16 +121,15 @@ def train(spec: ResNetSpec) -> None:
     """Trains with the settings of the flags and prints the test score and the run's folder."""
     join_processes(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_index)
     recipe = FLAGS.recipe or default_recipe(FLAGS.dataset)
-    settings = chosen_settings()
-    config = get_config(recipe, **settings)
+    config = get_config(recipe, **chosen_settings())
     dataset = config.data.dataset
-    for name in ('crop_pct', 'interpolation'):
-        if name in settings and (dataset in ('digits', 'synthetic') or dataset.startswith('arrays:')):
-            raise InputError(f'{name}={settings[name]} applies only to photographs; {dataset} is in memory')
+    training_flags.check_data_dir(dataset)
+    training_flags.check_photograph_flags(dataset)
     task, data = get_task(config.objective.task), as_file_name(dataset)
     seeds = f'seed{config.seed}' if FLAGS.num_seeds is None else f'seeds{config.seed}+{FLAGS.num_seeds}'
     data += '' if task.name == DEFAULT_TASK else f'-{task.name}'
     workdir = FLAGS.workdir or f'runs/{FLAGS.arch}-{data}-{seeds}'
+    _check_profile(runs_of(config.seed, pathlib.Path(workdir), FLAGS.num_seeds))
     result = train_and_evaluate(
         spec,
         config,
@@ -146,6 +148,16 @@ def train(spec: ResNetSpec) -> None:
         score = f'{result[f"{metric}_mean"]:.4f} ± {result[f"{metric}_std"]:.4f} over {FLAGS.num_seeds} seeds'
     if is_main_process():
         print(f'test {task.primary_metric} {score}; results in {shown(str(workdir))}')
+
+
+def _check_profile(runs: Sequence[tuple[int, pathlib.Path]]) -> None:
+    """Raises InputError if ``--profile_steps`` is set for a finished run that was not profiled."""
+    finished = all((folder / 'result.json').exists() for _, folder in runs)
+    if FLAGS.profile_steps and finished and not FLAGS.extend and not (runs[0][1] / 'profile').exists():
+        raise InputError(
+            f'profile_steps={FLAGS.profile_steps} has no effect: the run in {runs[0][1]} is finished;'
+            ' choose another --workdir'
+        )
 
 
 def keep_compiled_programs() -> None:
@@ -209,21 +221,30 @@ def _run_main(main: Callable[[], None], argv: Sequence[str]) -> None:
 
 def _parse_flags(script: str, argv: list[str]) -> list[str]:
     """Parses flags like absl, but reports a bad flag in one line with status 2, like every other user error."""
-    # absl's --help shows only the key flags of the main module
-    for module in (script, __name__, training_flags.__name__, 'experiments.shared.photographs'):
-        for flag in FLAGS.get_flags_for_module(module):
-            FLAGS.register_key_flag_for_module(argv[0], flag)
+    modules = (script, *(module for module in FLAGS.flags_by_module_dict() if module.startswith(__package__)))
+    own = {flag.name: flag for module in modules for flag in FLAGS.get_flags_for_module(module)}
+    for flag in own.values():  # absl's --help shows only the key flags of the main module
+        FLAGS.register_key_flag_for_module(argv[0], flag)
     try:
         if _asks_for_help(argv):
             with contextlib.suppress(SystemExit):  # absl exits with status 1 after printing help
                 app.parse_flags_with_usage(argv)
             sys.exit(0)
         rest = FLAGS(argv)
+        if FLAGS['log_dir'].present:  # absl's, without effect here
+            raise flags.UnrecognizedFlagError('log_dir')
         if FLAGS['verbosity'].using_default_value:
             logging.set_verbosity(logging.WARNING)  # at INFO, JAX reports every platform it does not find
         return rest
+    except flags.UnrecognizedFlagError as error:
+        _exit(f'error: {unknown_flag(error.flagname, {*own, "help"}, _command(argv))}', 2)
     except flags.Error as error:
         _exit(f'error: {" ".join(str(error).split())}', 2)
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The command's module, from the path of its file."""
+    return f'experiments.{pathlib.Path(argv[0]).stem}'
 
 
 def _asks_for_help(argv: Sequence[str]) -> bool:

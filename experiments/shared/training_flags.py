@@ -14,12 +14,9 @@ from absl import flags
 from resnet_jax import InputError, TrainConfig
 from resnet_jax.models.layers import STEMS
 from resnet_jax.settings import Choice, Known, all_settings, values_of
-from resnet_jax.training.config import WEIGHTS
 from resnet_jax.training.recipes import RECIPES
 
 FLAGS = flags.FLAGS
-
-INIT_FROM = f'Weights to load: {WEIGHTS}.'
 
 
 def define_settings(names: Iterable[str], default: str | None = None) -> None:
@@ -98,9 +95,13 @@ def define_normalization_flags() -> None:
 
 def define_augmentation_flags() -> None:
     """Flags for the augmentation of single images."""
-    define_settings(
-        name for name in all_settings(type(TrainConfig().augmentation)) if name not in {*BATCH_SETTINGS, *_PYTHON_ONLY}
-    )
+    define_settings(augmentation_settings())
+
+
+def augmentation_settings() -> list[str]:
+    """The settings of ``define_augmentation_flags``."""
+    names = all_settings(type(TrainConfig().augmentation))
+    return [name for name in names if name not in {*BATCH_SETTINGS, *_PYTHON_ONLY}]
 
 
 # Augmentation settings that apply to batches, not to single images.
@@ -148,6 +149,10 @@ def _define_run_flags() -> None:
         'num_seeds',
         None,
         'Train this many seeds, starting at --seed, in one program; report mean and standard deviation.',
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        'profile_steps', 0, 'Number of steps to profile; the trace goes to WORKDIR/profile.', lower_bound=0
     )
     flags.DEFINE_bool(
         'extend',
@@ -155,7 +160,6 @@ def _define_run_flags() -> None:
         'Train a run of fewer epochs on to --epochs, from its last checkpoint, with the learning rates of the longer'
         ' schedule.',
     )
-    flags.DEFINE_integer('profile_steps', 0, 'Number of steps to profile; the trace goes to WORKDIR/profile.')
     flags.DEFINE_integer(
         'num_workers',
         0,
@@ -169,6 +173,33 @@ def _define_run_flags() -> None:
     )
     flags.DEFINE_integer('num_processes', None, 'Number of processes in the job.')
     flags.DEFINE_integer('process_index', None, 'Index of this process, from 0.')
+
+
+def check_data_dir(dataset: str) -> None:
+    """Raises InputError if ``--data_dir`` is set for a dataset that is not read from there."""
+    if FLAGS.data_dir is not None and (dataset == 'synthetic' or dataset.startswith(('arrays:', 'folder:'))):
+        raise InputError(
+            f'data_dir={FLAGS.data_dir} applies only to TFDS datasets, not to dataset={dataset};'
+            ' your own images are --dataset=folder:DIR or arrays:DIR'
+        )
+
+
+def check_photograph_flags(dataset: str) -> None:
+    """Raises InputError if a flag for photographs is set for a dataset that is held in memory.
+
+    TFDS datasets are checked when they are loaded.
+    """
+    if dataset in ('digits', 'synthetic') or dataset.startswith('arrays:'):
+        check_no_photograph_flags(dataset)
+
+
+def check_no_photograph_flags(dataset: str) -> None:
+    """Raises InputError if a flag for photographs is set."""
+    for name in ('crop_pct', 'interpolation', 'num_workers', 'strict_data', 'test_sizes', 'published_test_size'):
+        if name in FLAGS and FLAGS[name].present and FLAGS[name].value not in (None, False, [], 0):
+            value = FLAGS[name].value
+            shown = ','.join(value) if isinstance(value, list) else value
+            raise InputError(f'{name}={shown} applies only to photographs; {dataset} is in memory')
 
 
 def chosen_settings(names: Iterable[str] | None = None) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Files that a run appends to: ``metrics.jsonl`` and TensorBoard event files."""
+"""Files that a run appends to: ``metrics.jsonl`` and TensorBoard event files.
+
+``tensorboardX`` is imported when the first event file is opened, because it imports PyTorch where that is installed,
+which takes two seconds.
+"""
 
 import contextlib
 import json
@@ -8,9 +12,6 @@ import socket
 import time
 from collections.abc import Iterator
 from typing import Any
-
-from tensorboardX.proto import event_pb2, summary_pb2
-from tensorboardX.record_writer import RecordWriter
 
 from resnet_jax.checkpoints.storage import reason, write_file
 from resnet_jax.errors import StorageError
@@ -103,6 +104,9 @@ class EventFile:
     """
 
     def __init__(self, folder: pathlib.Path, last_step: int):
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
+
         name = f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}'
         self._path = folder / name
         with self._errors():
@@ -129,6 +133,8 @@ class EventFile:
         Raises:
           StorageError: the file cannot be written.
         """
+        from tensorboardX.proto import event_pb2, summary_pb2
+
         values = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=values)))
 

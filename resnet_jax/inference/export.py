@@ -54,8 +54,7 @@ def export(predictor: Predictor, path: str | pathlib.Path, platforms: Sequence[s
       InputError: an unknown platform, or ``jax2onnx`` is not installed.
       StorageError: a file cannot be written.
     """
-    if unknown := [name for name in platforms if name not in PLATFORMS]:
-        raise InputError(f'platforms={",".join(platforms)}: {unknown[0]!r} must be one of {", ".join(PLATFORMS)}')
+    check_platforms(platforms)
     (num,) = jax.export.symbolic_shape('n')
     like = jax.ShapeDtypeStruct((num, *predictor.image_shape), jnp.uint8)
     function, path = prediction_function(predictor), pathlib.Path(path)
@@ -78,6 +77,13 @@ def _onnx_model(function: Callable[[jax.Array], jax.Array], like: jax.ShapeDtype
     inputs: Any = [jax.ShapeDtypeStruct(('n', *like.shape[1:]), like.dtype)]
     model: Any = to_onnx(function, inputs=inputs, model_name='network')
     return model.SerializeToString()
+
+
+def check_platforms(platforms: Sequence[str]) -> None:
+    """Raises InputError unless all platforms are known, and there is at least one."""
+    for name in platforms or ('',):
+        if name not in PLATFORMS:
+            raise InputError(f'platforms={",".join(platforms)}: {name!r} must be one of {", ".join(PLATFORMS)}')
 
 
 def describe(predictor: Predictor) -> dict[str, Any]:

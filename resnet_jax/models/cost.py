@@ -1,6 +1,12 @@
-"""The cost of a network, from its specification: parameters and multiply-adds."""
+"""The cost of a network: parameters and multiply-adds, from its specification or, for a known name, from a table.
 
+``costs.csv`` holds the costs of all architectures, because computing them traces every network.
+"""
+
+import csv
+import dataclasses
 import functools
+import importlib.resources
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +14,45 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.errors import InputError, nearest
 from resnet_jax.models.resnet import ResNet, variable_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of an architecture with its published number of classes and three channels.
+
+    Attributes:
+      parameters: number of parameters; running statistics are not included.
+      image_size: image size in pixels that ``multiply_adds`` is for: 32 for networks with the CIFAR stem; otherwise the
+        training size of the most accurate published weights, or 224.
+      multiply_adds: of the convolutions and linear layers for one image, forward pass.
+    """
+
+    parameters: int
+    image_size: int
+    multiply_adds: int
+
+
+@functools.cache
+def _costs() -> dict[str, Cost]:
+    source = importlib.resources.files('resnet_jax.models') / 'costs.csv'
+    rows = csv.DictReader(source.read_text(encoding='utf-8').splitlines())
+    return {row.pop('name'): Cost(**{field: int(value) for field, value in row.items()}) for row in rows}
+
+
+def get_cost(name: str) -> Cost:
+    """The cost of a named architecture, from a table; no network is traced.
+
+    Args:
+      name: one of ``list_models()``.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    if name not in _costs():
+        raise InputError(f'unknown architecture {name!r}; {nearest(name, _costs())}; list_models() returns all names')
+    return _costs()[name]
 
 
 def count_parameters(model: ResNet, in_channels: int = 3) -> int:

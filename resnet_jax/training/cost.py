@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -97,7 +98,13 @@ class Profile:
     def __enter__(self) -> 'Profile':
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if self._num_steps and self._first is None and kind is None:
+            warnings.warn(
+                f'profile_steps={self._num_steps}: nothing was traced, because tracing starts after {_PROFILE_FROM}'
+                ' steps and the run ended before',
+                stacklevel=2,
+            )
         if self._open:
             jax.profiler.stop_trace()
             self._open = False

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from resnet_jax.checkpoints.record import read_record
 from resnet_jax.data.batches import steps_per_epoch
 from resnet_jax.data.examples import Dataset
-from resnet_jax.data.feeds import ReaderOptions
+from resnet_jax.data.feeds import THREAD_READER, ReaderOptions
 from resnet_jax.devices import replicated, split_evenly
 from resnet_jax.errors import InputError
 from resnet_jax.given import qualified_name
@@ -103,7 +103,7 @@ def make_plan(
       InputError: the network, optimizer, augmentation, batch size or teacher is not usable.
     """
     task = objective_task(config, dataset.target_statistics())
-    _check_data(config, dataset, task)
+    _check_data(config, dataset, task, reader)
     # Without targets and class names, the caller chooses the number of outputs.
     spec = with_changes(spec, num_classes=task.num_outputs(dataset.num_classes) or spec.head.num_classes)
     model, epoch_steps = make_model(spec, config), steps_per_epoch(len(dataset.train), config.batch_size)
@@ -127,14 +127,17 @@ def make_plan(
     )  # fmt: skip
 
 
-def _check_data(config: TrainConfig, dataset: Dataset, task: Task) -> None:
-    """Raises InputError for an augmentation that the images or targets do not allow."""
+def _check_data(config: TrainConfig, dataset: Dataset, task: Task, reader: ReaderOptions) -> None:
+    """Raises InputError for an augmentation or options of reading that the images or targets do not allow."""
     augmentation = config.augmentation
     augmentation.result_shape(dataset.image_shape)  # raises InputError if the crop does not fit
     check_shift(config.data.test_shift, dataset.image_shape)
     for name in ('mixup', 'cutmix'):
         if config.batch_size == 1 and (value := getattr(augmentation, name)):
             raise InputError(f'{name}={value} mixes the images of a batch, but batch_size is 1')
+    if dataset.image_size is None and reader != THREAD_READER:
+        chosen = f'num_workers={reader.workers}' if reader.workers else 'strict_data=True'
+        raise InputError(f'{chosen} applies only to photographs; {dataset.name} is in memory')
     if dataset.image_size is not None and augmentation.views > 1 and augmentation.resized_crop is not None:
         raise InputError(
             f'views={augmentation.views} cannot be combined with crop_area for photographs: views would share the crop'

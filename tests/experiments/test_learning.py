@@ -12,7 +12,7 @@ import pytest
 
 from experiments import degradation, transfer
 from experiments.shared import comparison
-from resnet_jax import BottleneckBlock, InputError
+from resnet_jax import BottleneckBlock, InputError, ResNet
 from resnet_jax.data.datasets import load_dataset
 from tests.experiments.commands import run
 
@@ -49,7 +49,7 @@ def test_the_image_form_agrees_with_flax():
 
 @pytest.mark.slow
 def test_residual_block_prints_and_draws(tmp_path):
-    out, _ = run('residual_block', '--depth=20', f'--workdir={tmp_path}')
+    out, _ = run('residual_block', '--depth=20', f'--out={tmp_path}/gradients.png')
     assert '(56, 56, 64) to (28, 28, 128)   8,448 parameters' in out
     assert 'an identity shortcut cannot map 64 channels to 128 at stride 2' in out
     assert float(out.split('dF/dx - I is ')[1].split()[0]) < 1e-5
@@ -144,12 +144,14 @@ def test_transfer_configures_every_method_for_every_seed(tmp_path, monkeypatch):
     assert out.count('0.2500 ± 0.0000') == len(methods)
 
 
+# Commands that write one plot and train nothing.
+PLOTS = ('residual_block', 'show_augment')
 # Part of the error message for a wrong value.
 WRONG = [
     ('tasks', '--tasks=binary,ranking', "tasks=binary,ranking: unknown task 'ranking'; known: multiclass, binary"),
     ('tasks', '--tasks=', '--tasks needs at least one of multiclass'),
     ('transfer', '--source_classes=9', 'source_classes=9 must be from 2 to 8; digits has 10 classes'),
-    ('transfer', '--mean=0.5', "flag 'mean'"),
+    ('transfer', '--mean=0.5', 'unknown flag --mean; known: arch, '),
     ('transfer', '--examples_per_class=1000', 'examples_per_class=1000 must be at most'),
     ('degradation', '--depths=20,21', "unknown network 'plain21'"),
     ('cardinality', '--stage_sizes=1,x', 'stage_sizes=1,x must be numbers separated by commas'),
@@ -163,7 +165,7 @@ WRONG = [
 
 @pytest.mark.parametrize(('script', 'flag', 'message'), WRONG)
 def test_a_wrong_value_is_one_line(script, flag, message, tmp_path):
-    place = [] if script in ('list_models', 'numpy_resnet18') else [f'--workdir={tmp_path}/run']
+    place = [] if script in ('list_models', 'numpy_resnet18', *PLOTS) else [f'--workdir={tmp_path}/run']
     _, err = run(script, flag, *place, status=2)
     assert err.startswith('error: ')
     assert message in err
@@ -182,6 +184,20 @@ def test_models_are_listed_with_their_published_accuracy():
         '73.29',
         '224²',
     ]
+
+
+def test_listing_models_traces_nothing(root, tmp_path, monkeypatch):
+    """The whole table, which is that of the documentation."""
+
+    def refuse(*_, **__):
+        raise AssertionError('traced')
+
+    for name in ('jit', 'make_jaxpr', 'eval_shape'):
+        monkeypatch.setattr(jax, name, refuse)
+    monkeypatch.setattr(ResNet, 'apply', refuse)
+    assert run('list_models')[0].count('\n') == 163
+    run('list_models', f'--out={tmp_path}/models.md')
+    assert (tmp_path / 'models.md').read_text() == (root / 'docs' / 'models.md').read_text()
 
 
 @pytest.mark.parametrize('cardinality', [1, 4])
@@ -235,10 +251,12 @@ def test_three_forms_of_the_resnext_block_agree(cardinality, rng):
 
 
 def test_show_augment_draws_the_requested_rows(tmp_path):
-    out, _ = run('show_augment', '--num_images=2', '--cutout=3', '--color_jitter=0.4,0.4,0', f'--workdir={tmp_path}')
+    out, _ = run(
+        'show_augment', '--num_images=2', '--cutout=3', '--color_jitter=0.4,0.4,0', f'--out={tmp_path}/augment.png'
+    )
     assert out == f'wrote {tmp_path / "augment.png"}\n'
     assert (tmp_path / 'augment.png').stat().st_size > 1000
-    _, error = run('show_augment', '--num_images=2', '--crop_size=9', f'--workdir={tmp_path}', status=2)
+    _, error = run('show_augment', '--num_images=2', '--crop_size=9', f'--out={tmp_path}/a.png', status=2)
     assert error.startswith('error: crop_size=9 must be at most 8')
 
 

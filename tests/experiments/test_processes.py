@@ -41,7 +41,10 @@ def test_compiled_programs_are_cached_for_the_user_only(monkeypatch, tmp_path, c
 def test_a_bad_flag_is_one_line_and_status_2():
     done = start('evaluate', '--chekpoint=best')
     assert (done.returncode, done.stdout) == (2, '')
-    assert done.stderr == "error: Unknown command line flag 'chekpoint'. Did you mean: checkpoint ?\n"
+    assert done.stderr == (
+        'error: unknown flag --chekpoint; nearest known: checkpoint;'
+        ' python -m experiments.evaluate --help explains all flags\n'
+    )
 
 
 @linux

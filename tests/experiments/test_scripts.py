@@ -47,22 +47,22 @@ BENCHMARK = [
     *('scan_blocks', 'rounds', 'steps', 'cardinality', 'base_width', 'all_chips', 'compilation_cache'),
 ]
 EVALUATION = [
-    *('init_from', 'arch', 'workdir', 'dataset', 'data_dir', 'image_size', 'mean', 'std', 'checkpoint', 'split'),
+    *('init_from', 'arch', 'out', 'dataset', 'data_dir', 'image_size', 'mean', 'std', 'checkpoint', 'split'),
     *('task', 'test_flip', 'test_shift', 'test_sizes', 'crop_pct', 'interpolation', 'strict_data'),
     *('published_test_size', 'compilation_cache'),
 ]
-CONVERSION = ['init_from', 'arch', 'out', 'layout', 'compilation_cache']
+CONVERSION = ['init_from', 'arch', 'checkpoint', 'out', 'layout', 'compilation_cache']
 PHOTOGRAPHS = ['init_from', 'arch', 'checkpoint', 'images', 'image_size', 'crop_pct', 'interpolation', 'batch_size']
 # Tested in test_learning.py.
 LEARNING = {
     'numpy_resnet18': ['form', 'seed', 'digit', 'image_size'],
-    'residual_block': ['depth', 'seed', 'workdir'],
+    'residual_block': ['depth', 'seed', 'out'],
     'degradation': ['dataset', 'depths', 'recipe', 'epochs', 'num_seeds', 'train_examples', 'workdir'],
     'cardinality': ['dataset', 'stage_sizes', 'recipe', 'epochs', 'num_seeds', 'workdir'],
-    'list_models': ['pattern', 'markdown'],
+    'list_models': ['pattern', 'out'],
     'tasks': ['dataset', 'tasks', 'arch', 'recipe', 'epochs', 'num_seeds', 'workdir'],
     'transfer': ['dataset', 'arch', 'source_classes', 'pretraining_epochs', 'examples_per_class', 'workdir'],
-    'show_augment': ['dataset', 'crop_area', 'cutout', 'show', 'policies', 'num_images', 'seed', 'workdir'],
+    'show_augment': ['dataset', 'crop_area', 'cutout', 'show', 'policies', 'num_images', 'seed', 'out'],
     'speedrun': ['dataset', 'epochs', 'batch_size', 'num_seeds', 'workdir'],
 }
 # Tested in test_tools.py.
@@ -144,7 +144,7 @@ def test_scripts_run_without_a_compilation_cache(trained, tmp_path, monkeypatch,
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
     monkeypatch.setenv('XDG_CACHE_HOME', '/proc')
     monkeypatch.setenv('MPLCONFIGDIR', str(tmp_path))
-    done = call('evaluate', f'--init_from={trained[0]}', f'--workdir={tmp_path / "out"}', *filter(None, [flag]))
+    done = call('evaluate', f'--init_from={trained[0]}', f'--out={tmp_path / "out"}', *filter(None, [flag]))
     assert done.returncode == 0
     assert done.stderr[: len(message)] == message
     assert bool(done.stderr) == bool(message)
@@ -158,11 +158,29 @@ def test_repeating_a_command_shows_the_result(trained, arrays):
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
 
 
+def test_a_finished_run_is_not_profiled(trained, arrays):
+    workdir, _ = trained
+    given = [f'--dataset=arrays:{arrays}', f'--workdir={workdir}', '--epochs=2', '--batch_size=8', '--profile_steps=1']
+    done = call('resnet', *given)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr == (
+        f'error: profile_steps=1 has no effect: the run in {workdir} is finished; choose another --workdir\n'
+    )
+
+
+def test_a_flag_for_a_run_has_no_effect_on_one_of_its_checkpoints(trained, tmp_path):
+    given = [f'--init_from={trained[0]}/checkpoints/2', '--checkpoint=best', f'--out={tmp_path}/x.safetensors']
+    done = call('convert', *given)
+    assert done.returncode == 2
+    assert 'checkpoint=best applies only to a run; init_from=' in done.stderr
+    assert done.stderr.endswith('is one of its checkpoints\n')
+
+
 def test_evaluate_agrees_with_training(trained, tmp_path, arrays):
     workdir, _ = trained
     result = json.loads((workdir / 'result.json').read_text())
     out = tmp_path / 'out'
-    done = call('evaluate', f'--init_from={workdir}', f'--workdir={out}', f'--dataset=arrays:{arrays}')
+    done = call('evaluate', f'--init_from={workdir}', f'--out={out}', f'--dataset=arrays:{arrays}')
     assert done.returncode == 0, done.stderr
     found = json.loads((out / 'result.json').read_text())
     assert found['test_accuracy'] == result['test_accuracy']
@@ -214,7 +232,7 @@ def test_evaluate_accepts_a_weights_file(trained, arrays, tmp_path):
     save_weights(tmp_path / 'weights', create_model('resnet20', 3), load_variables(workdir))
     args = [f'--init_from={tmp_path / "weights"}', '--arch=resnet20', f'--dataset=arrays:{arrays}']
     args += [f'--{name}={",".join(map(str, record["dataset"][name]))}' for name in ('mean', 'std')]
-    done = call('evaluate', *args, f'--workdir={tmp_path / "out"}')
+    done = call('evaluate', *args, f'--out={tmp_path / "out"}')
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / 'out' / 'result.json').read_text())
     assert found['test_loss'] == pytest.approx(result['test_loss'], rel=1e-5)
@@ -253,7 +271,7 @@ USER_ERRORS = [
     ('resnet', ['--dataset=arrays:/no/such/folder'], '/no/such/folder'),
     ('resnet', ['--recipe=he'], "unknown recipe 'he'; known:"),
     ('resnet', ['--epochs=zero'], '--epochs'),
-    ('resnet', ['--epocs=3'], "Unknown command line flag 'epocs'"),
+    ('resnet', ['--epocs=3'], 'unknown flag --epocs; nearest known: epochs, '),
     ('resnet', ['extra'], "unexpected argument 'extra'"),
     ('resnet', ['--shortcut=Q'], "unknown shortcut 'Q'; known: identity, A, B, C, D"),
     ('resnet', ['--shortcut=identity'], 'an identity shortcut cannot map 16 channels to 32'),
@@ -270,10 +288,10 @@ USER_ERRORS = [
     ('resnet', ['--distill_from=/no/run'], '/no/run does not exist'),
     ('resnet_rs', ['--arch=resnet50'], 'arch=resnet50 belongs to another script; this one accepts: resnetrs'),
     ('benchmark', ['--arch=resnet18,seresnet18', '--against=flax'], "arch=seresnet18 has attention='se', which the"),
-    ('evaluate', [], '--init_from or --workdir is required'),
-    ('evaluate', ['--workdir=/no/run'], '/no/run does not exist'),
+    ('evaluate', [], '--init_from is required'),
+    ('evaluate', ['--init_from=/no/run'], '/no/run does not exist'),
     ('evaluate', ['--init_from=WEIGHTS'], 'does not name its architecture: pass arch'),
-    ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--std=0,1,1'], 'std=(0.0, 1.0, 1.0) must be above 0'),
+    ('evaluate', [*FILE, '--dataset=synthetic', '--out=OUT', '--std=0,1,1'], 'std=(0.0, 1.0, 1.0) must be above 0'),
     ('convert', ['--init_from=README.md', '--out=OUT.safetensors', '--arch=resnet20'], 'README.md'),
     ('resnet', ['--init_from=/no/file.pth'], '/no/file.pth does not exist'),
     ('resnet', ['--freeze=layer1'], "freeze='layer1' matches none of the parameters"),
@@ -287,21 +305,81 @@ USER_ERRORS = [
     ('bit', ['--standardize=0'], 'standardize=0.0 must be above 0'),
     ('resnest', ['--radix=0'], '--radix=0'),
     ('evaluate', FILE, 'does not record its dataset; set --dataset'),
-    ('evaluate', [*FILE, '--dataset=synthetic'], '--workdir is required'),
-    ('evaluate', [*FILE, '--dataset=digits', '--workdir=OUT'], 'takes 3 channels, but digits has 1'),
-    ('evaluate', [*FILE, '--dataset=synthetic', '--workdir=OUT', '--test_shift=32'], 'test_shift=32 must be below 32'),
+    ('evaluate', [*FILE, '--dataset=synthetic'], '--out is required'),
+    ('evaluate', [*FILE, '--dataset=digits', '--out=OUT'], 'takes 3 channels, but digits has 1'),
+    ('evaluate', [*FILE, '--dataset=synthetic', '--out=OUT', '--test_shift=32'], 'test_shift=32 must be below 32'),
     ('resnet', ['--crop_padding=100'], 'crop_padding=100 must be below 32, the smaller side of the crop'),
     ('resnet', ['--cutout=32'], 'cutout=32 must be below 32, the larger side of the images'),
     (
         'evaluate',
-        [*FILE, '--dataset=synthetic', '--workdir=OUT', '--mean=0.5'],
+        [*FILE, '--dataset=synthetic', '--out=OUT', '--mean=0.5'],
         'mean=(0.5,) must have one number per image channel',
     ),
     ('convert', ['--out=OUT.safetensors'], '--init_from is required'),
     ('convert', FILE, '--out is required'),
     ('convert', [*FILE, '--out=OUT.pth'], 'must end in .safetensors'),
+    ('export', FILE, '--out is required'),
+    ('export', ['--out=OUT.bin'], '--init_from is required'),
+    ('features', [*FILE, '--images=docs'], '--out is required'),
+    ('predict', FILE, '--images is required'),
+    ('predict', ['--images=docs'], '--init_from is required'),
+    ('results', ['--out=/no/x.md'], 'out=/no/x.md: folder /no does not exist'),
+    ('list_models', ['--out=docs'], 'out=docs is a folder; --out names the output file'),
+    ('show_augment', ['--out=OUT.txt'], 'out.txt must end in .png or .pdf or .svg'),
+    ('residual_block', ['--out=/no/x.png'], 'folder /no does not exist'),
+    # flags without effect
+    ('features', [*FILE, '--images=docs', '--out=OUT.npz', '--rows=3'], 'rows=3 has no effect without --neighbors'),
+    (
+        'features',
+        [*FILE, '--images=docs', '--out=OUT.npz', '--neighbors=99'],
+        'neighbors=99 must be less than the number',
+    ),
+    ('predict', [*FILE, '--images=docs', '--checkpoint=best'], 'checkpoint=best applies only to a run; init_from='),
+    ('convert', [*FILE, '--out=OUT.safetensors', '--checkpoint=last'], 'checkpoint=last applies only to a run'),
+    (
+        'predict',
+        ['--init_from=docs', '--checkpoint=runs/x'],
+        'checkpoint=runs/x must be last or best; --init_from names',
+    ),
+    ('convert', ['--init_from=docs', '--arch=resnet20', '--out=OUT.safetensors'], 'arch=resnet20: a run records its'),
+    ('export', [*FILE, '--out=OUT.onnx', '--platforms=cpu'], 'platforms=cpu does not apply to ONNX'),
+    ('export', [*FILE, '--out=OUT.bin', '--platforms=cpu,gpu'], "'gpu' must be one of cpu, cuda, rocm, tpu"),
+    (
+        'evaluate',
+        [*FILE, '--dataset=synthetic', '--out=OUT', '--strict_data'],
+        'strict_data=True applies only to photo',
+    ),
+    (
+        'evaluate',
+        [*FILE, '--dataset=synthetic', '--out=OUT', '--test_sizes=9,8'],
+        'test_sizes=9,8 applies only to photo',
+    ),
+    (
+        'evaluate',
+        [*FILE, '--dataset=synthetic', '--out=OUT', '--data_dir=/x'],
+        'data_dir=/x applies only to TFDS datasets',
+    ),
+    (
+        'evaluate',
+        [*FILE, '--image_size=9', '--published_test_size'],
+        'image_size=9 cannot be combined with --published_test_size',
+    ),
+    ('resnet', ['--num_workers=2'], 'num_workers=2 applies only to photographs; synthetic is in memory'),
+    ('resnet', ['--strict_data'], 'strict_data=True applies only to photographs'),
+    ('resnet', ['--crop_pct=0.9'], 'crop_pct=0.9 applies only to photographs'),
+    ('resnet', ['--data_dir=/x'], 'data_dir=/x applies only to TFDS datasets, not to dataset=synthetic'),
+    ('resnet', ['--dataset=folder:/x', '--data_dir=/x'], 'your own images are --dataset=folder:DIR or arrays:DIR'),
+    ('degradation', ['--dataset=synthetic', '--data_dir=/x'], 'data_dir=/x applies only to TFDS datasets'),
+    ('resnet', ['--num_seeds=0'], '--num_seeds=0'),
+    ('resnet', ['--profile_steps=-1'], '--profile_steps=-1'),
+    ('benchmark', ['--topology=v5e:2x2', '--rounds=3'], 'rounds=3 has no effect with --topology'),
+    ('numpy_resnet18', ['--digit=3'], 'digit=3 needs --form=image'),
+    ('show_augment', ['--show=operations', '--policies=autoaugment'], 'policies=autoaugment '),
+    ('show_augment', ['--cutout=3', '--policies=trivial_augment_wide'], 'needs --show=policies'),
+    ('show_augment', ['--show=operations', '--seed=1'], 'seed=1 has no effect with --show=operations'),
+    ('show_augment', ['--policies='], 'policies= must be one of'),
     ('convert', ['--init_from=WEIGHTS', '--out=OUT.safetensors'], 'pass arch'),
-    ('convert', [*FILE, '--out=OUT/x.safetensors'], 'cannot write'),
+    ('convert', [*FILE, '--out=OUT/x.safetensors'], '/out does not exist'),
 ]
 
 

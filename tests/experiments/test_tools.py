@@ -161,7 +161,7 @@ def test_evaluation_matches_classes_by_name(folder, trained, tmp_path):
     given = (
         f'--init_from={trained / "seed0"}',
         f'--dataset=folder:{tmp_path / "data"}',
-        f'--workdir={tmp_path / "out"}',
+        f'--out={tmp_path / "out"}',
     )
     out, _ = run('evaluate', *given)
     predictor = load_predictor(trained / 'seed0')
@@ -185,7 +185,7 @@ def test_evaluate_and_predict_agree_on_photographs(folder, tmp_path):
     (tmp_path / 'classes.txt').write_text('\n'.join(coloured.COLOURS))
     config = TrainConfig().replace(dataset='arrays', epochs=2, batch_size=6, learning_rate=0.05)
     train_and_evaluate(SPEC, config, tmp_path / 'run', dataset=load_dataset(f'arrays:{tmp_path}'))
-    given = (f'--init_from={tmp_path / "run"}', f'--dataset=folder:{folder}', f'--workdir={tmp_path / "out"}')
+    given = (f'--init_from={tmp_path / "run"}', f'--dataset=folder:{folder}', f'--out={tmp_path / "out"}')
     out, _ = run('evaluate', *given)
     assert json.loads((tmp_path / 'out' / 'result.json').read_text())['preprocessing']['size'] == 16
     predictor = load_predictor(tmp_path / 'run')

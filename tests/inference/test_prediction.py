@@ -99,7 +99,7 @@ def test_evaluate_writes_metrics_and_predictions(run, tmp_path):
     for name, split in (('train', dataset.train), ('test', dataset.test)):
         np.savez(tmp_path / f'{name}.npz', images=split.images, labels=split.labels)
     (tmp_path / 'classes.txt').write_text('\n'.join(dataset.class_names))
-    flags = [f'--init_from={workdir}', f'--dataset=arrays:{tmp_path}', f'--workdir={tmp_path / "out"}']
+    flags = [f'--init_from={workdir}', f'--dataset=arrays:{tmp_path}', f'--out={tmp_path / "out"}']
     out, _ = commands.run('evaluate', *flags)
     primary_metric = TASKS[config.objective.task].primary_metric
     assert out.splitlines()[-1].startswith(f'test {primary_metric} {result[f"test_{primary_metric}"]:.4f}')

@@ -2,8 +2,17 @@
 
 import pytest
 
-from resnet_jax import ResNet, create_model, get_spec, make_spec
-from resnet_jax.models.cost import count_parameters, multiply_adds
+from resnet_jax import (
+    InputError,
+    ResNet,
+    create_model,
+    get_checkpoint,
+    get_spec,
+    list_checkpoints,
+    list_models,
+    make_spec,
+)
+from resnet_jax.models.cost import count_parameters, get_cost, multiply_adds
 
 
 @pytest.mark.parametrize(
@@ -28,3 +37,28 @@ def test_scanned_blocks_have_the_same_parameter_count():
     spec = get_spec('resnet50')
     assert count_parameters(ResNet(spec, scan_blocks=True)) == count_parameters(ResNet(spec)) == 25_557_032
     assert count_parameters(ResNet(spec, scan_blocks=True), in_channels=1) == 25_557_032 - 2 * 49 * 64
+
+
+# Of every kind of block and stem; the other architectures are slow tests, because tracing all of them takes minutes.
+SAMPLE = {'resnet20', 'resnet18', 'resnet10t', 'test_resnet', 'skresnet18', 'resnest14d', 'preact_resnet20', 'plain10'}
+
+
+@pytest.mark.parametrize(
+    'name', [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow) for name in list_models()]
+)
+def test_the_table_of_costs_is_what_the_networks_cost(name):
+    """Parameter counts are compared in ``test_architectures.py``."""
+    spec, cost = get_spec(name), get_cost(name)
+    model = ResNet(spec, scan_blocks=not spec.blocks.channels)  # the same cost, computed faster
+    assert cost.multiply_adds == multiply_adds(model, (cost.image_size, cost.image_size, 3))
+
+
+def test_the_table_of_costs_has_every_name_at_its_published_size():
+    for name in list_models():
+        size = 32 if get_spec(name).stem.kind == 'cifar' else 224
+        published = [one for one in map(get_checkpoint, list_checkpoints(f'{name}.*')) if one.top1 is not None]
+        if published:
+            size = max(published, key=lambda one: max(one.top1, one.top1_test or 0)).preprocessing.size
+        assert get_cost(name).image_size == size, name
+    with pytest.raises(InputError, match=r"unknown architecture 'resnet51'; nearest known: "):
+        get_cost('resnet51')

@@ -37,3 +37,18 @@ def test_profiling_starts_and_stops_once(steps_per_call, expected, tmp_path, mon
         for now[0] in range(0, 20, steps_per_call):
             profile.at(now[0])
     assert events == expected
+
+
+def test_a_run_that_is_too_short_to_profile_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.profiler, 'start_trace', lambda folder: pytest.fail('traced'))
+    message = r'^profile_steps=2: nothing was traced, because tracing starts after 3 steps'
+
+    def short_run():
+        with Profile(tmp_path, 2) as profile:
+            for step in range(3):
+                profile.at(step)
+
+    with pytest.warns(UserWarning, match=message):
+        short_run()
+    with pytest.raises(KeyboardInterrupt), Profile(tmp_path, 2):  # an interrupted run does not add a warning
+        raise KeyboardInterrupt

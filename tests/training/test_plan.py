@@ -8,7 +8,7 @@ import pytest
 
 from resnet_jax import BasicBlock, InputError, init_variables, train_and_evaluate, with_changes
 from resnet_jax.data.examples import Split
-from resnet_jax.data.feeds import THREAD_READER
+from resnet_jax.data.feeds import THREAD_READER, ReaderOptions
 from resnet_jax.devices import data_mesh
 from resnet_jax.training.plan import init_key, make_model, make_plan, open_weights
 from resnet_jax.training.seeds import Seeds
@@ -45,6 +45,19 @@ def test_settings_reach_the_network_and_the_step():
     assert (model.statistics, model.remat) == (4, True)
     assert (options.accumulation_steps, options.sam_rho) == (2, 0.1)
     assert (options.averaging.ema_decay, options.averaging.reestimate_examples) == (0.9, 9)
+
+
+@pytest.mark.parametrize(
+    ('reader', 'message'),
+    [
+        (ReaderOptions(workers=2), 'num_workers=2 applies only to photographs'),
+        (ReaderOptions(strict=True), 'strict_data=True applies only to photographs'),
+    ],
+)
+def test_options_of_reading_photographs_have_no_effect_in_memory(reader, message, shades, tmp_path):
+    with pytest.raises(InputError, match=f'^{message}; shades is in memory$'):
+        train_and_evaluate(SPEC, CONFIG, tmp_path / 'run', dataset=shades, reader=reader)
+    assert not (tmp_path / 'run').exists()
 
 
 class OwnBlock(BasicBlock):

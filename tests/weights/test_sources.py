@@ -136,7 +136,7 @@ def test_a_published_network_has_its_published_accuracy(reference_data, cifar_te
     for split, size in (('train', 100), ('test', 10_000)):
         np.savez(tmp_path / f'{split}.npz', images=images[:size], labels=labels[:size])
     command = [sys.executable, '-m', 'experiments.evaluate', '--arch=resnet20', f'--dataset=arrays:{tmp_path}']
-    command += [f'--init_from={reference_data / "akamaster" / "resnet20-12fca82f.th"}', f'--workdir={tmp_path / "out"}']
+    command += [f'--init_from={reference_data / "akamaster" / "resnet20-12fca82f.th"}', f'--out={tmp_path / "out"}']
     command += ['--mean=0.485,0.456,0.406', '--std=0.229,0.224,0.225']
     subprocess.run(command, check=True, cwd=root, capture_output=True)
     result = json.loads((tmp_path / 'out' / 'result.json').read_text())
