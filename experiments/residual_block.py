@@ -167,7 +167,7 @@ def main() -> None:
     for arch, values in norms.items():
         print(f'  {arch:>10}  {values[1]:9.3g}  {values[len(values) // 2]:9.3g}  {values[-1]:9.3g}')
     draw(out, norms)
-    print(printable(f'wrote {out}'))
+    print('\n' + printable(f'wrote {out}'))
 
 
 if __name__ == '__main__':
