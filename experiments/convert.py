@@ -14,10 +14,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-    flags.DEFINE_string(
-        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
-    )
+    training_flags.define_weights_flags()
     flags.DEFINE_string('out', None, 'Safetensors file to write.')
     flags.DEFINE_enum(
         'layout',
@@ -33,9 +30,11 @@ def main() -> None:
             raise InputError(f'--{name} is required')
     if not FLAGS.out.endswith('.safetensors'):
         raise InputError(f'out={FLAGS.out} must end in .safetensors')
-    loaded = from_pretrained(FLAGS.init_from, FLAGS.arch)
+    loaded = from_pretrained(FLAGS.init_from, FLAGS.arch, prefix=FLAGS.weights_prefix, headless=True)
     save_weights(FLAGS.out, loaded.model, loaded.variables, layout=FLAGS.layout)
-    print(f'wrote {FLAGS.out}: {loaded.arch}, {loaded.model.spec.head.num_classes:,} classes, {FLAGS.layout} layout')
+    has_head = 'head' in loaded.variables['params']
+    head = f'{loaded.model.spec.head.num_classes:,} classes' if has_head else 'no head'
+    print(f'wrote {FLAGS.out}: {loaded.arch}, {head}, {FLAGS.layout} layout')
 
 
 if __name__ == '__main__':

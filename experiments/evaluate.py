@@ -41,10 +41,7 @@ def define_flags() -> None:
     training_flags.define_data_flags(default="the run's")
     training_flags.define_normalization_flags()
     flags.DEFINE_enum('task', None, list(TASKS), 'Task that a weights file was trained for. Default: multiclass.')
-    flags.DEFINE_string('init_from', None, training_flags.INIT_FROM + ' Default: --workdir.')
-    flags.DEFINE_string(
-        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
-    )
+    training_flags.define_weights_flags(' Default: --workdir.')
     flags.DEFINE_string(
         'workdir', None, 'Output folder. Default: evaluation-DATASET-SPLIT-CHECKPOINT in the folder of the run.'
     )
@@ -69,7 +66,8 @@ def network_of(source: str) -> Predictor:
         raise InputError(f'arch={FLAGS.arch}: a run records its architecture; --arch applies only to a weights file')
     if path.is_dir() and FLAGS.published_test_size:
         raise InputError('--published_test_size applies only to weights on the hub, not to a run')
-    network = load_predictor(source, FLAGS.checkpoint, arch=FLAGS.arch)
+    network = load_predictor(source, FLAGS.checkpoint, arch=FLAGS.arch, prefix=FLAGS.weights_prefix)
+    network.require_head()
     if not FLAGS.published_test_size:
         return network
     if network.test_preprocessing is None:

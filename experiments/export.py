@@ -21,10 +21,7 @@ _TOLERANCE = 1e-4
 
 
 def define_flags() -> None:
-    flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-    flags.DEFINE_string(
-        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
-    )
+    training_flags.define_weights_flags()
     flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Checkpoint of a run to load.')
     flags.DEFINE_list('platforms', ['cpu'], f'Platforms that the file can run on: {", ".join(PLATFORMS)}.')
     flags.DEFINE_string(
@@ -40,7 +37,7 @@ def main() -> None:
     out = pathlib.Path(FLAGS.out)
     if not out.parent.is_dir():
         raise InputError(f'out={out}: folder {out.parent} does not exist')
-    predictor = load_predictor(FLAGS.init_from, FLAGS.checkpoint, arch=FLAGS.arch)
+    predictor = load_predictor(FLAGS.init_from, FLAGS.checkpoint, arch=FLAGS.arch, prefix=FLAGS.weights_prefix)
     record = export(predictor, out, FLAGS.platforms)
     shapes = f'{record["input"]["shape"]} uint8 to {record["output"]["shape"]} float32'
     print(f'{record["arch"]}: {shapes}, {out.stat().st_size / 2**20:.1f} MiB')

@@ -94,6 +94,7 @@ def main() -> None:
         raise InputError(f'out={path} must end in {", ".join(_SHEET_SUFFIXES)} for --format=sheet')
     files = photographs.files_of_flags()
     predictor = photographs.predictor_of_flags()
+    predictor.require_head()
     if FLAGS.explain and not predictor.task.has_class_outputs:
         raise InputError(f'--explain needs task=multiclass; the network was trained for {predictor.task.name}')
     if sheet and len(files) > _MAX_SHEET_IMAGES:

@@ -20,10 +20,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Flags for the network, the photographs and their preprocessing."""
-    flags.DEFINE_string('init_from', None, training_flags.INIT_FROM)
-    flags.DEFINE_string(
-        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
-    )
+    training_flags.define_weights_flags()
     flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Checkpoint of a run to load.')
     flags.DEFINE_list('images', None, 'Image files and folders of images, separated by commas; required.')
     training_flags.define_settings(('image_size', 'crop_pct', 'interpolation'), default='read from the weights')
@@ -34,7 +31,7 @@ def predictor_of_flags() -> Predictor:
     """The network of ``--init_from``, with the preprocessing of the flags."""
     if FLAGS.init_from is None:
         raise InputError('--init_from is required: a run, a weights file, or hf:OWNER/NAME')
-    predictor = load_predictor(FLAGS.init_from, FLAGS.checkpoint, arch=FLAGS.arch)
+    predictor = load_predictor(FLAGS.init_from, FLAGS.checkpoint, arch=FLAGS.arch, prefix=FLAGS.weights_prefix)
     chosen = training_flags.set_flags(('crop_pct', 'interpolation'))
     if FLAGS.image_size is None and not chosen:
         return predictor

@@ -22,6 +22,15 @@ FLAGS = flags.FLAGS
 INIT_FROM = f'Weights to load: {WEIGHTS}.'
 
 
+def define_weights_flags(more: str = '') -> None:
+    """Flags of scripts that load weights; ``more`` is added to the help of ``--init_from``."""
+    flags.DEFINE_string('init_from', None, INIT_FROM + more)
+    flags.DEFINE_string(
+        'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
+    )
+    define_settings(['weights_prefix'])
+
+
 def define_settings(names: Iterable[str], default: str | None = None) -> None:
     """Defines a flag for each setting; its value is None if it is not set.
 

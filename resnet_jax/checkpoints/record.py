@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from resnet_jax.checkpoints.storage import PARTIAL, make_folder, read_json, write_json
-from resnet_jax.errors import InputError
+from resnet_jax.errors import InputError, some
 
 CHECKPOINTS = 'checkpoints'
 CONFIG = 'config.json'
@@ -143,7 +143,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], may_differ: Sequence[s
     Returns:
       Sorted lines. Values are named by the last part of their path, or by the whole path if two end alike;
       ``optimizer.name`` is named ``optimizer``. Values that one of the dicts does not have are ``absent``, including
-      those of a group that is None. Lists of dicts are compared field by field: ``stages.size=[3, 3] before, [5, 5]
+      those of a group that is None, and equal to None. Lists of dicts are compared field by field: ``stages.size=[3, 3] before, [5, 5]
       now``.
     """
     found = _find_differences(old, new, (), {tuple(path.split('.')) for path in may_differ})
@@ -173,7 +173,8 @@ def _find_differences(
     old: Any, new: Any, path: tuple[str, ...], skipped: set[tuple[str, ...]]
 ) -> list[tuple[Any, Any, Any]]:
     """The path and both values of every difference."""
-    if path in skipped or old == new:
+    # A setting that is None and one that the other version did not have yet are the same.
+    if path in skipped or old == new or (old in (None, _ABSENT) and new in (None, _ABSENT)):
         return []
     if _are_dicts(old) and _are_dicts(new):
         path, last = path[:-1], path[-1]
@@ -220,7 +221,7 @@ def read_record(workdir: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
         below = sorted(config.parent.name for config in path.parent.glob(f'*/{CONFIG}'))
-        instead = f'; its subfolders are runs: {", ".join(below)}' if below else ''
+        instead = f'; its subfolders are runs: {some(below)}' if below else ''
         raise InputError(f'{workdir} is not the folder of a run: no {CONFIG} found{instead}')
     record = read_json(path)
     if not isinstance(record.get('spec'), dict) or not isinstance(record.get('config'), dict):

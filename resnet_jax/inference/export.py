@@ -59,6 +59,7 @@ def export(predictor: Predictor, path: str | pathlib.Path, platforms: Sequence[s
         raise InputError(f'platforms={",".join(platforms)}: {unknown[0]!r} must be one of {", ".join(PLATFORMS)}')
     (num,) = jax.export.symbolic_shape('n')
     like = jax.ShapeDtypeStruct((num, *predictor.image_shape), jnp.uint8)
+    predictor.require_head()
     function, path = prediction_function(predictor), pathlib.Path(path)
     record = describe(predictor) | {'platforms': list(platforms), 'versions': {'jax': jax.__version__}}
     if path.suffix == ONNX:

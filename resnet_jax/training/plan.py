@@ -134,7 +134,7 @@ def _check_data(config: TrainConfig, dataset: Dataset, task: Task) -> None:
                 raise InputError(f'{name}={value} mixes targets, but dataset {dataset.name} has none')
 
 
-def open_weights(path_or_id: str, spec: ResNetSpec) -> Source:
+def open_weights(path_or_id: str, spec: ResNetSpec, prefix: str | None = None) -> Source:
     """Opens weights like ``open_source``; block classes that a run needs are taken from the specification."""
     path, recorded = pathlib.Path(path_or_id), set[str]()
     if path.is_dir():
@@ -142,7 +142,7 @@ def open_weights(path_or_id: str, spec: ResNetSpec) -> Source:
         recorded = {stage.get('block') for stage in stages}
     # Only the blocks that the run uses; others would raise an error.
     blocks = [value for value in given_block(spec) or () if qualified_name(value) in recorded]
-    return open_source(path_or_id, block=blocks or None)
+    return open_source(path_or_id, block=blocks or None, prefix=prefix)
 
 
 def init_key(seed: Any) -> jax.Array:
@@ -258,7 +258,7 @@ def keeps_head_of(source: Source, plan: Plan) -> bool:
     if source.task not in (None, task_name(plan.task)):
         warnings.warn(f'replacing the head: it was trained for {source.task}, not {plan.task.name}', stacklevel=2)
         return False
-    fits = source.num_classes == plan.model.spec.head.num_classes
+    fits = source.spec is not None and source.spec.head.num_classes == plan.model.spec.head.num_classes
     if fits and source.class_names and source.class_names != plan.dataset.class_names:
         warnings.warn('keeping the head although class names differ; set new_head to replace it', stacklevel=2)
     return True

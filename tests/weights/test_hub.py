@@ -6,7 +6,7 @@ import pytest
 
 from resnet_jax import InputError, from_pretrained, get_checkpoint, get_spec, list_checkpoints, load_weights
 from resnet_jax.weights.files import write_safetensors
-from resnet_jax.weights.names import match_tensors
+from resnet_jax.weights.matching import match_tensors
 from resnet_jax.weights.sources import model_of, open_source
 from tests.weights.helpers import HALF_BIT, SMALL, assert_equal, timm_config, torch_shapes, write_header
 

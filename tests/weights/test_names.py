@@ -39,7 +39,8 @@ from resnet_jax import (
 from resnet_jax.models.imagenet import IMAGENET
 from resnet_jax.models.resnet import variable_shapes
 from resnet_jax.weights.files import TensorHeader, read_tensors, write_safetensors
-from resnet_jax.weights.names import match_tensors, tensors_from_variables, torch_shape, variables_from_tensors
+from resnet_jax.weights.matching import match_tensors, variables_from_tensors
+from resnet_jax.weights.names import tensors_from_variables, torch_shape
 from tests.weights.helpers import random_variables
 
 LARGEST_FILE = 100_000_000  # bytes; tensors of larger networks are not written to files
