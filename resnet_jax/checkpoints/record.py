@@ -143,8 +143,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], may_differ: Sequence[s
     Returns:
       Sorted lines. Values are named by the last part of their path, or by the whole path if two end alike;
       ``optimizer.name`` is named ``optimizer``. Values that one of the dicts does not have are ``absent``, including
-      those of a group that is None, and equal to None. Lists of dicts are compared field by field: ``stages.size=[3, 3] before, [5, 5]
-      now``.
+      those of a group that is None; an absent value equals None. Lists of dicts are compared field by field:
+      ``stages.size=[3, 3] before, [5, 5] now``.
     """
     found = _find_differences(old, new, (), {tuple(path.split('.')) for path in may_differ})
     # The name of an alternative is the value of its group: optimizer='sgd'.

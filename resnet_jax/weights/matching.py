@@ -68,7 +68,7 @@ class _Place:
     num_found: int
 
     def __str__(self) -> str:
-        return self.prefix.removesuffix('.') or "''"
+        return self.prefix.removesuffix('.') or "'' (no prefix)"
 
 
 def match_tensors(tensors: Mapping[str, Any], model: ResNet, in_channels: int = 3, prefix: str | None = None) -> Match:
@@ -91,20 +91,23 @@ def match_tensors(tensors: Mapping[str, Any], model: ResNet, in_channels: int = 
     our_layout = any(name.startswith('params/') for name in tensors)
     given = {name: value for name, value in without_bit_names(tensors).items() if not name.endswith(_UNUSED)}
     shapes = {path: leaf.shape for path, leaf in paths_of(_shapes(model, in_channels)).items()}
-    trunk = {path: shape for path, shape in shapes.items() if not path.startswith(HEAD)}
+    in_order = sorted(shapes, key=lambda path: path.startswith('batch_stats/'))  # parameters first, in messages
+    trunk = {path: shapes[path] for path in in_order if not path.startswith(HEAD)}
     known = [{path: path for path in trunk}] if our_layout else namings(model.spec, trunk)
     places = _places(given, known, prefix)
     faults = [_faults(given, place, trunk, None if our_layout else model.spec) for place in places]
     fitting = [place for place, found in zip(places, faults, strict=True) if not found]
     if not fitting:
-        raise InputError(f'the tensors do not fit the network: {"; ".join(faults[0])}')
+        few = 2 * places[0].num_found < len(trunk)  # the place may be a wrong one
+        found = [*faults[0], *([f'the file has {some(given)}'] if few else [])]
+        raise InputError(f'the tensors do not fit the network: {"; ".join(found)}')
     place = _only(fitting, given, prefix)
     head, head_beside = _find_head(given, place.prefix, shapes[f'{HEAD}kernel'][0], our_layout)
     used = {path: f'{place.prefix}{name}' for path, name in place.naming.items()} | head
     rest = _without(given, used.values())
     old_head = () if head else tuple(name for name in rest if _is_of_head(name, place.prefix, our_layout))
-    found = {path: given[name] for path, name in used.items()}
-    return Match(found, our_layout, head_beside, old_head, tuple(_without(rest, old_head)))
+    matched = {path: given[name] for path, name in used.items()}
+    return Match(matched, our_layout, head_beside, old_head, tuple(_without(rest, old_head)))
 
 
 def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
@@ -313,8 +316,8 @@ def variables_from_tensors(
     else:
         variables['params']['head'] = _new_head(match, model, shapes['params']['head']['kernel'].shape[0], key)
     if left_over:
-        what = f'{len(left_over):,} tensors that do not belong to the network are left out'
-        warnings.warn(f'{what}: {some(left_over)}', stacklevel=2)
+        count = 'one tensor is' if len(left_over) == 1 else f'{len(left_over):,} tensors are'
+        warnings.warn(f'{count} left out as no part of the network: {some(left_over)}', stacklevel=2)
     return variables
 
 

@@ -100,11 +100,15 @@ def torch_names(spec: ResNetSpec, paths: list[str]) -> dict[str, str]:
 
 # Names of other code bases, from timm's.
 _SHORTCUTS: tuple[Rule, ...] = ((r'\.downsample\.', '.shortcut.'),)  # kuangliu/pytorch-cifar
-_CHILDREN: tuple[Rule, ...] = (  # the numbered children of torchvision's ResNet: nn.Sequential(*network.children())
+_CHILDREN: tuple[Rule, ...] = (  # the numbered children of the network: nn.Sequential(*network.children())
     (r'^conv1\.', '0.'),
     (r'^bn1\.', '1.'),
     (r'^maxpool\.', '3.'),
     (r'^layer(\d)\.', lambda match: f'{int(match[1]) + 3}.'),
+)
+_CIFAR_CHILDREN: tuple[Rule, ...] = (  # without modules for the activation and the pool
+    *_CHILDREN[:2],
+    (r'^layer(\d)\.', lambda match: f'{int(match[1]) + 1}.'),
 )
 # Modules with the last linear layer: in timm, mmpretrain, pytorch_resnet_cifar10 and torchvision's other networks.
 HEADS = ('fc', 'head.fc', 'last_linear', 'linear', 'classifier', 'head')
@@ -142,8 +146,8 @@ def namings(spec: ResNetSpec, paths: Iterable[str]) -> list[dict[str, str]]:
     names = torch_names(spec, list(inner.values()))
     timm = {path: names[each] for path, each in inner.items()}
     others: list[tuple[Rule, ...]] = [] if spec.pre_activation else [_SHORTCUTS]
-    if others and spec.stem.kind != 'cifar' and spec.stem.pool != 'max_ceil_mode':
-        others.append(_CHILDREN)
+    if others and spec.stem.pool != 'max_ceil_mode':
+        others.append(_CIFAR_CHILDREN if spec.stem.kind == 'cifar' else _CHILDREN)
     found = [timm, *({path: _rewrite(name, rules) for path, name in timm.items()} for rules in others)]
     return [naming for index, naming in enumerate(found) if naming not in found[:index]]
 
