@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.shared import scripts, training_flags
+from experiments.shared import photographs, scripts, training_flags
 from resnet_jax import InputError, Predictor, Preprocessing, TrainConfig, load_predictor
 from resnet_jax.checkpoints.storage import make_folder, write_json
+from resnet_jax.data.conversions import Counted
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split, numbered_as
 from resnet_jax.data.feeds import ReaderOptions
@@ -227,6 +228,9 @@ def main() -> None:
     scan_blocks = make_model(network.model.spec, TrainConfig()).scan_blocks
     model = dataclasses.replace(network.model, scan_blocks=scan_blocks)
     preprocessing, sizes = preprocessing_of(network, dataset), sizes_of_flags(dataset)
+    conversions = photographs.conversions_for(network)
+    if dataset.image_size is not None:
+        split = dataclasses.replace(split, images=Counted(split.images, conversions))
     make_folder(out)
 
     task, own = task_of(network, dataset), network.source.class_names
@@ -240,6 +244,7 @@ def main() -> None:
         return Evaluator(model, split, dataset.mean, dataset.std, **chosen)(network.variables)
 
     evaluation = evaluate(preprocessing)
+    photographs.report(conversions)
     result, summary_line = scores_of(evaluation, task, names)
     result |= {
         f'num_{FLAGS.split}_examples': len(evaluation.examples),
