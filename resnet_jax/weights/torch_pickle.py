@@ -238,10 +238,10 @@ class Unpickler:
         return INERT if known is None else known
 
     def _call(self, function: Any, args: Any) -> Any:
+        if not isinstance(function, _Function | Inert) or not isinstance(args, tuple):
+            raise damaged('its pickle calls something that is not a function')
         if isinstance(function, Inert):
             return Inert()
-        if not isinstance(function, _Function) or not isinstance(args, tuple):
-            raise damaged('its pickle calls something that is not a function')
         return self._ordered_dict(args) if function is _ORDERED_DICT else function.run(args)
 
     def _ordered_dict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
