@@ -28,13 +28,13 @@ def check_published(hub, name):
             model_of(source, path)
     model, arch = model_of(source, path, num_classes=None if classes else 7)
     assert arch == source.arch == known.arch
-    assert source.num_classes == (classes or None)
     assert model.spec == get_spec(known.arch, num_classes=classes or 7)
     assert source.preprocessing == known.preprocessing
-    assert source.headless == (not classes)
-    matched = match_tensors(source.tensors, model, headless=source.headless)
-    assert len(matched) == len(given)
-    assert ('params/head/kernel' in matched) == bool(classes)
+    match = match_tensors(source.tensors, model)
+    assert len(match.tensors) == len(given)
+    assert match.num_classes == (classes or None)
+    assert ('params/head/kernel' in match.tensors) == bool(classes)
+    assert match.left_over == match.old_head == ()
 
 
 # One small network for each kind of names.
