@@ -19,7 +19,7 @@ from absl import flags
 from experiments.shared import photographs, scripts, training_flags
 from resnet_jax import InputError, Predictor, Preprocessing, TrainConfig, load_predictor
 from resnet_jax.checkpoints.storage import make_folder, write_json
-from resnet_jax.data.conversions import Counted
+from resnet_jax.data.conversions import Conversions, Counted
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split, numbered_as
 from resnet_jax.data.feeds import ReaderOptions
@@ -144,6 +144,14 @@ def preprocessing_of(network: Predictor, dataset: Dataset) -> Preprocessing | No
     return dataclasses.replace(network.photograph_preprocessing, size=dataset.image_size, **chosen)
 
 
+def counted(split: Split, network: Predictor) -> tuple[Split, Conversions]:
+    """The split, and the conversions of its photographs, which are counted as they are read."""
+    conversions = photographs.conversions_for(network)
+    if isinstance(split.images, np.ndarray):
+        return split, conversions
+    return dataclasses.replace(split, images=Counted(split.images, conversions)), conversions
+
+
 def sizes_of_flags(dataset: Dataset) -> list[int]:
     """The additional image sizes of ``--test_sizes``."""
     try:
@@ -228,9 +236,7 @@ def main() -> None:
     scan_blocks = make_model(network.model.spec, TrainConfig()).scan_blocks
     model = dataclasses.replace(network.model, scan_blocks=scan_blocks)
     preprocessing, sizes = preprocessing_of(network, dataset), sizes_of_flags(dataset)
-    conversions = photographs.conversions_for(network)
-    if dataset.image_size is not None:
-        split = dataclasses.replace(split, images=Counted(split.images, conversions))
+    split, conversions = counted(split, network)
     make_folder(out)
 
     task, own = task_of(network, dataset), network.source.class_names
@@ -257,11 +263,8 @@ def main() -> None:
         'views': views,
     }
     if preprocessing is not None:
-        result['preprocessing'] = {
-            'size': preprocessing.size,
-            'crop_pct': preprocessing.crop_pct,
-            'interpolation': preprocessing.interpolation,
-        }
+        names_of_values = ('size', 'crop_pct', 'interpolation')
+        result['preprocessing'] = {name: getattr(preprocessing, name) for name in names_of_values}
         by_size = {size: evaluate(dataclasses.replace(preprocessing, size=size)).summary for size in sizes}
         result['by_size'] = {str(size): summary for size, summary in by_size.items()}
         if by_size:

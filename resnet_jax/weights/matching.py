@@ -306,19 +306,23 @@ def variables_from_tensors(
     trunk = shapes | {'params': {name: tree for name, tree in shapes['params'].items() if name != 'head'}}
     leaves = [convert(path, len(leaf.shape)) for path, leaf in paths_of(trunk).items()]
     variables: dict[str, Any] = {'batch_stats': {}} | jax.tree.unflatten(jax.tree.structure(trunk), leaves)
-    left_over = match.left_over
+    old_head: tuple[str, ...] = ()
     if match.num_classes == model.spec.head.num_classes:
         variables['params']['head'] = {'kernel': convert(f'{HEAD}kernel', 2), 'bias': convert(f'{HEAD}bias', 1)}
         if match.head_beside:
             warnings.warn(f'the head is {match.head_beside}', stacklevel=2)
     elif headless and match.num_classes is None:
-        left_over = (*match.old_head, *left_over)
+        old_head = match.old_head
     else:
         variables['params']['head'] = _new_head(match, model, shapes['params']['head']['kernel'].shape[0], key)
-    if left_over:
-        count = 'one tensor is' if len(left_over) == 1 else f'{len(left_over):,} tensors are'
-        warnings.warn(f'{count} left out as no part of the network: {some(left_over)}', stacklevel=2)
+    _report_left_over([*old_head, *match.left_over])
     return variables
+
+
+def _report_left_over(names: Sequence[str]) -> None:
+    if names:
+        count = 'one tensor is' if len(names) == 1 else f'{len(names):,} tensors are'
+        warnings.warn(f'{count} left out as no part of the network: {some(names)}', stacklevel=3)
 
 
 def _new_head(match: Match, model: ResNet, features: int, key: jax.Array | None) -> dict[str, Any]:

@@ -303,16 +303,6 @@ def test_tensors_beside_unknown_objects_are_read(read, write):
         assert_same(read(write(content)), expected)
 
 
-def test_the_same_content_is_named_once(read):
-    """Otherwise a small file could have more names than any memory holds."""
-    shared = {'a': A}
-    assert list(read(zipped({'x': shared, 'y': shared, 'z': {'a': A}}))) == ['x.a', 'z.a']
-    deep = {'a': A}
-    for _ in range(60):
-        deep = {'d': deep}
-    assert list(read(zipped({'a': B, 'deep': deep, 'n' * 300: A}))) == ['a']
-
-
 def test_expanded_tensors(read):
     store = Store(F32.ravel(), 'FloatStorage')
     content = {

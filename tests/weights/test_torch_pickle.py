@@ -86,38 +86,6 @@ def is_inert(value):
     return isinstance(value, Inert) and value.content is None
 
 
-@pytest.mark.parametrize(
-    ('shape', 'strides', 'offset', 'message'),
-    [
-        ((7,), (1,), 0, r'beyond its storage of 6 elements'),
-        ((2, 3), (3, 1), 1, 'beyond its storage'),
-        ((2, 3), (4, 1), 0, 'beyond its storage'),
-        ((1,), (1,), 6, 'beyond its storage'),
-        ((0,), (1,), 7, 'beyond its storage'),
-        ((9,), (0,), 6, 'beyond its storage'),
-        ((2, 6), (1, 1), 0, 'beyond its storage'),
-        ((2**29,), (0,), 0, 'repeats the 6 elements'),
-        ((6,), (-1,), 5, 'invalid strides'),
-        ((6,), (2**62,), 0, 'invalid strides'),
-        ((2**40, 2**40), (1, 1), 0, 'invalid offset or shape'),
-        ((0, 2**62), (1, 1), 0, 'invalid offset or shape'),
-        ((-1,), (1,), 0, 'invalid offset or shape'),
-        ((1,) * 40, (1,) * 40, 0, 'invalid offset or shape'),
-        ((6,), (1,), -1, 'invalid offset'),
-        ((2, 3), (1,), 0, 'invalid strides'),
-    ],
-)
-def test_views_stay_within_their_storage(shape, strides, offset, message):
-    with pytest.raises(InputError, match=message):
-        load(tensor(shape, strides, offset) + b'.')
-
-
-@pytest.mark.parametrize(('shape', 'strides'), [((9,), (0,)), ((2, 2), (1, 1)), ((3, 2), (1, 2)), ((2, 3), (0, 1))])
-def test_elements_may_overlap(shape, strides):
-    record = load(tensor(shape, strides) + b'.')
-    assert (record.shape, record.strides) == (shape, strides)
-
-
 def test_contradictory_storages_are_refused():
     other = storage(b'ctorch\nHalfStorage\n')
     with pytest.raises(InputError, match='two different descriptions'):
