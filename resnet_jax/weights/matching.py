@@ -98,7 +98,7 @@ def match_tensors(tensors: Mapping[str, Any], model: ResNet, in_channels: int = 
     faults = [_faults(given, place, trunk, None if our_layout else model.spec) for place in places]
     fitting = [place for place, found in zip(places, faults, strict=True) if not found]
     if not fitting:
-        few = 2 * places[0].num_found < len(trunk)  # the place may be a wrong one
+        few = 2 * places[0].num_found < len(trunk) and not our_layout  # the place may be a wrong one
         found = [*faults[0], *([f'the file has {some(given)}'] if few else [])]
         raise InputError(f'the tensors do not fit the network: {"; ".join(found)}')
     place = _only(fitting, given, prefix)
