@@ -1,6 +1,7 @@
 """Commands that load weights as other programs write them, and what they say about it."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.weights.helpers import random_variables
 SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
 CONFIG = TrainConfig().replace(dataset='shades', epochs=1, batch_size=8)
 MODEL = create_model('test_resnet', 10)
-TENSORS = tensors_from_variables(random_variables(MODEL), MODEL)
+TENSORS = {name: 0.1 * abs(value) for name, value in tensors_from_variables(random_variables(MODEL), MODEL).items()}
 TRUNK = {name: value for name, value in TENSORS.items() if not name.startswith('fc.')}
 
 
@@ -97,10 +98,17 @@ def test_training_starts_from_a_part_of_a_file(tmp_path):
     """The head is new, and the same command resumes."""
     spec = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
     model = create_model('resnet20', 3, stage_sizes=(1, 1), widths=(8, 16), strides=(1, 2), stem_width=8)
-    trunk = {k: v for k, v in tensors_from_variables(random_variables(model, 1), model).items() if 'fc.' not in k}
+    tensors = tensors_from_variables(random_variables(model, 1), model)
+    trunk = {name: abs(value) for name, value in tensors.items() if not name.startswith('fc.')}
     write_safetensors(tmp_path / 'w', {f'{net}.{k}': v for net in ('encoder_q', 'encoder_k') for k, v in trunk.items()})
     config = CONFIG.replace(init_from=str(tmp_path / 'w'), weights_prefix='encoder_k', learning_rate=0)
-    with pytest.warns(UserWarning, match='the weights have no head: that for 3 classes is new and not trained yet'):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
         train_and_evaluate(spec, config, tmp_path / 'run', dataset=shades())
+    said = [str(warning.message) for warning in caught]
+    assert 'the weights have no head: that for 3 classes is new and not trained yet' in said
+    assert any(
+        line.startswith(f'{len(trunk)} tensors are left out as no part of the network: encoder_q.') for line in said
+    )
     (tmp_path / 'run' / 'result.json').unlink()
     assert train_and_evaluate(spec, config, tmp_path / 'run', dataset=shades())['num_test_examples'] == 24

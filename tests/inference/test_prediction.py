@@ -179,13 +179,13 @@ def test_weights_without_a_head_give_features(tmp_path):
         if name == 'whole':
             continue
         assert predictor.class_names == ()
-        for use in (
-            predictor,
-            lambda images: predictor.explain(images, [0, 0]),
-            lambda _: export(predictor, folder / 'x'),
-        ):
-            with pytest.raises(InputError, match='these weights of a test_resnet have no linear head, so they predict'):
-                use(images)
+        message = 'these weights of a test_resnet have no linear head, so they predict nothing: compute features'
+        with pytest.raises(InputError, match=message):
+            predictor(images)
+        with pytest.raises(InputError, match=message):
+            predictor.explain(images, [0, 0])
+        with pytest.raises(InputError, match=message):
+            export(predictor, folder / 'x')
         assert not (folder / 'x').exists()
 
 

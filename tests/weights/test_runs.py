@@ -79,12 +79,12 @@ def test_a_mismatch_names_the_architectures_and_a_few_tensors(trained, tmp_path)
     with pytest.raises(InputError) as caught:
         load_weights(folder, create_model('resnet56', **options))
     assert str(caught.value) == (
-        f'{folder}: that run is a resnet20, the network is a resnet56: the tensors do not fit the network: 180 missing: '
-        'params/stage1_block4/conv1/kernel, params/stage1_block4/conv2/kernel, params/stage1_block4/norm1/bias'
+        f'{folder}: that run is a resnet20, the network is a resnet56: the tensors do not fit the network: 180 missing:'
+        ' params/stage1_block4/conv1/kernel, params/stage1_block4/conv2/kernel, params/stage1_block4/norm1/bias'
         ' and 177 more'
     )
-    with pytest.raises(InputError, match='that run is a resnet20, the network is a custom one: .*with wrong shapes'):
-        load_weights(folder, create_model('resnet20', widths=(8, 16, 32)))
+    with pytest.raises(InputError, match=r'that run is a resnet20, the network is a custom one: .*with wrong shapes'):
+        load_weights(folder, create_model('resnet20', widths=(16, 32, 80)))
     with pytest.raises(InputError, match=r'weights_prefix=x: .*run is a run, which has one network'):
         load_weights(folder, create_model('resnet20'), prefix='x')
 
