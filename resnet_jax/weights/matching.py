@@ -137,9 +137,9 @@ def _places(given: Mapping[str, Any], known: Sequence[Mapping[str, str]], prefix
             found.update(name.removesuffix(suffix) for suffix in below if suffix in names)
         places += [_Place(start, naming, count) for start, count in found.items()]
     if not places:
-        names = list(known[0].values())
+        wanted = some(known[0].values(), 2)
         raise InputError(
-            f'the tensors do not fit the network: none of its names ({some(names, 2)}) is found among {some(given)}'
+            f'the tensors do not fit the network: none of its names ({wanted}) is found among {some(given)}'
         )
     chosen = [place for place in places if _is_chosen(place, prefix)]
     most = max(place.num_found for place in chosen or places)

@@ -73,9 +73,11 @@ def _known() -> dict[str, Any]:
         names |= {f'{module} {name}': INERT for name in ('list', 'dict', 'tuple', 'set', 'frozenset', *scalars)}
     for module in ('numpy.core', 'numpy._core'):
         names |= {f'{module}.multiarray {name}': INERT for name in ('scalar', '_reconstruct')}
-    others = ('collections defaultdict', 'collections Counter', 'collections deque', 'argparse Namespace')
-    others = (*others, 'numpy dtype', 'numpy ndarray', '_codecs encode', 'torch device')
-    return names | dict.fromkeys((*others, 'torch Tensor', 'torch.nn.parameter Parameter'), INERT)
+    others = (
+        *('collections defaultdict', 'collections Counter', 'collections deque', 'argparse Namespace'),
+        *('numpy dtype', 'numpy ndarray', '_codecs encode', 'torch device', 'torch Tensor'),
+    )
+    return names | dict.fromkeys(others, INERT)
 
 
 _FROM_TYPE = ('_rebuild_from_type', '_rebuild_from_type_v2')
