@@ -146,7 +146,7 @@ def _places(given: Mapping[str, Any], known: Sequence[Mapping[str, str]], prefix
     best = [place for place in chosen or places if place.num_found == most]
     if not chosen:
         raise InputError(f'weights_prefix={prefix}: the network is not found there, but at {some(map(str, best))}')
-    return best
+    return best if most == len(known[0]) else best[:1]  # of incomplete ones, one is reported
 
 
 def _is_chosen(place: _Place, prefix: str | None) -> bool:

@@ -78,6 +78,12 @@ def test_color_photographs_for_a_gray_network(photographs, tmp_path):
         'converted 2 color images to grayscale, as the network takes 1 channel; dropped the transparency of 1 image;'
         ' resized 3 images to 6x6\n'
     )
+    # A run of a version without the setting weights_prefix resumes.
+    record = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    del record['config']['start']['weights_prefix']
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(record))
+    (tmp_path / 'run' / 'result.json').unlink()
+    assert train_and_evaluate(SPEC, CONFIG, tmp_path / 'run', dataset=shades())['num_test_examples'] == 24
 
 
 def test_evaluate_says_what_it_converted(tmp_path):
