@@ -27,10 +27,11 @@ def define_flags() -> None:
 
 def main() -> None:
     source, out = weights_flags.source_of_flags(), outputs.output_file(['.safetensors'])
-    loaded = from_pretrained(source, FLAGS.arch, which=FLAGS.checkpoint)
+    loaded = from_pretrained(source, FLAGS.arch, which=FLAGS.checkpoint, prefix=FLAGS.weights_prefix, headless=True)
     save_weights(out, loaded.model, loaded.variables, layout=FLAGS.layout)
-    classes = f'{loaded.model.spec.head.num_classes:,} classes'
-    print(printable(f'wrote {out}: {loaded.arch}, {classes}, {FLAGS.layout} layout'))
+    has_head = 'head' in loaded.variables['params']
+    head = f'{loaded.model.spec.head.num_classes:,} classes' if has_head else 'no head'
+    print(printable(f'wrote {out}: {loaded.arch}, {head}, {FLAGS.layout} layout'))
 
 
 if __name__ == '__main__':

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments.shared import scripts, training_flags, weights_flags
+from experiments.shared import photographs, scripts, training_flags, weights_flags
 from resnet_jax import InputError, Predictor, Preprocessing, TrainConfig
 from resnet_jax.checkpoints.storage import make_folder, write_file, write_json
+from resnet_jax.data.conversions import Conversions, Counted
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.examples import Dataset, Split, numbered_as
 from resnet_jax.data.feeds import ReaderOptions
@@ -61,6 +62,7 @@ def network_of_flags(source: str) -> Predictor:
     if FLAGS.published_test_size and FLAGS.image_size is not None:
         raise InputError(f'image_size={FLAGS.image_size} cannot be combined with --published_test_size')
     network = weights_flags.predictor_of_flags()
+    network.require_head()
     if not FLAGS.published_test_size:
         return network
     if network.test_preprocessing is None:
@@ -137,6 +139,14 @@ def preprocessing_of(network: Predictor, dataset: Dataset) -> Preprocessing | No
         training_flags.check_no_photograph_flags(dataset.name)
         return None
     return dataclasses.replace(network.photograph_preprocessing, size=dataset.image_size, **chosen)
+
+
+def counted(split: Split, network: Predictor) -> tuple[Split, Conversions]:
+    """The split, and the conversions of its photographs, which are counted as they are read."""
+    conversions = photographs.conversions_for(network)
+    if isinstance(split.images, np.ndarray):
+        return split, conversions
+    return dataclasses.replace(split, images=Counted(split.images, conversions)), conversions
 
 
 def sizes_of_flags() -> list[int]:
@@ -222,6 +232,7 @@ def main() -> None:
     scan_blocks = make_model(network.model.spec, TrainConfig()).scan_blocks
     model = dataclasses.replace(network.model, scan_blocks=scan_blocks)
     preprocessing, sizes = preprocessing_of(network, dataset), sizes_of_flags()
+    split, conversions = counted(split, network)
     make_folder(out)
 
     task, own = task_of(network, dataset), network.source.class_names
@@ -235,6 +246,7 @@ def main() -> None:
         return Evaluator(model, split, dataset.mean, dataset.std, **chosen)(network.variables)
 
     evaluation = evaluate(preprocessing)
+    photographs.report(conversions)
     result, summary_line = scores_of(evaluation, task, names)
     result |= {
         f'num_{FLAGS.split}_examples': len(evaluation.examples),
@@ -247,11 +259,8 @@ def main() -> None:
         'views': views,
     }
     if preprocessing is not None:
-        result['preprocessing'] = {
-            'size': preprocessing.size,
-            'crop_pct': preprocessing.crop_pct,
-            'interpolation': preprocessing.interpolation,
-        }
+        names_of_values = ('size', 'crop_pct', 'interpolation')
+        result['preprocessing'] = {name: getattr(preprocessing, name) for name in names_of_values}
         by_size = {size: evaluate(dataclasses.replace(preprocessing, size=size)).summary for size in sizes}
         result['by_size'] = {str(size): summary for size, summary in by_size.items()}
         if by_size:

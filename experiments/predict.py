@@ -138,6 +138,7 @@ def main() -> None:
     path = outputs.output_file(outputs.IMAGES if sheet else (), default='predictions.png')
     files = photographs.files_of_flags()
     predictor = photographs.predictor_of_flags()
+    predictor.require_head()
     if FLAGS.explain and not predictor.task.has_class_outputs:
         raise InputError(f'--explain needs task=multiclass; the network was trained for {predictor.task.name}')
     if FLAGS['top'].present and type(predictor.task).ranked is Task.ranked:

@@ -51,3 +51,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if near:
         return f'nearest known: {", ".join(near)}'
     return f'known: {textwrap.shorten(", ".join(by_lower.values()), 200, placeholder=" …")}'
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """Lists the first few of many names, as part of a message.
+
+    Args:
+      names: the names, in the order of their importance.
+      most: number of names to list.
+
+    Returns:
+      ``a, b, c and 12 more``, or all of them if there is at most one more.
+    """
+    listed = list(names)
+    if len(listed) > most + 1:
+        listed[most - 1 :] = [f'{listed[most - 1]} and {len(listed) - most:,} more']
+    return ', '.join(listed)

@@ -1,6 +1,7 @@
 """Code shared by the scripts that read single photographs."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -13,6 +14,7 @@ from absl import flags
 from experiments.shared import training_flags, weights_flags
 from experiments.shared.paths import define_paths
 from resnet_jax import InputError, Predictor
+from resnet_jax.data.conversions import Conversions
 from resnet_jax.data.examples import reason
 from resnet_jax.data.image_files import find_images
 from resnet_jax.text import printable
@@ -68,17 +70,22 @@ def files_of_flags() -> list[str]:
 def batches(predictor: Predictor, files: Sequence[str]) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yields names and prepared images uint8 ``[N, H, W, C]``; images that cannot be decoded are reported and skipped.
 
+    After the last batch, one line on stderr says what was converted.
+
     Raises:
       InputError: none of the images can be decoded.
     """
 
     def prepare(file: str) -> np.ndarray | InputError:
         try:
-            return predictor.prepare(file)
+            image = predictor.prepare(file)
+            with contextlib.suppress(OSError):
+                conversions.add(file, pathlib.Path(file).read_bytes())
+            return image
         except InputError as error:
             return error
 
-    size, any_decoded = FLAGS.batch_size, False
+    size, any_decoded, conversions = FLAGS.batch_size, False, conversions_for(predictor)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for start in range(0, len(files), size):
             names, images = [], []
@@ -94,3 +101,16 @@ def batches(predictor: Predictor, files: Sequence[str]) -> Iterator[tuple[list[s
                 yield names, np.stack(images)
     if not any_decoded:
         raise InputError(f'no image could be decoded ({len(files)} tried)')
+    report(conversions)
+
+
+def conversions_for(predictor: Predictor) -> Conversions:
+    """Counts of conversions to a network's input; of sizes only if the network was not trained on photographs."""
+    height, width, channels = predictor.image_shape
+    return Conversions(channels, (height, width) if predictor.preprocessing is None else None)
+
+
+def report(conversions: Conversions) -> None:
+    """Prints what was converted, if anything."""
+    if line := str(conversions):
+        print(line, file=sys.stderr)

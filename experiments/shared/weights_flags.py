@@ -4,6 +4,7 @@ import pathlib
 
 from absl import flags
 
+from experiments.shared import training_flags
 from resnet_jax import InputError, Predictor, load_predictor
 from resnet_jax.training.config import WEIGHTS
 from resnet_jax.weights.hub import HUB
@@ -18,6 +19,7 @@ def define_flags() -> None:
         'arch', None, 'Architecture of a weights file that does not record it. Default: read from the weights.'
     )
     flags.DEFINE_string('checkpoint', 'last', 'Checkpoint of a run to load: last or best.')
+    training_flags.define_settings(['weights_prefix'])
 
 
 def source_of_flags() -> str:
@@ -51,4 +53,4 @@ def predictor_of_flags() -> Predictor:
     Raises:
       InputError: as ``source_of_flags`` and ``load_predictor``.
     """
-    return load_predictor(source_of_flags(), FLAGS.checkpoint, arch=FLAGS.arch)
+    return load_predictor(source_of_flags(), FLAGS.checkpoint, arch=FLAGS.arch, prefix=FLAGS.weights_prefix)

@@ -12,7 +12,7 @@ import jax
 
 from resnet_jax.checkpoints.environment import check_settings, describe_environment
 from resnet_jax.checkpoints.storage import PARTIAL, make_folder, read_json, write_json
-from resnet_jax.errors import InputError
+from resnet_jax.errors import InputError, some
 
 CHECKPOINTS = 'checkpoints'
 CONFIG = 'config.json'
@@ -253,7 +253,7 @@ def read_record(workdir: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
         below = sorted(config.parent.name for config in path.parent.glob(f'*/{CONFIG}'))
-        instead = f'; its subfolders are runs: {", ".join(below)}' if below else ''
+        instead = f'; its subfolders are runs: {some(below)}' if below else ''
         raise InputError(f'{workdir} is not the folder of a run: no {CONFIG} found{instead}')
     record = read_json(path)
     if not isinstance(record.get('spec'), dict) or not isinstance(record.get('config'), dict):

@@ -212,7 +212,7 @@ def resized_crop(
       cubic: whether to use bicubic (a = -0.5) instead of bilinear interpolation.
 
     Returns:
-      uint8 ``[H', W', C]``, which differs from Pillow's by at most 1, by rounding.
+      uint8 ``[H', W', C]``, which differs from Pillow's by at most 1, or 2 if cubic, by rounding after each axis.
     """
     across = _resize_weights(image.shape[1], left, width, size[1], cubic)
     down = _resize_weights(image.shape[0], top, height, size[0], cubic)

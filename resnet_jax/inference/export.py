@@ -57,6 +57,7 @@ def export(predictor: Predictor, path: str | pathlib.Path, platforms: Sequence[s
     check_platforms(platforms)
     (num,) = jax.export.symbolic_shape('n')
     like = jax.ShapeDtypeStruct((num, *predictor.image_shape), jnp.uint8)
+    predictor.require_head()
     function, path = prediction_function(predictor), pathlib.Path(path)
     record = describe(predictor) | {'platforms': list(platforms), 'versions': {'jax': jax.__version__}}
     if path.suffix == ONNX:

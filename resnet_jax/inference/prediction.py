@@ -30,6 +30,8 @@ _EXPLAIN_BATCH = 64  # feature maps are large
 class Predictor(Pretrained):
     """A trained network with everything needed to predict from raw images.
 
+    If its weights have no head, only ``embed`` and ``prepare`` work.
+
     Attributes:
       task: the task it was trained for.
       class_names: names of the classes, labels or values; for a binary task, the names of classes 0 and 1.
@@ -90,12 +92,20 @@ class Predictor(Pretrained):
         Raises:
           InputError: the images have another dtype or shape.
         """
-        return self.task.predictions(self._in_batches(self._apply, images, self.model.spec.head.num_classes))
+        self.require_head()
+        return self.task.predictions(self._in_batches(self._apply, images))
+
+    def require_head(self) -> None:
+        """Raises InputError if the weights have no head, without which there are no predictions."""
+        if 'head' not in self.variables['params']:
+            raise InputError(
+                f'these weights of a {self.arch} have no linear head, so they predict nothing: compute features, or'
+                ' train a head by starting from them (init_from)'
+            )
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """The pooled features of images, float32 ``[N, C']``; arguments and errors as in ``__call__``."""
-        width = self.variables['params']['head']['kernel'].shape[0]
-        return self._in_batches(self._features, images, width)
+        return self._in_batches(self._features, images)
 
     def explain(self, images: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
         """Class activation maps of images, float32 ``[N, H', W']`` in [0, 1].
@@ -111,20 +121,21 @@ class Predictor(Pretrained):
         Raises:
           InputError: the images have another dtype or shape, or a class is out of range.
         """
+        self.require_head()
         kernel = np.asarray(self.variables['params']['head']['kernel'])
         chosen = np.asarray(classes, np.int64)
         if chosen.shape != (len(images),) or not ((chosen >= 0) & (chosen < kernel.shape[1])).all():
             raise InputError(f'classes must be {len(images)} numbers from 0 to {kernel.shape[1] - 1}')
         maps = []
         for start in range(0, len(images), _EXPLAIN_BATCH):
-            features = self._in_batches(self._last_map, images[start : start + _EXPLAIN_BATCH], None)
+            features = self._in_batches(self._last_map, images[start : start + _EXPLAIN_BATCH])
             weights = kernel[:, chosen[start : start + _EXPLAIN_BATCH]]
             found = np.maximum(np.einsum('nhwc,cn->nhw', features, weights), 0)
             maps.append(found / np.maximum(found.max((1, 2), keepdims=True), 1e-12))
         return np.concatenate(maps).astype(np.float32)
 
-    def _in_batches(self, function: Callable[..., jax.Array], images: np.ndarray, width: int | None) -> np.ndarray:
-        """Applies a compiled function to any number of images in batches; returns ``[0, width]`` for no images."""
+    def _in_batches(self, function: Callable[..., jax.Array], images: np.ndarray) -> np.ndarray:
+        """Applies a compiled function to any number of images in batches; no images give no rows."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape:
             advice = '; use images[None] for a single image' if images.shape == self.image_shape else ''
@@ -136,7 +147,10 @@ class Predictor(Pretrained):
             raise InputError(
                 f'images must be uint8 {["N", *self.image_shape]}, found {images.dtype} {list(images.shape)}{advice}'
             )
-        outputs = [] if len(images) else [np.zeros((0, width or 0), np.float32)]
+        if not len(images):
+            like = jax.eval_shape(function, self.variables, jax.ShapeDtypeStruct((1, *self.image_shape), np.uint8))
+            return np.zeros((0, *like.shape[1:]), np.float32)
+        outputs = []
         for start in range(0, len(images), _BATCH):
             batch = images[start : start + _BATCH]
             # Batches are padded to powers of two, to limit the number of compilations.
@@ -183,6 +197,7 @@ def load_predictor(
     preprocessing: Preprocessing | None = None,
     block: Any = None,
     task: Task | type[Task] | None = None,
+    prefix: str | None = None,
 ) -> Predictor:
     """Loads the network of a run, a weights file or the hub for inference.
 
@@ -195,13 +210,15 @@ def load_predictor(
       block: block class of a run that was trained with a custom one.
       task: task of a run that was trained with a custom one; for other weights the task they were trained for, by
         default multiclass.
+      prefix: which network to load from a file with several, as in ``load_weights``.
 
     Raises:
-      InputError: the run, checkpoint or file is not found or damaged, or the run needs another block or task.
+      InputError: the run, checkpoint or file is not found, damaged, or does not fit the architecture, or the run needs
+        another block or task.
     """
     if arch is not None and pathlib.Path(source).is_dir():
         raise InputError(f'arch={arch}: a run records its architecture; arch applies only to a weights file')
-    loaded = from_pretrained(source, arch, which=which, block=block)
+    loaded = from_pretrained(source, arch, which=which, block=block, prefix=prefix, headless=True)
     return (
         _run_predictor(loaded, preprocessing, task)
         if loaded.source.record
@@ -249,6 +266,7 @@ def _weights_predictor(
     preprocessing = preprocessing or loaded.preprocessing or Preprocessing(224)
     classes = loaded.model.spec.head.num_classes
     names = imagenet_names() if classes == len(imagenet_names()) else tuple(map(str, range(classes)))
+    names = names if 'head' in loaded.variables['params'] else ()
     return Predictor(
         model=loaded.model,
         variables=loaded.variables,

@@ -113,6 +113,17 @@ def get_spec(name: str, **overrides: Any) -> ResNetSpec:
     return with_changes(ARCHITECTURES[name], **overrides)
 
 
+def name_of(spec: ResNetSpec) -> str | None:
+    """The name of the architecture with this specification, apart from the head and regularization; None if unnamed."""
+    plain = _without_training_options(spec)
+    return next((name for name, known in ARCHITECTURES.items() if _without_training_options(known) == plain), None)
+
+
+def _without_training_options(spec: ResNetSpec) -> ResNetSpec:
+    options = {'drop_path_rate': 0.0, 'drop_block_rate': 0.0, 'dropout_rate': 0.0, 'zero_init_last': False}
+    return with_changes(spec, num_classes=1, **options)
+
+
 def create_model(
     name: str,
     num_classes: int | None = None,

@@ -153,6 +153,11 @@ class Start(Settings):
     """Initial weights, and which parameters are frozen."""
 
     init_from: str | None = setting(None, f'Initial weights: {WEIGHTS}.', none='random initialization')
+    weights_prefix: str | None = setting(
+        None,
+        'Which network to load from a file with several: the prefix of its names, or a part of it, such as teacher.',
+        none='the only one',
+    )
     new_head: bool = setting(
         False,
         'Initialize the last linear layer randomly even if that of init_from has the right number of classes.',
@@ -169,6 +174,8 @@ class Start(Settings):
         check_pattern('freeze', self.freeze or '')
         if self.new_head and self.init_from is None:
             raise InputError('new_head=True needs init_from: without it, every layer is new')
+        if self.weights_prefix is not None and self.init_from is None:
+            raise InputError(f'weights_prefix={self.weights_prefix} needs init_from, the file with the weights')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -180,7 +180,8 @@ def open_run(
     started = bool(broadcast_from_main(all((workdir / CONFIG).exists() for workdir in workdirs)))
     init_from = config.start.init_from
     # A run that was started before contains everything it took from its initial weights.
-    source = None if started or init_from is None else open_weights(init_from, spec)
+    prefix = config.start.weights_prefix
+    source = None if started or init_from is None else open_weights(init_from, spec, prefix)
     record = read_record(workdirs[0]) if started else None
     plan = make_plan(spec, config, seeds, normalize_for_run(dataset, config, source, record), mesh, reader, started)
     loaded = None if source is None else loaded_state(plan, source)
@@ -191,7 +192,7 @@ def open_run(
     elif started and len(at_one_step(runs)) > 1:
         raise NoCommonStepError
     elif started and init_from is not None:
-        state = loaded_state(plan, open_weights(init_from, spec))
+        state = loaded_state(plan, open_weights(init_from, spec, prefix))
     if state is None:
         state, seconds = initial_state(plan)
     if started:

@@ -25,8 +25,9 @@ from resnet_jax.training.config import TrainConfig, optimizer_of
 from resnet_jax.training.seeds import Seeds
 from resnet_jax.training.step import TrainState, check_shift, create_train_state
 from resnet_jax.training.teacher import Teacher, check_classes, check_outputs, class_difference
+from resnet_jax.weights.matching import match_tensors
 from resnet_jax.weights.runs import run_and_step
-from resnet_jax.weights.sources import Source, given_block, open_source
+from resnet_jax.weights.sources import Source, given_block, model_of, open_source
 
 # Purposes of random numbers; each folds its own key from the run's root key.
 INIT, AUGMENT, DROPOUT, MIXING = range(4)
@@ -152,13 +153,14 @@ def _make_teacher(spec: ResNetSpec, config: TrainConfig, dataset: Dataset, task:
     settings = config.distillation
     assert settings is not None
     name, source = settings.distill_from, open_weights(settings.distill_from, spec)
-    check_outputs(name, source, spec.head.num_classes, task)
+    model, _ = model_of(source, name)
+    check_outputs(name, source, model.spec.head.num_classes, spec.head.num_classes, task)
     if not resumed:
         check_classes(name, source, dataset, config.data.dataset, settings.distill_classes_match)
-    return Teacher(name, source, dataset)
+    return Teacher(name, source, model, dataset)
 
 
-def open_weights(path_or_id: str, spec: ResNetSpec) -> Source:
+def open_weights(path_or_id: str, spec: ResNetSpec, prefix: str | None = None) -> Source:
     """Opens weights like ``open_source``; block classes that a run needs are taken from the specification."""
     path, recorded = pathlib.Path(path_or_id), set[str]()
     if path.is_dir():
@@ -166,7 +168,7 @@ def open_weights(path_or_id: str, spec: ResNetSpec) -> Source:
         recorded = {stage.get('block') for stage in stages}
     # Only the blocks that the run uses; others would raise an error.
     blocks = [value for value in given_block(spec) or () if qualified_name(value) in recorded]
-    return open_source(path_or_id, block=blocks or None)
+    return open_source(path_or_id, block=blocks or None, prefix=prefix)
 
 
 def run_key(seed: Any) -> jax.Array:
@@ -255,14 +257,14 @@ def keeps_head_of(source: Source, plan: Plan) -> bool:
     if source.task not in (None, task_name(plan.task)):
         warnings.warn(f'replacing the head: it was trained for {source.task}, not {plan.task.name}', stacklevel=2)
         return False
-    if source.num_classes == plan.model.spec.head.num_classes:
+    num_classes = match_tensors(source.tensors, plan.model, prefix=source.prefix).num_classes
+    if num_classes == plan.model.spec.head.num_classes:
         name, last = plan.config.data.dataset, 'set new_head to replace it'
         if reason := class_difference(source, plan.dataset, name):
             warnings.warn(f'keeping the head although {reason}; {last}', stacklevel=2)
         elif not source.class_names:
             warnings.warn(
-                f'keeping the head: assuming that its outputs are the {source.num_classes} classes of {name} in this'
-                f' order; {last}',
+                f'keeping the head: assuming that its outputs are the {num_classes} classes of {name} in this order; {last}',
                 stacklevel=2,
             )
     return True

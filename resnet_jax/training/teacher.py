@@ -10,9 +10,10 @@ import numpy as np
 
 from resnet_jax.data.examples import Dataset, same_form
 from resnet_jax.errors import InputError
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import task_name
-from resnet_jax.weights.sources import Source, model_of, source_variables
+from resnet_jax.weights.sources import Source, source_variables
 
 
 class Teacher:
@@ -21,6 +22,7 @@ class Teacher:
     Args:
       name: the source of its weights, for messages.
       source: its weights.
+      model: its network.
       dataset: dataset of the student, with its normalization.
 
     Attributes:
@@ -31,8 +33,8 @@ class Teacher:
       InputError: the weights do not fit the network that they name.
     """
 
-    def __init__(self, name: str, source: Source, dataset: Dataset):
-        self.model, _ = model_of(source, name)
+    def __init__(self, name: str, source: Source, model: ResNet, dataset: Dataset):
+        self.model = model
         self.variables = source_variables(source, name, self.model, dataset.image_shape[-1])
         origin = source if len(source.mean) == dataset.image_shape[-1] else dataset
         # Converts the student's normalization to the teacher's.
@@ -54,13 +56,12 @@ class Teacher:
         return found.hexdigest()
 
 
-def check_outputs(name: str, source: Source, num_outputs: int, task: Task) -> None:
+def check_outputs(name: str, source: Source, num_outputs: int, expected: int, task: Task) -> None:
     """Raises InputError for a teacher of another task or number of outputs than the student's."""
     if source.task not in (None, task_name(task)):
         raise InputError(f'distill_from={name} was trained for {source.task}, expected {task.name}')
-    if source.num_classes != num_outputs:
-        found = 'no' if source.num_classes is None else source.num_classes
-        raise InputError(f'distill_from={name} has {found} outputs, expected {num_outputs}')
+    if num_outputs != expected:
+        raise InputError(f'distill_from={name} has {num_outputs} outputs, expected {expected}')
 
 
 def check_classes(name: str, source: Source, dataset: Dataset, dataset_name: str, classes_match: bool) -> None:

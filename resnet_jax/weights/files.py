@@ -15,21 +15,17 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from resnet_jax.errors import InputError
-from resnet_jax.weights.torch_pickle import ITEM_SIZES, TensorRecord, Unpickler, damaged, is_shape, printable
+from resnet_jax.errors import InputError, some
+from resnet_jax.weights.torch_files import Contents, read_legacy, read_zipped
+from resnet_jax.weights.torch_tensors import ITEM_SIZES, TensorRecord, damaged, is_shape, printable
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LEGACY_PROTOCOL = 1001
-# Keys of the state dict in training checkpoints, in order of preference; moving averages come last.
-_NESTED = ('state_dict', 'model', 'model_state_dict', 'model_state', 'net', 'state_dict_ema', 'model_ema')
-_PREFIXES = ('module.', '_orig_mod.', 'model.')  # of wrappers: DataParallel, torch.compile, trainers
 _SAFETENSORS = {
     'F64': 'float64',
     'F32': 'float32',
@@ -68,11 +64,10 @@ def read_tensors(path: str | os.PathLike, headers_only: bool = False) -> dict[st
     """Reads the tensors of a weights file. No code in the file is executed.
 
     Args:
-      path: a safetensors file, a file of ``torch.save`` (zip or legacy format), or an ``.npz`` file; the format is
-        detected from the first bytes. In a checkpoint, the state dict is the first of ``state_dict``, ``model``,
-        ``model_state_dict``, ``model_state``, ``net``, ``state_dict_ema`` and ``model_ema`` that has tensors. Other
-        objects than tensors are ignored. The prefixes ``module.``, ``_orig_mod.`` and ``model.`` are removed if all
-        names have them.
+      path: a safetensors file, a file of ``torch.save`` (zip or legacy format), a TorchScript archive, or an ``.npz``
+        file; the format is detected from the first bytes. Of PyTorch's files, all tensors in nested dicts and modules
+        are read, under names such as ``state_dict.module.conv1.weight``. Other objects are ignored; a warning names
+        their classes unless training checkpoints usually have them.
       headers_only: whether to return ``TensorHeader`` objects, without reading values.
 
     Returns:
@@ -80,16 +75,16 @@ def read_tensors(path: str | os.PathLike, headers_only: bool = False) -> dict[st
       their dtype. The arrays are read-only; tensors that share memory in the file share it here, too.
 
     Raises:
-      InputError: the file does not exist, has another format, is damaged, has no tensors, or its pickle refers
-        to classes or functions that are not allowed. The message is one line that names the file.
+      InputError: the file does not exist, has another format, is damaged, or has no tensors. The message is one line
+        that names the file.
     """
     try:
         if not os.path.isfile(path):
             raise InputError('is a folder, not a file' if os.path.isdir(path) else 'does not exist')
         with _File(path) as file:
-            tensors = _read(file, headers_only)
+            tensors, ignored = _read(file, headers_only)
         if not tensors:
-            raise InputError('has no named tensors')
+            raise InputError('has no named tensors' + (f'; it refers to {some(ignored)}' if ignored else ''))
     except InputError as error:
         raise InputError(f'{path} {error}') from error.__cause__
     except OSError as error:
@@ -100,7 +95,9 @@ def read_tensors(path: str | os.PathLike, headers_only: bool = False) -> dict[st
         raise InputError(f'{path} does not fit in memory') from error
     except _DAMAGE as error:
         raise InputError(f'{path} is damaged: {printable(str(error))}') from error
-    return _without_prefixes(tensors)
+    if ignored:
+        warnings.warn(f'{path} refers to {some(ignored)}: only its tensors are read', stacklevel=2)
+    return tensors
 
 
 # Exceptions that the readers of other libraries raise for damaged files.
@@ -154,29 +151,20 @@ class _File(io.BufferedReader):
         return super().read(size)
 
 
-def _read(file: _File, headers_only: bool) -> dict[str, Any]:
+def _read(file: _File, headers_only: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The tensors of a file, and the names in its pickle that are ignored."""
     start = file.read(9)
     file.seek(0)
     if start[8:] == b'{':
-        return _read_safetensors(file, headers_only)
+        return _read_safetensors(file, headers_only), ()
     if start[:1] == b'\x80':
-        return _read_torch(_legacy(file), headers_only)
+        return _read_torch(read_legacy(file, file.length), headers_only)
     if start[:4] not in (b'PK\3\4', b'PK\5\6'):
         raise InputError('is not a safetensors, PyTorch (zip or legacy) or .npz file')
     with _open_zip(file) as archive:
         if any(name.endswith('data.pkl') for name in archive.namelist()):
-            return _read_torch(_zipped(archive, file.length), headers_only)
-        return _read_npz(archive, file.length, headers_only)
-
-
-def _without_prefixes(tensors: dict[str, Any]) -> dict[str, Any]:
-    while True:
-        for prefix in _PREFIXES:
-            if all(name.startswith(prefix) and name != prefix for name in tensors):
-                tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-                break
-        else:
-            return tensors
+            return _read_torch(read_zipped(archive, file.length), headers_only)
+        return _read_npz(archive, file.length, headers_only), ()
 
 
 def _result_dtype(dtype: str | np.dtype) -> np.dtype:
@@ -274,98 +262,25 @@ def _npy_header(part: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise damaged(f'invalid header of an array ({type(error).__name__})') from error
 
 
-@dataclasses.dataclass(frozen=True)
-class _Contents:
-    """The content of a ``torch.save`` file: the saved object, and its storages' sizes in bytes and data, by key."""
-
-    saved: Any
-    sizes: dict[str, int]
-    data: Callable[[str], bytes]
-    byteorder: Literal['<', '>'] = '<'
-
-
-def _max_steps(file_bytes: int) -> int:
-    """The limit of opcodes: far more than a file of this size needs, but few enough to bound memory by its size."""
-    return min(100_000 + file_bytes // 32, 2_000_000)
-
-
-def _zipped(archive: zipfile.ZipFile, file_bytes: int) -> _Contents:
-    entries = {entry.filename: entry for entry in archive.infolist()}
-    if any(
-        entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size
-        for entry in entries.values()
-    ):
-        raise InputError('is refused: it has compressed entries, which PyTorch never writes')
-    pickles = [name for name in entries if name == 'data.pkl' or name.endswith('/data.pkl')]
-    if len(pickles) != 1:
-        raise damaged(f'it has {len(pickles)} data.pkl entries instead of one')
-    folder = pickles[0].removesuffix('data.pkl')
-    saved = Unpickler(io.BytesIO(archive.read(pickles[0])), _max_steps(file_bytes)).load()
-    byteorder = archive.read(f'{folder}byteorder') if f'{folder}byteorder' in entries else b'little'
-    if byteorder not in (b'little', b'big'):
-        raise damaged('its byte order must be little or big')
-    start = f'{folder}data/'
-    sizes = {name.removeprefix(start): entry.file_size for name, entry in entries.items() if name.startswith(start)}
-    return _Contents(saved, sizes, lambda key: archive.read(start + key), '<' if byteorder == b'little' else '>')
-
-
-def _legacy(file: _File) -> _Contents:
-    """Reads the legacy format: five pickles, then the storages in the order of the fifth, each after its size."""
-    unpickler = Unpickler(file, _max_steps(file.length))
-    if unpickler.load() != _LEGACY_MAGIC or unpickler.load() != _LEGACY_PROTOCOL:
-        raise InputError('is a pickle, but not of torch.save')
-    unpickler.load()  # describes the system that wrote it; storages are always little-endian
-    saved, keys = unpickler.load(), unpickler.load()
-    if not isinstance(keys, list) or not all(type(key) is str and key in unpickler.storages for key in keys):
-        raise damaged('its list of storages does not match its tensors')
-    starts: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    for key in keys:
-        storage = unpickler.storages[key]
-        (numel,) = struct.unpack('<q', file.read(8))
-        starts[key], sizes[key] = file.tell(), numel * ITEM_SIZES[storage.dtype]
-        if numel != storage.numel or starts[key] + sizes[key] > file.length:
-            raise damaged(f'storage {printable(key)} does not have {storage.numel} elements')
-        file.seek(starts[key] + sizes[key])
-
-    def data(key: str) -> bytes:
-        file.seek(starts[key])
-        return file.read(sizes[key])
-
-    return _Contents(saved, sizes, data)
-
-
-def _read_torch(contents: _Contents, headers_only: bool) -> dict[str, Any]:
+def _read_torch(contents: Contents, headers_only: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     tensors: dict[str, Any] = {}
     loaded: dict[str, tuple[str, np.ndarray]] = {}  # each storage is read once, however many tensors share it
-    for name, record in _state_dict(contents.saved).items():
+    views: dict[TensorRecord, Any] = {}  # a tensor with two names is one array
+    for name, record in contents.tensors.items():
         key, stored = record.storage.key, record.storage.numel * ITEM_SIZES[record.storage.dtype]
         if contents.sizes.get(key) != stored:
             raise damaged(f'storage {printable(key)} has {contents.sizes.get(key, 0)} bytes instead of {stored}')
-        if headers_only:
-            tensors[name] = TensorHeader(record.shape, _result_dtype(record.dtype))
-            continue
-        if key not in loaded:
+        if not headers_only and key not in loaded:
             loaded[key] = record.dtype, _values(contents.data(key), record.dtype, contents.byteorder)
-        dtype, values = loaded[key]
-        if dtype != record.dtype:
+        if not headers_only and loaded[key][0] != record.dtype:
             raise InputError(
-                f'is refused: {printable(name)} reads as {record.dtype} what another tensor reads as {dtype}'
+                f'is refused: {printable(name)} reads as {record.dtype} what another tensor reads as {loaded[key][0]}'
             )
-        tensors[name] = _view(values, record)
-    return tensors
-
-
-def _state_dict(saved: Any) -> dict[str, TensorRecord]:
-    """The named tensors of a checkpoint; may be empty."""
-    if not isinstance(saved, dict):
-        return {}
-    for value in (*map(saved.get, _NESTED), saved):
-        found = value.items() if isinstance(value, dict) else ()
-        tensors = {name: tensor for name, tensor in found if isinstance(tensor, TensorRecord)}
-        if tensors:
-            return tensors
-    return {}
+        if record not in views:
+            header = TensorHeader(record.shape, _result_dtype(record.dtype))
+            views[record] = header if headers_only else _view(loaded[key][1], record)
+        tensors[name] = views[record]
+    return tensors, contents.ignored
 
 
 def _view(values: np.ndarray, record: TensorRecord) -> np.ndarray:

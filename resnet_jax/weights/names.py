@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.errors import InputError
-from resnet_jax.models.resnet import ResNet, new_head, variable_shapes
+from resnet_jax.errors import InputError, some
+from resnet_jax.models.resnet import ResNet, variable_shapes
 from resnet_jax.models.scanned import as_stored
 from resnet_jax.models.spec import ResNetSpec
 
@@ -99,11 +98,20 @@ def torch_names(spec: ResNetSpec, paths: list[str]) -> dict[str, str]:
     return {path: _rewrite(path, rules).replace('/', '.') for path in paths}
 
 
-# Names of other code bases, with timm's names.
-_ALIASES: tuple[Rule, ...] = (
-    (r'^linear\.', 'fc.'),  # akamaster/pytorch_resnet_cifar10, kuangliu/pytorch-cifar
-    (r'\.shortcut\.', '.downsample.'),
+# Names of other code bases, from timm's.
+_SHORTCUTS: tuple[Rule, ...] = ((r'\.downsample\.', '.shortcut.'),)  # kuangliu/pytorch-cifar
+_CHILDREN: tuple[Rule, ...] = (  # the numbered children of the network: nn.Sequential(*network.children())
+    (r'^conv1\.', '0.'),
+    (r'^bn1\.', '1.'),
+    (r'^maxpool\.', '3.'),
+    (r'^layer(\d)\.', lambda match: f'{int(match[1]) + 3}.'),
 )
+_CIFAR_CHILDREN: tuple[Rule, ...] = (  # without modules for the activation and the pool
+    *_CHILDREN[:2],
+    (r'^layer(\d)\.', lambda match: f'{int(match[1]) + 1}.'),
+)
+# Modules with the last linear layer: in timm, mmpretrain, pytorch_resnet_cifar10 and torchvision's other networks.
+HEADS = ('fc', 'head.fc', 'last_linear', 'linear', 'classifier', 'head')
 _BIT: tuple[Rule, ...] = (
     (r'^resnet/root_block/standardized_conv2d/', 'stem/conv/'),
     (r'^resnet/block(\d)/unit(\d+)', lambda match: f'stages/{int(match[1]) - 1}/blocks/{int(match[2]) - 1}'),
@@ -117,15 +125,31 @@ _BIT: tuple[Rule, ...] = (
 )
 
 
-def _with_timm_names(tensors: Mapping[str, Any], spec: ResNetSpec) -> dict[str, Any]:
-    """Tensors of any supported code base under timm's names, without unused counters."""
-    if any(name.startswith('resnet/root_block/') for name in tensors):  # BiT's arrays have our order of axes
-        return {_rewrite(name, _BIT).replace('/', '.'): _Transposed(tensor) for name, tensor in tensors.items()}
-    named = {}
-    for name, tensor in tensors.items():
-        alias = name if spec.pre_activation else _rewrite(name, _ALIASES)
-        named[name if alias in tensors else alias] = tensor  # of two tensors, one is superfluous
-    return {name: tensor for name, tensor in named.items() if not name.endswith('num_batches_tracked')}
+def without_bit_names(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """BiT's arrays under timm's names and in PyTorch's order of axes; other tensors as they are."""
+    if not any(name.startswith('resnet/root_block/') for name in tensors):
+        return tensors
+    return {_rewrite(name, _BIT).replace('/', '.'): _Transposed(tensor) for name, tensor in tensors.items()}
+
+
+def namings(spec: ResNetSpec, paths: Iterable[str]) -> list[dict[str, str]]:
+    """The names that the supported code bases give a network's variables, except its head.
+
+    Args:
+      spec: the network's specification.
+      paths: our paths with their collections, such as ``params/stage1_block1/conv1/kernel``.
+
+    Returns:
+      Names by path for each code base; first timm's.
+    """
+    inner = {path: without_collection(path) for path in paths}
+    names = torch_names(spec, list(inner.values()))
+    timm = {path: names[each] for path, each in inner.items()}
+    others: list[tuple[Rule, ...]] = [] if spec.pre_activation else [_SHORTCUTS]
+    if others and spec.stem.pool != 'max_ceil_mode':
+        others.append(_CIFAR_CHILDREN if spec.stem.kind == 'cifar' else _CHILDREN)
+    found = [timm, *({path: _rewrite(name, rules) for path, name in timm.items()} for rules in others)]
+    return [naming for index, naming in enumerate(found) if naming not in found[:index]]
 
 
 class _Transposed:
@@ -143,105 +167,18 @@ class _Transposed:
         return self.tensor.transpose(3, 2, 0, 1) if self.tensor.ndim == 4 else self.tensor.transpose()
 
 
-def _paths(variables: Any) -> dict[str, Any]:
+HEAD = 'params/head/'
+
+
+def paths_of(variables: Any) -> dict[str, Any]:
     """The leaves by path, such as ``params/stage1_block1/conv1/kernel``."""
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
-def _without_collection(path: str) -> str:
+def without_collection(path: str) -> str:
     """A path such as ``stage1_block1/conv1/kernel``, which is unique even without the collection."""
     return path.partition('/')[2]
-
-
-def _in_our_layout(tensors: Mapping[str, Any]) -> bool:
-    return any(name.startswith('params/') for name in tensors)
-
-
-def _names_of(paths: Iterable[str], spec: ResNetSpec, our_layout: bool) -> dict[str, str]:
-    """The names of tensors by our paths: the paths themselves, or timm's names."""
-    if our_layout:
-        return {path: path for path in paths}
-    inner = {path: _without_collection(path) for path in paths}
-    names = torch_names(spec, list(inner.values()))
-    return {path: names[each] for path, each in inner.items()}
-
-
-def _our_shape(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """Converts the shape of a PyTorch tensor to our order of axes."""
-    if ndim == 2 and len(shape) == 4 and shape[2:] == (1, 1):
-        shape = shape[:2]
-    return (*shape[2:], shape[1], shape[0]) if len(shape) == 4 else shape[::-1]
-
-
-def _our_value(tensor: Any, ndim: int) -> np.ndarray:
-    value = np.asarray(tensor)
-    value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.transpose()
-    return value[0, 0] if value.ndim == 4 and ndim == 2 else value
-
-
-def _fits(path: str, shape: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Whether a tensor fits, possibly after replacing the head or adapting the first convolution."""
-    if path.startswith(_HEAD):
-        return len(shape) == len(ours) and shape[:-1] == ours[:-1] and shape[-1] > 0
-    if path in _FIRST_KERNELS:
-        return len(shape) == 4 and (*shape[:2], shape[3]) == (*ours[:2], ours[3]) and shape[2] > 0
-    return shape == ours
-
-
-_HEAD = 'params/head/'
-_FIRST_KERNELS = ('params/stem/conv/kernel', 'params/stem/conv1/kernel')
-
-
-def match_tensors(
-    tensors: Mapping[str, Any], model: ResNet, in_channels: int = 3, headless: bool = False
-) -> dict[str, Any]:
-    """Matches tensors with the variables of a network.
-
-    Args:
-      tensors: tensors by our paths; or a state dict of torchvision, timm or another code base named in this module; or
-        BiT's arrays. Values may be any objects with a ``shape``.
-      model: the network.
-      in_channels: C of its images.
-      headless: whether the last linear layer may be missing.
-
-    Returns:
-      The tensors by our paths, including collections. Tensors in our layout have our order of axes, others PyTorch's.
-
-    Raises:
-      InputError: missing or superfluous tensors, or tensors of other shapes; the message names all of them. Other
-        numbers of classes or input channels are allowed.
-    """
-    our_layout = _in_our_layout(tensors)
-    given = dict(tensors) if our_layout else _with_timm_names(tensors, model.spec)
-    ours = _paths(variable_shapes(model, in_channels))
-    names = _names_of(ours, model.spec, our_layout)
-    if headless:
-        names = {path: name for path, name in names.items() if name in given or not path.startswith(_HEAD)}
-    matched = {path: given[name] for path, name in names.items() if name in given}
-    misshapen = []
-    for path, tensor in matched.items():
-        shape, expected = tuple(tensor.shape), ours[path].shape
-        if not _fits(path, shape if our_layout else _our_shape(shape, len(expected)), expected):
-            expected = expected if our_layout else torch_shape(_without_collection(path), expected, model.spec)
-            misshapen.append(f'{names[path]} {shape} instead of {expected}')
-    head = [path for path in (f'{_HEAD}kernel', f'{_HEAD}bias') if path in matched]
-    if not misshapen and len({_classes(matched[path], our_layout) for path in head}) > 1:
-        misshapen = [f'{names[path]} {tuple(matched[path].shape)}' for path in head]
-    faults = {
-        'missing': [name for path, name in names.items() if path not in matched],
-        'unexpected': sorted(set(given) - set(names.values())),
-        'with wrong shapes': misshapen,
-    }
-    found = [f'{len(each)} {what}: {", ".join(each)}' for what, each in faults.items() if each]
-    if found:
-        raise InputError(f'the tensors do not fit the network: {"; ".join(found)}')
-    return matched
-
-
-def _classes(tensor: Any, our_layout: bool) -> int:
-    """The number of classes of the head's kernel or bias."""
-    return int(tensor.shape[-1] if our_layout else tensor.shape[0])
 
 
 def torch_shape(path: str, shape: tuple[int, ...], spec: ResNetSpec) -> tuple[int, ...]:
@@ -259,73 +196,34 @@ def torch_shape(path: str, shape: tuple[int, ...], spec: ResNetSpec) -> tuple[in
     return shape[::-1]
 
 
-def variables_from_tensors(
-    tensors: Mapping[str, Any],
-    model: ResNet,
-    in_channels: int | None = None,
-    key: jax.Array | None = None,
-    headless: bool = False,
-) -> dict[str, Any]:
-    """Converts tensors to Flax variables.
+def stored_leaves(variables: Mapping[str, Any], model: ResNet) -> dict[str, Any]:
+    """The variables of a network by path, in the stored form.
 
     Args:
-      tensors: as in ``match_tensors``, with arrays of any floating-point dtype as values.
-      model: the network. If its number of classes differs from the tensors', the head is initialized, with a warning.
-      in_channels: C of its images. If it differs from the tensors', the first kernel is adapted as in timm, with a
-        warning. None keeps the tensors' C.
-      key: random key of a new head; defaults to ``jax.random.key(0)``.
-      headless: as in ``match_tensors``; a missing head is initialized, too.
-
-    Returns:
-      ``{'params': …, 'batch_stats': …}``, float32.
+      variables: what ``model.apply`` takes, as nested mappings of arrays of JAX or NumPy. Collections that the network
+        does not have are left out, with a warning. The head may be missing.
+      model: the network.
 
     Raises:
-      InputError: as ``match_tensors``.
+      InputError: the variables are those of another network.
     """
-    if in_channels is not None and in_channels < 1:
-        raise InputError(f'in_channels={in_channels} must be at least 1')
-    matched = match_tensors(tensors, model, in_channels or 3, headless)
-    our_layout = _in_our_layout(tensors)
-    axis = 2 if our_layout else 1
-    channels = in_channels or next(int(matched[path].shape[axis]) for path in _FIRST_KERNELS if path in matched)
-    shapes = variable_shapes(model, channels)
-    classes = _classes(matched[f'{_HEAD}bias'], our_layout) if f'{_HEAD}bias' in matched else 0
-    fresh: Any = {}
-    if classes != model.spec.head.num_classes:
-        warnings.warn(f'a new head for {model.spec.head.num_classes} classes replaces that for {classes}', stacklevel=2)
-        features = _paths(shapes)[f'{_HEAD}kernel'].shape[0]
-        fresh = new_head(model.spec.head.num_classes).init(
-            jax.random.key(0, impl='threefry2x32') if key is None else key, jnp.zeros((1, features), jnp.float32)
-        )
-        fresh = fresh['params']
-
-    def convert(path: str, like: Any) -> jax.Array:
-        if fresh and path.startswith(_HEAD):
-            return fresh[path.removeprefix(_HEAD)]
-        value = np.asarray(matched[path]) if our_layout else _our_value(matched[path], like.ndim)
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            name = _without_collection(path)
-            raise InputError(f'the tensor of {name} must be floating-point, got {value.dtype}')
-        if path in _FIRST_KERNELS and value.shape[2] != channels:
-            warnings.warn(f'the first kernel is adapted from {value.shape[2]} to {channels} channels', stacklevel=2)
-            value = _adapt_input(value, channels)
-        return jnp.asarray(value, jnp.float32)
-
-    leaves = [convert(path, like) for path, like in _paths(shapes).items()]
-    variables = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-    return {'batch_stats': {}} | variables
+    known = variable_shapes(model)
+    extra = [name for name in variables if name not in known]
+    if extra:
+        warnings.warn(f'collections that the network does not have are left out: {some(extra)}', stacklevel=3)
+    leaves = paths_of(as_stored({name: _as_dict(variables[name]) for name in variables if name in known}))
+    expected = paths_of(known)
+    missing = [path for path in expected if path not in leaves and not path.startswith(HEAD)]
+    unexpected = [path for path in leaves if path not in expected]
+    if missing or unexpected:
+        what = f'{some(missing)} missing' if missing else f'unexpected {some(unexpected)}'
+        raise InputError(f'the variables are not those of the network: {what}')
+    return leaves
 
 
-def _adapt_input(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Adapts the first kernel ``[kh, kw, C, C_out]`` to another number of input channels, as timm does.
-
-    A single channel has the sum over the old ones; several channels repeat the old ones, scaled to the same sum.
-    """
-    old = kernel.shape[2]
-    if channels == 1:
-        return kernel.sum(2, keepdims=True)
-    repeats = -(-channels // old)
-    return np.tile(kernel, (1, 1, repeats, 1))[:, :, :channels] * np.float32(old / channels)
+def _as_dict(tree: Any) -> Any:
+    """Converts nested mappings, such as Flax's FrozenDict, to dicts."""
+    return {name: _as_dict(below) for name, below in tree.items()} if isinstance(tree, Mapping) else tree
 
 
 def tensors_from_variables(variables: Mapping[str, Any], model: ResNet) -> dict[str, np.ndarray]:
@@ -334,22 +232,22 @@ def tensors_from_variables(variables: Mapping[str, Any], model: ResNet) -> dict[
     It can be loaded by ``timm.create_model(name).load_state_dict(…, strict=True)``, or by torchvision for its networks.
 
     Args:
-      variables: what ``model.apply`` takes.
+      variables: as in ``stored_leaves``.
       model: the network.
 
     Returns:
       NumPy arrays by name, float32, in PyTorch's order of axes.
 
     Raises:
-      InputError: two variables of a user-supplied block would have the same name.
+      InputError: as ``stored_leaves``, or two variables of a user-supplied block would have the same name.
     """
-    leaves = _paths(as_stored(dict(variables)))
-    names = _names_of(leaves, model.spec, our_layout=False)
+    leaves = stored_leaves(variables, model)
+    (names, *_) = namings(model.spec, leaves)
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in leaves.items():
         value = np.asarray(leaf, np.float32)
         value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.transpose()
-        shape = torch_shape(_without_collection(path), tuple(leaf.shape), model.spec)
+        shape = torch_shape(without_collection(path), tuple(leaf.shape), model.spec)
         if names[path] in tensors:
             raise InputError(f'{path} and another variable would both be named {names[path]} in timm: use layout=flax')
         tensors[names[path]] = np.ascontiguousarray(value.reshape(shape))

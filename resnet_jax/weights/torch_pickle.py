@@ -2,71 +2,36 @@
 
 A pickle is a program for a small stack machine, and Python's unpickler calls whatever functions the program names. This
 one implements the opcodes but calls no functions: names are looked up in a table of what a weights file may contain,
-and a call creates a container, a record that describes a tensor, or the placeholder ``INERT``. Any other name is
-refused with an error that names it. Nothing is imported, and no container is hashed, compared or printed.
+and a call creates a container or a record that describes a tensor. Any other name, and what a call of it returns, is a
+stand-in (``Inert``) that can do nothing but hold attributes and items. Nothing is imported, and no container is hashed,
+compared or printed.
 """
 
 import dataclasses
-import math
 import pickletools
 import struct
 from collections.abc import Callable
 from typing import IO, Any
 
-import numpy as np
-
 from resnet_jax.errors import InputError
+from resnet_jax.weights.torch_tensors import (
+    INERT,
+    ITEM_SIZES,
+    STORAGES,
+    ElementType,
+    Inert,
+    Storage,
+    damaged,
+    first_argument,
+    is_count,
+    printable,
+    rebuild_tensor,
+    rebuild_tensor_v2,
+    rebuild_tensor_v3,
+)
 
-MAX_DIMENSIONS = 32
-MAX_ELEMENTS = 2**47  # far beyond any memory, far below overflow in NumPy
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """A flat array in the file.
-
-    Attributes:
-      dtype: one of ``ITEM_SIZES``.
-      key: name of its data in the file.
-      numel: declared number of elements.
-    """
-
-    dtype: str
-    key: str
-    numel: int
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorRecord:
-    """A tensor as a view within the bounds of a storage, without overlapping elements.
-
-    Attributes:
-      storage: the storage.
-      dtype: the storage's, unless that is untyped.
-      offset: in elements of ``dtype``.
-      shape: the shape.
-      strides: in elements of ``dtype``.
-    """
-
-    storage: Storage
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class Inert:
-    """Placeholder of an object that is neither a tensor nor a container; it has no content."""
-
-
-INERT = Inert()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Type:
-    """A class of storages, or a ``torch.dtype``."""
-
-    dtype: str
+_LONGEST_NAME = 500  # characters of a module and a name in it
+_MOST_NAMES = 1000  # that are kept for a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,116 +41,50 @@ class _Function:
     run: Callable[[tuple[Any, ...]], Any]
 
 
-# Names of storage classes without ``Storage``, and their dtypes.
-_STORAGES = {
-    **{'Double': 'float64', 'Float': 'float32', 'Half': 'float16', 'BFloat16': 'bfloat16'},
-    **{'Long': 'int64', 'Int': 'int32', 'Short': 'int16', 'Char': 'int8', 'Byte': 'uint8', 'Bool': 'bool'},
-    **{'ComplexDouble': 'complex128', 'ComplexFloat': 'complex64', 'Untyped': 'uint8'},
-}
-_WITHOUT_STORAGES = ('uint16', 'uint32', 'uint64')
-ITEM_SIZES = {'bfloat16': 2} | {
-    name: np.dtype(name).itemsize for name in (*_STORAGES.values(), *_WITHOUT_STORAGES) if name != 'bfloat16'
-}
-
-
-def damaged(what: str) -> InputError:
-    """Makes the error of a damaged file; callers prepend the file's name."""
-    return InputError(f'is damaged: {what}')
-
-
-def printable(name: str) -> str:
-    """Makes a string from a file printable: one line of at most 80 characters."""
-    name = name.encode('ascii', 'backslashreplace').decode()
-    return ''.join(c if c.isprintable() else '?' for c in name[:80]) + ('…' if len(name) > 80 else '')
-
-
-def is_shape(value: Any) -> bool:
-    """Whether a value is a valid shape: a tuple of sizes within the limits of this module."""
-    if not isinstance(value, tuple) or len(value) > MAX_DIMENSIONS:
-        return False
-    return all(map(_is_count, value)) and math.prod(max(size, 1) for size in value) <= MAX_ELEMENTS
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MAX_ELEMENTS
-
-
-def _tensor(args: tuple[Any, ...]) -> TensorRecord:
-    """Rebuilds a tensor from ``(storage, offset, shape, strides)``."""
-    if len(args) < 4 or not isinstance(args[0], Storage):
-        raise damaged('a tensor has no storage, offset or shape')
-    return _view(args, args[0].dtype)
-
-
-def _tensor_v2(args: tuple[Any, ...]) -> TensorRecord:
-    """Rebuilds a tensor from ``(storage, offset, shape, strides, requires_grad, hooks[, metadata])``."""
-    if len(args) > 6 and args[6] is not None and args[6] != {}:
-        raise InputError('has a conjugated or negated view, which is not supported')
-    return _tensor(args)
-
-
-def _tensor_v3(args: tuple[Any, ...]) -> TensorRecord:
-    """As ``_tensor_v2``, with a dtype before the metadata, for dtypes without a storage class."""
-    if len(args) < 7 or not isinstance(args[6], _Type):
-        raise damaged('a tensor has no dtype')
-    _tensor_v2(args[:6] + args[7:])
-    return _view(args, args[6].dtype)
-
-
-def _view(args: tuple[Any, ...], dtype: str) -> TensorRecord:
-    """Makes a record after checking that all elements are within the storage and do not overlap."""
-    storage, offset, shape, strides = args[:4]
-    if not _is_count(offset) or not is_shape(shape):
-        raise damaged('a tensor has an invalid offset or shape')
-    if not isinstance(strides, tuple) or len(strides) != len(shape) or not all(map(_is_count, strides)):
-        raise damaged(f'a tensor of shape {shape} has invalid strides')
-    numel = storage.numel * ITEM_SIZES[storage.dtype] // ITEM_SIZES[dtype]
-    end = offset  # last element reached by the smaller strides
-    if 0 not in shape:
-        for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size > 1):
-            if stride <= end - offset:  # includes expanded axes, with stride 0
-                raise damaged(f'a tensor of shape {shape} has overlapping elements, strides {strides}')
-            end += stride * (size - 1)
-        end += 1
-    if end > numel:
-        raise damaged(f'a tensor of shape {shape} extends beyond its storage of {numel} elements')
-    return TensorRecord(storage, dtype, offset, shape, strides)
-
-
-def _first(args: tuple[Any, ...]) -> Any:
-    """Rebuilds a parameter as its tensor, and a ``torch.Size`` as its tuple."""
-    return args[0] if args and isinstance(args[0], TensorRecord | tuple) else INERT
-
-
 _ORDERED_DICT = _Function(dict)
+_REBUILD = {
+    '_rebuild_tensor': _Function(rebuild_tensor),
+    '_rebuild_tensor_v2': _Function(rebuild_tensor_v2),
+    '_rebuild_tensor_v3': _Function(rebuild_tensor_v3),
+    '_rebuild_parameter': _Function(first_argument),
+    '_rebuild_parameter_with_state': _Function(first_argument),
+}
 
 
-def _allowed() -> dict[str, Any]:
-    """Meanings of the allowed names, by ``module name``."""
-    names: dict[str, Any] = {
-        'torch._utils _rebuild_tensor': _Function(_tensor),
-        'torch._utils _rebuild_tensor_v2': _Function(_tensor_v2),
-        'torch._utils _rebuild_tensor_v3': _Function(_tensor_v3),
-        'torch._utils _rebuild_parameter': _Function(_first),
-        'torch._utils _rebuild_parameter_with_state': _Function(_first),
-        'torch Size': _Function(_first),
-        'collections OrderedDict': _ORDERED_DICT,
-    }
+def _with_attributes(args: tuple[Any, ...]) -> Any:
+    """Rebuilds a tensor with attributes, or of a subclass, from ``(function, class, its arguments, attributes)``."""
+    known = len(args) > 2 and isinstance(args[0], _Function) and args[0] in _REBUILD.values()
+    return args[0].run(args[2]) if known and isinstance(args[2], tuple) else INERT
+
+
+def _known() -> dict[str, Any]:
+    """Meanings of the known names, by ``module name``."""
+    names: dict[str, Any] = {f'torch._utils {name}': function for name, function in _REBUILD.items()}
+    first = _Function(first_argument)
+    names |= {f'torch._tensor {name}': _Function(_with_attributes) for name in _FROM_TYPE}
+    names |= {'torch Size': first, 'collections OrderedDict': _ORDERED_DICT}
+    names |= {f'torch.jit._pickle {name}': first for name in ('restore_type_tag', *map('build_{}list'.format, _LISTS))}
     for module in ('torch', 'torch.cuda', 'torch.storage'):
-        names |= {f'{module} {name}Storage': _Type(dtype) for name, dtype in _STORAGES.items()}
-    names |= {f'torch {dtype}': _Type(dtype) for dtype in ITEM_SIZES}
-    # Other objects in training checkpoints, which are ignored.
-    inert = _Function(lambda args: INERT)
+        names |= {f'{module} {name}Storage': ElementType(dtype) for name, dtype in STORAGES.items()}
+    names |= {f'torch {dtype}': ElementType(dtype) for dtype in ITEM_SIZES}
+    # Other objects in training checkpoints, which are ignored without a message.
     scalars = ('int', 'float', 'complex', 'bool', 'str', 'bytes', 'bytearray')
     for module in ('builtins', '__builtin__'):
-        names |= {f'{module} {name}': inert for name in ('list', 'dict', 'tuple', 'set', 'frozenset', *scalars)}
+        names |= {f'{module} {name}': INERT for name in ('list', 'dict', 'tuple', 'set', 'frozenset', *scalars)}
     for module in ('numpy.core', 'numpy._core'):
-        names |= {f'{module}.multiarray {name}': inert for name in ('scalar', '_reconstruct')}
-    others = ('collections defaultdict', 'collections Counter', 'collections deque', 'argparse Namespace')
-    return names | dict.fromkeys((*others, 'numpy dtype', 'numpy ndarray', '_codecs encode', 'torch device'), inert)
+        names |= {f'{module}.multiarray {name}': INERT for name in ('scalar', '_reconstruct')}
+    others = (
+        *('collections defaultdict', 'collections Counter', 'collections deque', 'argparse Namespace'),
+        *('numpy dtype', 'numpy ndarray', '_codecs encode', 'torch device', 'torch Tensor'),
+    )
+    return names | dict.fromkeys(others, INERT)
 
 
-_ALLOWED = _allowed()
+_FROM_TYPE = ('_rebuild_from_type', '_rebuild_from_type_v2')
+_LISTS = ('int', 'double', 'bool', 'tensor')
+_KNOWN = _known()
+# Modules of a network: their tensors are read, so there is nothing to report.
+_MODULES = ('torch.nn.', '__torch__')
 _OPCODES = {opcode.code.encode('latin-1'): opcode for opcode in pickletools.opcodes}
 _CONSTANTS: dict[str, Any] = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
 _LITERALS = {
@@ -203,10 +102,12 @@ class Unpickler:
 
     Attributes:
       storages: every storage referred to so far, by key.
+      ignored: names that the pickle refers to and that are not known here, with their modules; at most 1,000.
     """
 
     def __init__(self, file: IO[bytes], max_steps: int):
         self.storages: dict[str, Storage] = {}
+        self.ignored: dict[str, None] = {}
         self._file = file
         self._steps_left = max_steps
         self._stack: list[Any] = []
@@ -217,10 +118,10 @@ class Unpickler:
         """Reads the next object.
 
         Returns:
-          Python containers and scalars, ``TensorRecord`` and ``INERT``; dicts have only their string keys.
+          Python containers and scalars, ``TensorRecord`` and ``Inert``; dicts have only their string keys.
 
         Raises:
-          InputError: the pickle is damaged, or refers to a forbidden name; the message does not name the file.
+          InputError: the pickle is damaged; the message does not name the file.
         """
         self._stack, self._below, self._memo = [], [], {}
         while True:
@@ -286,10 +187,10 @@ class Unpickler:
     def _step_object(self, name: str) -> None:
         """Executes one of the opcodes that import or call in Python's unpickler."""
         if name == 'GLOBAL':
-            self._stack.append(_look_up(self._line(), self._line()))
+            self._stack.append(self._look_up(self._line(), self._line()))
         elif name == 'STACK_GLOBAL':
             attribute, module = self._pop(), self._pop()
-            self._stack.append(_look_up(module, attribute))
+            self._stack.append(self._look_up(module, attribute))
         elif name in ('REDUCE', 'NEWOBJ'):
             args, function = self._pop(), self._pop()
             self._stack.append(self._call(function, args))
@@ -297,14 +198,16 @@ class Unpickler:
             _, args, function = self._pop(), self._pop(), self._pop()
             self._stack.append(self._call(function, args))
         elif name == 'INST':
-            function = _look_up(self._line(), self._line())
+            function = self._look_up(self._line(), self._line())
             args = tuple(self._since_mark())
             self._stack.append(self._call(function, args))
         elif name == 'OBJ':
             function, *items = self._since_mark() or [None]
             self._stack.append(self._call(function, tuple(items)))
         elif name == 'BUILD':
-            self._pop()  # the state of an object, which is ignored
+            state, made = self._pop(), self._stack[-1]
+            if isinstance(made, Inert) and made is not INERT and isinstance(state, dict):
+                made.content = state
         elif name == 'BINPERSID':
             self._stack.append(self._storage(self._pop()))
         else:
@@ -326,9 +229,21 @@ class Unpickler:
             raise damaged('a name in its pickle is not terminated')
         return line[:-1].decode(errors='replace')
 
+    def _look_up(self, module: Any, name: Any) -> Any:
+        """The meaning of a name; a stand-in if it is not known."""
+        if type(module) is not str or type(name) is not str:
+            raise damaged('a name in its pickle is not a string')
+        module, name = module[:_LONGEST_NAME], name[:_LONGEST_NAME]
+        known = _KNOWN.get(f'{module} {name}')
+        if known is None and not module.startswith(_MODULES) and len(self.ignored) < _MOST_NAMES:
+            self.ignored[printable(f'{module}.{name}')] = None
+        return INERT if known is None else known
+
     def _call(self, function: Any, args: Any) -> Any:
-        if not isinstance(function, _Function) or not isinstance(args, tuple):
+        if not isinstance(function, _Function | Inert) or not isinstance(args, tuple):
             raise damaged('its pickle calls something that is not a function')
+        if isinstance(function, Inert):
+            return Inert()
         return self._ordered_dict(args) if function is _ORDERED_DICT else function.run(args)
 
     def _ordered_dict(self, args: tuple[Any, ...]) -> dict[Any, Any]:
@@ -344,12 +259,16 @@ class Unpickler:
             _update(made, list(pair))
         return made
 
-    def _storage(self, identity: Any) -> Storage:
-        """Resolves a persistent id, ``('storage', class, key, device, elements[, view])``."""
+    def _storage(self, identity: Any) -> Storage | Inert:
+        """Resolves ``('storage', class, key, device, elements[, view])`` or ``('module', class, file, source)``."""
+        if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == 'module':
+            return INERT
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != 'storage':
             raise damaged('a persistent id of its pickle is not the storage of a tensor')
         kind, key, _, numel = identity[1:5]
-        if not isinstance(kind, _Type) or type(key) is not str or not _is_count(numel):
+        if isinstance(kind, Inert):  # an unknown class of storages
+            return INERT
+        if not isinstance(kind, ElementType) or type(key) is not str or not is_count(numel):
             raise damaged('a storage has no dtype, key or size')
         if len(identity) == 6 and identity[5] is not None:
             raise InputError('has a view of a storage (a legacy format), which is not supported')
@@ -367,18 +286,6 @@ def _argument(opcode: pickletools.OpcodeInfo, file: IO[bytes]) -> Any:
         raise damaged('its pickle ends within an entry, or has an invalid string') from error
 
 
-def _look_up(module: Any, name: Any) -> Any:
-    """Looks up an allowed name."""
-    if type(module) is not str or type(name) is not str:
-        raise damaged('a name in its pickle is not a string')
-    try:
-        return _ALLOWED[f'{module} {name}']
-    except KeyError:
-        raise InputError(
-            f'is refused: its pickle refers to {printable(f"{module}.{name}")}; only tensors and containers are allowed'
-        ) from None
-
-
 def _extend(container: Any, items: list[Any]) -> None:
     if isinstance(container, list):
         container.extend(items)
@@ -387,10 +294,13 @@ def _extend(container: Any, items: list[Any]) -> None:
 
 
 def _update(container: Any, items: list[Any]) -> None:
-    """Adds alternating keys and values to a dict; keys other than strings are skipped."""
+    """Adds alternating keys and values to a dict or stand-in; keys other than strings are skipped."""
     if len(items) % 2 or not isinstance(container, dict | Inert):
         raise damaged('its pickle sets items of something that is not a dictionary, or without values')
-    if isinstance(container, dict):
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is str:  # hashing nested tuples can take forever, and numbers can be made to collide
-                container[key] = value
+    if container is INERT:
+        return
+    if isinstance(container, Inert):
+        container.content = container = {} if container.content is None else container.content
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if type(key) is str:  # hashing nested tuples can take forever, and numbers can be made to collide
+            container[key] = value

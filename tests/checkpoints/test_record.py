@@ -51,7 +51,7 @@ def with_optimizer(**changes):
         (CONFIG | {'averaging': 0}, ['averaging=None before, 0 now']),
         (CONFIG | {'reporting': {'log_every_steps': 1}}, ['log_every_steps=50 before, 1 now']),
         ({name: CONFIG[name] for name in CONFIG if name != 'dataset'}, ["dataset='digits' before, absent now"]),
-        (CONFIG | {'seed': None, 'new': False}, []),
+        (CONFIG | {'seed': None, 'new': False}, []),  # settings that older versions did not have
         (CONFIG | {'seed': 0}, ['seed absent before, 0 now']),
     ],
 )

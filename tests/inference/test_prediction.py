@@ -6,14 +6,27 @@ import json
 import numpy as np
 import pytest
 
-from resnet_jax import InputError, TrainConfig, load_predictor, make_spec, train_and_evaluate, with_changes
+from resnet_jax import (
+    InputError,
+    Preprocessing,
+    TrainConfig,
+    create_model,
+    load_predictor,
+    make_spec,
+    train_and_evaluate,
+    with_changes,
+)
 from resnet_jax.data.examples import Dataset, Split
+from resnet_jax.inference.export import export
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.tasks.kinds import TASKS
 from resnet_jax.training.evaluation import Evaluator
 from resnet_jax.training.plan import objective_task
+from resnet_jax.weights.files import write_safetensors
+from resnet_jax.weights.names import tensors_from_variables
 from resnet_jax.weights.runs import load_variables
 from tests.experiments import commands
+from tests.weights.helpers import random_variables
 
 SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
 CONFIG = TrainConfig().replace(
@@ -149,6 +162,38 @@ def test_images_of_another_shape_or_dtype_raise(run, images, message):
     with pytest.raises(InputError) as error:
         load_predictor(run[0])(images)
     assert message in str(error.value)
+
+
+def test_weights_without_a_head_give_features(tmp_path):
+    """Also if timm's config.json names the network; with a head, the features are the same."""
+    model = create_model('test_resnet')
+    tensors = tensors_from_variables(random_variables(model), model)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    expected = None
+    for name, start in (('whole', ''), ('trunk', 'model.'), ('named', 'encoder.')):
+        folder = tmp_path / name
+        folder.mkdir()
+        given = {f'{start}{k}': v for k, v in tensors.items() if name == 'whole' or not k.startswith('fc.')}
+        write_safetensors(folder / 'weights.safetensors', given)
+        if name == 'named':
+            (folder / 'config.json').write_text('{"architecture": "test_resnet", "num_classes": 0}')
+        arch = None if name == 'named' else 'test_resnet'
+        predictor = load_predictor(folder / 'weights.safetensors', arch=arch, preprocessing=Preprocessing(32))
+        found = predictor.embed(images)
+        expected = found if expected is None else expected
+        np.testing.assert_array_equal(found, expected)
+        assert predictor.embed(images[:0]).shape == (0, 96)
+        if name == 'whole':
+            continue
+        assert predictor.class_names == ()
+        message = 'these weights of a test_resnet have no linear head, so they predict nothing: compute features'
+        with pytest.raises(InputError, match=message):
+            predictor(images)
+        with pytest.raises(InputError, match=message):
+            predictor.explain(images, [0, 0])
+        with pytest.raises(InputError, match=message):
+            export(predictor, folder / 'x')
+        assert not (folder / 'x').exists()
 
 
 def test_a_dataset_of_another_task_raises(tmp_path):

@@ -27,7 +27,7 @@ from parity import (  # noqa: E402
 )
 
 from resnet_jax import InputError, create_model, save_weights  # noqa: E402
-from resnet_jax.weights.names import variables_from_tensors  # noqa: E402
+from resnet_jax.weights.matching import variables_from_tensors  # noqa: E402
 
 _DILATED_NAMES = ('resnet34', 'resnet50', 'resnet50d', 'resnetv2_50', 'seresnext26d_32x4d', 'resnetblur18')
 _QUICK = (('resnet34', 16, 65), ('resnet50', 8, 65))

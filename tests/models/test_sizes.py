@@ -259,12 +259,13 @@ def test_layers(name, case, variables_of):
     layer, formula = LAYERS[name][0](case[3]), LAYERS[name][1]
     options = {'train': False} if 'norm' in name.lower() else {}
     variables = variables_of(layer, case, **options)
+    if name == 'filter response norm':  # thresholds far from all values, where the derivative is not defined
+        variables['params']['tau'] = 100 * (-1.0) ** np.arange(case[3], dtype=np.float32)
     params = jax.tree.map(np.float64, variables['params'])
     x, dy, direction = draws(case, case, case)
-    x = x + 0.1 * np.sign(x)
     y, dx = with_gradients(lambda x: layer.apply(variables, x, **options), dy, x)
     assert_close(y, formula(x, params), 1e-4)
-    step = 1e-5
+    step = 1e-7  # small, as squeeze-and-excitation has a ReLU
     slopes = dy * (formula(x + step * direction, params) - formula(x - step * direction, params)) / (2 * step)
     assert_close((dx * direction).sum((1, 2, 3)), slopes.sum((1, 2, 3)), 1e-3)
 
@@ -272,7 +273,7 @@ def test_layers(name, case, variables_of):
 @sampled(list(itertools.product((1, 32), SIZES, SIZES, (1, 2, 3, 224))), [(32, 1, 3, 2), (1, 2, 1, 3)])
 @pytest.mark.parametrize('cubic', [False, True])
 def test_resizing(cubic, case):
-    """Images of 1 to 3 pixels, resized as a batch, are those of Pillow."""
+    """Images of 1 to 3 pixels, resized as a batch, are those of Pillow, up to rounding after each axis."""
     from PIL import Image
 
     batch, height, width, result = case
@@ -282,7 +283,7 @@ def test_resizing(cubic, case):
     )
     filters = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
     theirs = np.stack([np.asarray(Image.fromarray(image).resize((result, result), filters)) for image in images])
-    assert np.abs(np.int32(resize(images)) - theirs).max() <= 1
+    assert np.abs(np.int32(resize(images)) - theirs).max() <= 1 + cubic
 
 
 def test_plain_convolution_of_one_pixel(rng):

@@ -6,7 +6,7 @@ import pytest
 
 from resnet_jax import InputError, from_pretrained, get_checkpoint, get_spec, list_checkpoints, load_weights
 from resnet_jax.weights.files import write_safetensors
-from resnet_jax.weights.names import match_tensors
+from resnet_jax.weights.matching import match_tensors
 from resnet_jax.weights.sources import model_of, open_source
 from tests.weights.helpers import HALF_BIT, SMALL, assert_equal, timm_config, torch_shapes, write_header
 
@@ -28,13 +28,13 @@ def check_published(hub, name):
             model_of(source, path)
     model, arch = model_of(source, path, num_classes=None if classes else 7)
     assert arch == source.arch == known.arch
-    assert source.num_classes == (classes or None)
     assert model.spec == get_spec(known.arch, num_classes=classes or 7)
     assert source.preprocessing == known.preprocessing
-    assert source.headless == (not classes)
-    matched = match_tensors(source.tensors, model, headless=source.headless)
-    assert len(matched) == len(given)
-    assert ('params/head/kernel' in matched) == bool(classes)
+    match = match_tensors(source.tensors, model)
+    assert len(match.tensors) == len(given)
+    assert match.num_classes == (classes or None)
+    assert ('params/head/kernel' in match.tensors) == bool(classes)
+    assert match.left_over == match.old_head == ()
 
 
 # One small network for each kind of names.

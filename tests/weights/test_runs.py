@@ -13,8 +13,10 @@ from resnet_jax import (
     BottleneckBlock,
     InputError,
     ResNet,
+    create_model,
     create_train_state,
     from_pretrained,
+    get_spec,
     load_predictor,
     load_variables,
     load_weights,
@@ -65,6 +67,28 @@ def test_other_folders_are_refused(trained, tmp_path):
         load_weights(folder, ResNet(with_changes(SPEC, widths=(8, 32))))
 
 
+def test_a_mismatch_names_the_architectures_and_a_few_tensors(trained, tmp_path):
+    """In our naming, which is that of the run."""
+    folder = tmp_path / 'run'
+    spec = get_spec('resnet20')
+    state = create_train_state(random_variables(ResNet(spec), channels=1), optax.sgd(0.1))
+    put(folder, trained, 4, state, spec=spec.to_json())
+    record = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps(record | {'arch': 'resnet20'}))
+    options = {'drop_path_rate': 0.1, 'dropout_rate': 0.1, 'num_classes': 7}  # these do not make another architecture
+    with pytest.raises(InputError) as caught:
+        load_weights(folder, create_model('resnet56', **options))
+    assert str(caught.value) == (
+        f'{folder}: that run is a resnet20, the network is a resnet56: the tensors do not fit the network: 180 missing:'
+        ' params/stage1_block4/conv1/kernel, params/stage1_block4/conv2/kernel, params/stage1_block4/norm1/bias'
+        ' and 177 more'
+    )
+    with pytest.raises(InputError, match=r'that run is a resnet20, the network is a custom one: .*with wrong shapes'):
+        load_weights(folder, create_model('resnet20', widths=(16, 32, 80)))
+    with pytest.raises(InputError, match=r'weights_prefix=x: .*run is a run, which has one network'):
+        load_weights(folder, create_model('resnet20'), prefix='x')
+
+
 def test_matching_weights_give_no_warning(trained):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -78,7 +102,7 @@ def test_metadata_of_a_run(trained):
     source = open_source(folder / CHECKPOINTS / '4')
     assert (source.arch, source.spec, source.workdir, source.checkpoint) == ('tiny', SPEC, folder, 4)
     assert (source.mean, source.std, source.class_names) == ((0.3,), (0.2,), ('a', 'b', 'c'))
-    assert (source.task, source.num_classes, source.record) == ('multiclass', 3, record)
+    assert (source.task, source.record) == ('multiclass', record)
     assert source.settings['optimizer'] == 'elsewhere:optimizer'
     assert source.settings['implementation'] == 'xla'
     assert from_pretrained(folder, which='best').source.checkpoint == 'best'

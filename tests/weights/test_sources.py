@@ -5,7 +5,10 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
+import warnings
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +27,7 @@ from resnet_jax.data.examples import Dataset, Split
 from resnet_jax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from resnet_jax.models.scanned import stack_blocks
 from resnet_jax.weights.files import read_tensors, write_safetensors
+from resnet_jax.weights.matching import variables_from_tensors
 from resnet_jax.weights.sources import Source, normalization_of
 from tests.weights.helpers import HALF_BIT, SPEC, assert_equal, random_variables, timm_config
 
@@ -58,7 +62,8 @@ def test_a_plain_file_needs_the_architecture(small, tmp_path):
     assert (loaded.model, loaded.arch, loaded.preprocessing) == (model, 'test_resnet', None)
     assert_equal(loaded.variables, variables)
     with pytest.raises(
-        InputError, match=r'weights: the tensors do not fit the network: .*fc\.weight \(1000, 96\) instead'
+        InputError,
+        match=r'weights: the tensors do not fit the network: .*layer1\.0\.conv1\.weight \(32, 32, 3, 3\) instead',
     ):
         from_pretrained(tmp_path / 'weights', 'resnet18')
     with pytest.raises(InputError, match="unknown architecture 'resnet19'"):
@@ -97,6 +102,52 @@ def test_bfloat16_becomes_float32(tmp_path, layout):
     assert_equal(
         load_weights(tmp_path / 'weights', ResNet(SPEC)), jax.tree.map(lambda x: x.astype('float32'), variables)
     )
+
+
+FORMS = {
+    'FrozenDict': flax.core.freeze,
+    'FrozenDict within a dict': lambda tree: {name: flax.core.freeze(below) for name, below in tree.items()},
+    'read-only mapping': types.MappingProxyType,
+    'NumPy': lambda tree: jax.tree.map(np.asarray, tree),
+    'on another device': lambda tree: jax.device_put(tree, jax.devices()[-1]),
+    'one part on another device': lambda tree: tree | {'params': jax.device_put(tree['params'], jax.devices()[-1])},
+    'NumPy in bfloat16': lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf, jnp.bfloat16), tree),
+    'without a head': lambda tree: tree | {'params': {k: v for k, v in tree['params'].items() if k != 'head'}},
+}
+
+
+@pytest.mark.parametrize('layout', ['torch', 'flax'])
+@pytest.mark.parametrize('form', FORMS)
+def test_variables_of_any_form_are_saved(tmp_path, layout, form):
+    path, variables = tmp_path / 'weights.safetensors', random_variables(ResNet(SPEC))
+    if form == 'NumPy in bfloat16':
+        variables = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), variables)
+    save_weights(path, ResNet(SPEC), FORMS[form](variables), layout=layout)
+    expected = FORMS[form](variables) if form == 'without a head' else variables
+    assert_equal(variables_from_tensors(read_tensors(path), ResNet(SPEC), headless=True), expected)
+
+
+@pytest.mark.parametrize('layout', ['torch', 'flax'])
+def test_other_collections_and_variables_are_not_saved(tmp_path, layout):
+    path, variables = tmp_path / 'weights.safetensors', random_variables(ResNet(SPEC))
+    more = variables | {'intermediates': {'last_map': (np.ones(3),)}, 'opt_state': {}}
+    with pytest.warns(
+        UserWarning, match='collections that the network does not have are left out: intermediates, opt_s'
+    ):
+        save_weights(path, ResNet(SPEC), more, layout=layout)
+    assert_equal(load_weights(path, ResNet(SPEC)), variables)
+    path.unlink()
+    less = {name: tree for name, tree in variables['params'].items() if name != 'stem'}
+    for wrong, message in (
+        (variables | {'params': less}, 'params/stem/conv/kernel, params/stem/norm/bias.* missing'),
+        (variables | {'params': variables['params'] | {'x': np.ones(3)}}, 'unexpected params/x'),
+        (variables['params'], 'batch_stats/stage1_block1.* and 42 more missing'),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with pytest.raises(InputError, match=f'the variables are not those of the network: .*{message}'):
+                save_weights(path, ResNet(SPEC), wrong, layout=layout)
+    assert not path.exists()
 
 
 def test_errors_of_saving(tmp_path):

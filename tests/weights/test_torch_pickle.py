@@ -9,7 +9,8 @@ import tracemalloc
 import pytest
 
 from resnet_jax import InputError
-from resnet_jax.weights.torch_pickle import INERT, Storage, TensorRecord, Unpickler
+from resnet_jax.weights.torch_pickle import Unpickler
+from resnet_jax.weights.torch_tensors import Inert, Storage, TensorRecord
 
 TENSOR = b'ctorch._utils\n_rebuild_tensor_v2\n'
 DICT = b'ccollections\nOrderedDict\n'
@@ -72,37 +73,17 @@ def test_tensors_become_records():
     assert record == TensorRecord(Storage('float32', '0', 6), 'float32', 0, (2, 3), (3, 1))
 
 
-def test_sets_and_unknown_objects_have_no_content():
-    assert load(pickle.dumps({1}, 2)) is INERT
+def test_unknown_objects_hold_only_attributes_and_items():
+    assert is_inert(load(pickle.dumps({1}, 2)))
     assert load(pickle.dumps({1}, 4)) == [1]
-    assert load(b'cargparse\nNamespace\n)\x81}' + text('a') + b'K\x01sb.') is INERT
+    assert load(b'cargparse\nNamespace\n)\x81}' + text('a') + b'K\x01sb.').content == {'a': 1}
+    assert load(b'cmine\nDict\n)R(' + text('a') + b'K\x01K\x05K\x02u.').content == {'a': 1}
+    assert is_inert(load(b'cmine\nf\n}' + text('a') + b'K\x01sb.'))  # the function itself has none
     assert load(DICT + b'(]]' + text('a') + b'aK\x01aatR.') == {'a': 1}  # written by Python 2
 
 
-@pytest.mark.parametrize(
-    ('shape', 'strides', 'offset', 'message'),
-    [
-        ((7,), (1,), 0, r'beyond its storage of 6 elements'),
-        ((2, 3), (3, 1), 1, 'beyond its storage'),
-        ((2, 3), (4, 1), 0, 'beyond its storage'),
-        ((1,), (1,), 6, 'beyond its storage'),
-        ((0,), (1,), 7, 'beyond its storage'),
-        ((6,), (0,), 0, 'overlap'),
-        ((2, 2), (1, 1), 0, 'overlap'),
-        ((3, 2), (1, 2), 0, 'overlap'),
-        ((6,), (-1,), 5, 'invalid strides'),
-        ((6,), (2**62,), 0, 'invalid strides'),
-        ((2**40, 2**40), (1, 1), 0, 'invalid offset or shape'),
-        ((0, 2**62), (1, 1), 0, 'invalid offset or shape'),
-        ((-1,), (1,), 0, 'invalid offset or shape'),
-        ((1,) * 40, (1,) * 40, 0, 'invalid offset or shape'),
-        ((6,), (1,), -1, 'invalid offset'),
-        ((2, 3), (1,), 0, 'invalid strides'),
-    ],
-)
-def test_views_stay_within_their_storage(shape, strides, offset, message):
-    with pytest.raises(InputError, match=message):
-        load(tensor(shape, strides, offset) + b'.')
+def is_inert(value):
+    return isinstance(value, Inert) and value.content is None
 
 
 def test_contradictory_storages_are_refused():
@@ -125,7 +106,7 @@ RUNS = {
     'by way of the memo': lambda m: b'\x8c\x05posix\x940\x8c\x06system\x940h\x00h\x01\x93' + command(m) + b'\x85R.',
     'inst': lambda m: b'(' + command(m) + b'iposix\nsystem\n.',
     'obj': lambda m: b'(cposix\nsystem\n' + command(m) + b'o.',
-    'newobj': lambda m: b'csubprocess\nPopen\n' + b'(' + text('/usr/bin/touch') + text(str(m)) + b'l\x85\x81.',
+    'newobj': lambda m: b'csubprocess\nPopen\n](' + text('/usr/bin/touch') + text(str(m)) + b'e\x85\x81.',
     'eval': lambda m: b'cbuiltins\neval\n' + text(f'open({str(m)!r}, "w").close()') + b'\x85R.',
     'getattr': lambda m: (
         b'cbuiltins\ngetattr\ncbuiltins\nopen\n' + text('__call__') + b'\x86R' + text(str(m)) + b'X\1\0\0\0w\x86R.'
@@ -149,12 +130,39 @@ def test_no_payload_is_executed(tmp_path, kind, within):
             'key': b'}' + payload + b'K\x01s.',
         }[within]
     )
-    with pytest.raises(
-        InputError, match=r'is refused: its pickle refers to [\w.]+; only tensors and containers are allowed'
-    ) as caught:
-        load(data)
-    assert '\n' not in str(caught.value)
+    unpickler = Unpickler(io.BytesIO(data), 100_000)
+    found = unpickler.load()
+    assert {'state': is_named_inert, 'key': lambda value: value == {}}.get(within, is_inert)(found)
+    assert any(name in unpickler.ignored for name in NAMES)
     assert not marker.exists()
+
+
+def is_named_inert(value):
+    """Whether a value is a stand-in with at most stand-ins as content."""
+    return isinstance(value, Inert) and all(map(is_named_inert, (value.content or {}).values()))
+
+
+NAMES = ('posix.system', 'subprocess.Popen', 'builtins.eval', 'builtins.getattr', 'collections.abc.sys.modules.get')
+
+
+def test_results_of_unknown_functions_can_only_be_called_and_filled():
+    """Chains of calls, attributes and items stay stand-ins, and never become tensors or strings."""
+    call = b'cbuiltins\ngetattr\ncos\n_wrap_close\n' + text('__init__') + b'\x86R'  # getattr(os._wrap_close, …)
+    assert is_inert(load(call + b')R' + text('x') + b'\x85R)\x81.'))
+    assert is_inert(load(TENSOR + b'(' + call + b'K\x00)))tR.'))
+    assert is_inert(load(b'ctorch._tensor\n_rebuild_from_type_v2\n(cos\nsystem\ncos\nx\n' + text('id') + b'\x85}tR.'))
+    storage_of_it = b'(' + text('storage') + call + text('0') + text('cpu') + b'K\x06tQ'
+    assert is_inert(load(tensor((2,), (1,), of=storage_of_it) + b'.'))
+    for data, message in ((call + b'K\x01R.', 'not a function'), (DICT + call + b'\x85R.', 'not made of pairs')):
+        with pytest.raises(InputError, match=message):
+            load(data)
+
+
+def test_a_tensor_with_attributes_is_its_tensor():
+    plain = tensor((2, 3), (3, 1))
+    function, args = plain.split(b'(', 1)
+    with_attributes = b'ctorch._tensor\n_rebuild_from_type_v2\n(' + function + b'cmine\nTensor\n(' + args[:-1]
+    assert load(with_attributes + b'}' + text('tag') + b'K\x01stR.') == load(plain + b'.')
 
 
 @pytest.mark.parametrize('kind', ['global', 'stack global', 'inst', 'obj', 'by way of the memo'])
@@ -187,11 +195,12 @@ def test_the_payloads_work_in_python(tmp_path, kind):
         ('a\nb', 'c\rd'),
     ],
 )
-def test_names_outside_of_the_table_are_refused(module, name):
-    with pytest.raises(InputError, match=r'^is refused: its pickle refers to .*; only tensors') as caught:
-        load(text(module) + text(name) + b'\x93.')
-    assert len(str(caught.value)) < 200
-    assert str(caught.value).isprintable()
+def test_names_outside_of_the_table_are_inert(module, name):
+    unpickler = Unpickler(io.BytesIO(text(module) + text(name) + b'\x93)R.'), 100)
+    assert is_inert(unpickler.load())
+    (ignored,) = unpickler.ignored or ['']
+    assert len(ignored) < 100
+    assert ignored.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +234,6 @@ def test_names_outside_of_the_table_are_refused(module, name):
         (b'ctorch._utils\n_rebuild_tensor_v3\n(' + storage() + b'NNNNNNtR.', 'has no dtype'),
         (TENSOR + b'(' + storage() + b'K\x00)))N}' + text('conj') + b'\x88stR.', 'conjugated'),
         (b'cposix', 'not terminated'),
-        (b'c\xff\n\n.', 'refers to'),
         (b'X\x02\0\0\0\xff\xff.', 'an invalid string'),
         (b'K\x01\x8c\x01a\x93.', 'not a string'),
     ],
