@@ -264,7 +264,8 @@ def keeps_head_of(source: Source, plan: Plan) -> bool:
             warnings.warn(f'keeping the head although {reason}; {last}', stacklevel=2)
         elif not source.class_names:
             warnings.warn(
-                f'keeping the head: assuming that its outputs are the {num_classes} classes of {name} in this order; {last}',
+                f'keeping the head: assuming that its outputs are the {num_classes} classes of {name} in this order;'
+                f' {last}',
                 stacklevel=2,
             )
     return True
