@@ -12,6 +12,7 @@ process that writes has all of them in memory anyway. Orbax does not verify cont
 provides is a format for arrays, including bfloat16, that other programs can read.
 """
 
+import asyncio
 import dataclasses
 import errno
 import json
@@ -118,13 +119,30 @@ def _is_wanted_record(record: logging.LogRecord) -> bool:
     return '_SignalingThread' not in record.getMessage()
 
 
+class _PatientHandler(ocp.type_handlers.NumpyHandler):
+    """Writes arrays like Orbax, but returns only when no write is running any more, even if one of them failed.
+
+    Orbax raises the first error at once. On a full disk, the remaining writes would then print a traceback each, because
+    their event loop is closed, and might create files in a folder that has been removed.
+    """
+
+    async def _background_serialize(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            await super()._background_serialize(*args, **kwargs)
+        finally:
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+
 def _orbax() -> ocp.Checkpointer:
     # Threads of Orbax log long tracebacks of errors that are also raised here.
     logging.getLogger('absl').addFilter(_is_wanted_record)
     here = jax.process_index()
     # As the only active process, which is also the primary one, no process waits for others.
     options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    # Without a handler of jax.Array, Orbax warns.
+    handlers = (np.ndarray, _PatientHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+    registry = ocp.type_handlers.create_type_handler_registry(*handlers)
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options, type_handler_registry=registry)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
