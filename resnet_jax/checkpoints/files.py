@@ -90,7 +90,7 @@ def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None)
     """Writes the arrays and the manifest to a new folder; all of it is on disk when this returns.
 
     Args:
-      folder: absolute path of the new folder.
+      folder: absolute path of the new folder; the folder of the run, two levels above, must exist.
       step: number of steps taken.
       state: pytree of non-empty NumPy arrays.
       score: the primary metric on the test set, or None.
@@ -99,7 +99,10 @@ def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None)
       OSError: the folder cannot be created or written.
       Exception: Orbax cannot write; a part of the folder may exist.
     """
-    folder.mkdir(parents=True)
+    folder.parent.mkdir(
+        exist_ok=True
+    )  # not its parents: a run that was deleted must not appear again without its files
+    folder.mkdir()
     with _orbax() as orbax:
         orbax.save(folder / _STATE, args=ocp.args.PyTreeSave(state))
     names = [file.relative_to(folder).as_posix() for file in sorted((folder / _STATE).rglob('*')) if file.is_file()]
