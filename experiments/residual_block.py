@@ -154,6 +154,8 @@ def draw(path: pathlib.Path, norms: dict[str, np.ndarray]) -> None:
 
 def main() -> None:
     names = {'plain': f'plain{FLAGS.depth}', 'residual': f'resnet{FLAGS.depth}'}
+    for arch in names.values():
+        get_spec(arch)  # raises InputError for an unknown depth
     out = pathlib.Path(FLAGS.workdir)
     make_folder(out)
     print_shortcuts()

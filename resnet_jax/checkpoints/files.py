@@ -99,9 +99,8 @@ def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None)
       OSError: the folder cannot be created or written.
       Exception: Orbax cannot write; a part of the folder may exist.
     """
-    folder.parent.mkdir(
-        exist_ok=True
-    )  # not its parents: a run that was deleted must not appear again without its files
+    # Not its parents: a run that was deleted must not appear again without its other files.
+    folder.parent.mkdir(exist_ok=True)
     folder.mkdir()
     with _orbax() as orbax:
         orbax.save(folder / _STATE, args=ocp.args.PyTreeSave(state))
@@ -125,8 +124,8 @@ def _is_wanted_record(record: logging.LogRecord) -> bool:
 class _PatientHandler(ocp.type_handlers.NumpyHandler):
     """Writes arrays like Orbax, but returns only when no write is running any more, even if one of them failed.
 
-    Orbax raises the first error at once. On a full disk, the remaining writes would then print a traceback each, because
-    their event loop is closed, and might create files in a folder that has been removed.
+    Orbax raises the first error at once. On a full disk, the remaining writes would then print a traceback each,
+    because their event loop is closed, and might create files in a folder that has been removed.
     """
 
     async def _background_serialize(self, *args: Any, **kwargs: Any) -> None:

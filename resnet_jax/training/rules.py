@@ -53,9 +53,9 @@ def parameter_rules(params: Any, optimizer: Optimizer, freeze: str | None = None
       freeze: pattern of the parameters that are not trained; None for none.
 
     Raises:
-      InputError: a pattern matches nothing, ``decayed`` matches only frozen parameters, or ``freeze`` matches everything; two patterns, or a pattern and
-        ``head_learning_rate``, match the same parameter; a pattern matches only some of the blocks that are computed in
-        one loop.
+      InputError: a pattern matches nothing, ``freeze`` matches everything, or ``decayed`` only frozen parameters; two
+        patterns, or a pattern and ``head_learning_rate``, match the same parameter; a pattern matches only some of the
+        blocks that are computed in one loop.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
