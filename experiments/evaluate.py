@@ -29,7 +29,8 @@ from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TASKS, make_task
 from resnet_jax.training.evaluation import Evaluation, Evaluator
 from resnet_jax.training.plan import make_model, normalized
-from resnet_jax.training.report import draw_result_alone, print_drawing_errors
+from resnet_jax.training.report import draw_result_alone
+from resnet_jax.training.result import print_drawing_errors
 from resnet_jax.weights.hub import HUB
 from resnet_jax.weights.sources import normalization_of
 
@@ -229,13 +230,12 @@ def main() -> None:
     scan_blocks = make_model(network.model.spec, TrainConfig()).scan_blocks
     model = dataclasses.replace(network.model, scan_blocks=scan_blocks)
     preprocessing, sizes = preprocessing_of(network, dataset), sizes_of_flags(dataset)
-    make_folder(out)
-
     task, own = task_of(network, dataset), network.source.class_names
     known = own if own and task.has_class_targets else dataset.class_names
     names = [*known, *map(str, range(len(known), model.spec.head.num_classes))]
     views = views_of(network)
     options: dict[str, Any] = {'task': task, 'reader': ReaderOptions(strict=FLAGS.strict_data), **views}
+    make_folder(out)
 
     def evaluate(preprocessing: Preprocessing | None) -> Evaluation:
         chosen: dict[str, Any] = options | {'keep_outputs': True, 'preprocessing': preprocessing}

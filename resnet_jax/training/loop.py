@@ -42,7 +42,7 @@ from resnet_jax.training.journal import Hook, Journal, Sink, open_journal
 from resnet_jax.training.log import add_metrics
 from resnet_jax.training.plan import Plan, dataset_record, make_plan, normalize_for_run, open_weights
 from resnet_jax.training.program import Compiled, compile_program
-from resnet_jax.training.result import summarize_seeds, write_results
+from resnet_jax.training.result import can_be_drawn, summarize_seeds, write_results
 from resnet_jax.training.seeds import Seeds, runs_of
 from resnet_jax.training.states import initial_state, loaded_state, restored_state, saved_like
 from resnet_jax.training.step import TrainState
@@ -309,14 +309,17 @@ def at_one_step(runs: Sequence[tuple[int, pathlib.Path]]) -> list[list[tuple[int
 def _finished_results(
     spec: ResNetSpec, config: TrainConfig, runs: Sequence[tuple[int, pathlib.Path]]
 ) -> dict[int, dict[str, Any]]:
-    """The results of finished runs by seed."""
+    """The results of finished runs by seed, except those whose report has to be drawn again."""
     results = {}
     for seed, workdir in runs:
         parts = {'spec': spec.to_json(), 'config': dataclasses.replace(config, seed=seed).to_json()}
         if result := finished_result(workdir, parts, (*MAY_DIFFER, 'spec.head.num_classes')):
+            draws = can_be_drawn(workdir, result)
             if is_main_process():
-                print(f'{workdir} is already finished')
-            results[seed] = result
+                why = '; its report.png is missing and is drawn after another evaluation' if draws else ''
+                print(f'{workdir} is already finished{why}')
+            if not draws:
+                results[seed] = result
     return results
 
 

@@ -1,9 +1,7 @@
 """Plots of a run: training curves, learning rate, and test results."""
 
-import contextlib
 import pathlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from resnet_jax.checkpoints.storage import discard
 from resnet_jax.tasks.drawing import TEST_COLOUR, readable
 
 TRAIN_COLOUR, UNAVERAGED_COLOUR = '#7a8fa6', '#e0a39d'
@@ -73,17 +72,12 @@ def _curve(axes: Axes, records: Sequence[dict[str, Any]], name: str, color: str,
 
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a figure atomically."""
+    """Writes a figure atomically; if that fails, nothing of it is left."""
     partial = path.with_name(path.stem + '.partial' + path.suffix)
     FigureCanvasAgg(figure)
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
-
-
-@contextlib.contextmanager
-def print_drawing_errors(path: pathlib.Path) -> Iterator[None]:
-    """Prints errors of its body in one line, so that a failed plot does not affect the result."""
     try:
-        yield
-    except Exception as error:  # Matplotlib may receive arbitrary names and numbers
-        print(f'{path}: drawing failed: {" ".join(str(error).split())[:300]}', file=sys.stderr)
+        figure.savefig(partial, dpi=110)
+        partial.replace(path)
+    except BaseException:
+        discard(partial)
+        raise
