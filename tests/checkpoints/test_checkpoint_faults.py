@@ -352,7 +352,7 @@ from resnet_jax.checkpoints.checkpoint import save_checkpoint
 
 folder = pathlib.Path(sys.argv[1])
 rng = np.random.default_rng(0)
-state = {f'w{index}': rng.standard_normal(5000).astype(np.float32) for index in range(60)}
+state = {f'w{index}': rng.standard_normal(5000).astype(np.float32) for index in range(150)}
 save_checkpoint(folder, 1, {name: array[:500] for name, array in state.items()}, None)
 for step in (2, 3):
     try:
