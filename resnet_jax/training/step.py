@@ -232,15 +232,15 @@ def train_step(
       updates.
 
     Raises:
-      InputError: as in ``loss_fn``; the targets do not fit the network's outputs; the state has no average although
-        ``options`` has one; or N is not a multiple of ``options.accumulation_steps``.
+      InputError: as in ``loss_fn``; the targets do not fit the network's outputs; only one of the state and
+        ``options`` has an average; or N is not a multiple of ``options.accumulation_steps``.
     """
     checks.check_step(model, task, loss, key)
     checks.check_optimizer(optimizer)
     checks.check_batch(batch, ('image',), options.accumulation_steps, custom=True)
     state = checks.as_dicts(state)  # the network returns dicts
-    if options.averaging is not None and state.average is None:
-        raise InputError('options.averaging needs a state with an average: create_train_state(…, average=True)')
+    if (options.averaging is None) != (state.average is None):
+        raise InputError('options.averaging and create_train_state(…, average=True) need each other')
     loss_of = functools.partial(loss_fn, model=model, task=task, loss=loss, options=options, average=state.average)
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
     if options.accumulation_steps > 1:
