@@ -48,6 +48,17 @@ def check_variables(variables: Any) -> tuple[Any, Any]:
     return params, as_dicts(variables.get('batch_stats', {}))
 
 
+def checked_state(state: Any, averaging: Any) -> Any:
+    """Returns a state with dicts, as the network returns them; its average must exist if and only if it is updated.
+
+    Raises:
+      InputError: only one of the state and the options has an average.
+    """
+    if (averaging is None) != (state.average is None):
+        raise InputError('options.averaging and create_train_state(…, average=True) need each other')
+    return as_dicts(state)
+
+
 def check_optimizer(optimizer: Any) -> None:
     """Raises InputError unless the optimizer is a transformation of optax."""
     if not isinstance(optimizer, optax.GradientTransformation):
@@ -88,7 +99,8 @@ def optimizer_errors(optimizer: Any, state: Any, params: Any) -> Iterator[None]:
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
-        if jax.tree.structure(jax.eval_shape(optimizer.init, params)) == jax.tree.structure(state):
+        expected: Any = jax.tree.structure(jax.eval_shape(optimizer.init, params))
+        if expected == jax.tree.structure(state):
             raise
         raise InputError('state.opt_state is the state of another optimizer or of another network') from error
 
@@ -135,6 +147,8 @@ def check_batch(batch: Any, names: tuple[str, ...], parts: int = 1, custom: bool
         if not isinstance(value, jax.Array | np.ndarray):
             raise InputError(f'batch[{name!r}] must be an array, found {type(value).__name__}')
     images = batch['image'].shape
+    if len(images) == 5 and not custom:
+        raise InputError(f'{images[1]} views per image need a custom loss')
     if len(images) != 4 and not (len(images) == 5 and custom):
         advice = '; image[None] adds the batch axis' if len(images) == 3 else ''
         raise InputError(f"batch['image'] must have shape [N, H, W, C], found {list(images)}{advice}")

@@ -153,12 +153,9 @@ def loss_fn(
         dropout or stochastic depth has no ``key``.
     """
     checks.check_step(model, task, loss, key)
-    checks.check_batch(batch, ('image', 'label') if loss is None and task.needs_targets else ('image',), custom=True)
+    names = ('image', 'label') if loss is None and task.needs_targets else ('image',)
+    checks.check_batch(batch, names, custom=loss is not None)
     images = batch['image']
-    if loss is None:
-        if images.ndim == 5:
-            raise InputError(f'{images.shape[1]} views per image need a custom loss')
-        checks.check_batch(batch, ())
     flat = images.reshape(-1, *images.shape[-3:])
     variables = {'params': _without_gradient(params, options.freeze), 'batch_stats': batch_stats}
     rngs = {} if key is None else {'dropout': key}
@@ -166,10 +163,7 @@ def loss_fn(
         outputs, updates = model.apply(variables, flat, train=True, mutable=['batch_stats'], rngs=rngs)
     new_stats = updates.get('batch_stats', batch_stats)
     if loss is not None:
-        arguments = [_by_view(outputs, images), batch]
-        if average is not None:
-            averaged = jax.lax.stop_gradient(model.apply(average, flat, train=False))
-            arguments.append(_by_view(averaged, images))
+        arguments = [_by_view(outputs, images), batch, *_averaged_outputs(model, average, images)]
         losses = jnp.broadcast_to(loss(*arguments), len(images)).astype(jnp.float32)
         return losses.mean(), ({'loss': losses.sum(), 'count': jnp.asarray(len(images))}, new_stats)
     checks.check_dense(batch, outputs)
@@ -182,6 +176,14 @@ def loss_fn(
         losses = (1 - distillation.distill_weight) * losses + distillation.distill_weight * taught
     sums = task.sums(losses, outputs, labels, jnp.ones(losses.shape, bool))
     return losses.mean(), (sums, new_stats)
+
+
+def _averaged_outputs(model: nn.Module, average: Any, images: jax.Array) -> list[Any]:
+    """The average's outputs, without gradient, in a list that is empty if there is no average."""
+    if average is None:
+        return []
+    outputs = jax.lax.stop_gradient(model.apply(average, images.reshape(-1, *images.shape[-3:]), train=False))
+    return [_by_view(outputs, images)]
 
 
 def _labels(batch: dict[str, jax.Array], task: Task) -> Any:
