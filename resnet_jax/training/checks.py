@@ -48,13 +48,15 @@ def check_variables(variables: Any) -> tuple[Any, Any]:
     return params, as_dicts(variables.get('batch_stats', {}))
 
 
-def checked_state(state: Any, averaging: Any) -> Any:
+def checked_state(state: Any, batch: Any, optimizer: Any, options: Any) -> Any:
     """Returns a state with dicts, as the network returns them; its average must exist if and only if it is updated.
 
     Raises:
-      InputError: only one of the state and the options has an average.
+      InputError: only one of the state and the options has an average, or batch or optimizer are not usable.
     """
-    if (averaging is None) != (state.average is None):
+    check_optimizer(optimizer)
+    check_batch(batch, ('image',), options.accumulation_steps, custom=True)
+    if (options.averaging is None) != (state.average is None):
         raise InputError('options.averaging and create_train_state(…, average=True) need each other')
     return as_dicts(state)
 
@@ -69,7 +71,7 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_step(model: Any, task: Any, loss: Any = None, key: Any = None) -> None:
+def check_step(model: Any, task: Any, loss: Any = None, key: Any = None, batch: Any = None) -> None:
     """Raises InputError unless the arguments of a step are a module, a task, None or a function, and None or a key."""
     if not isinstance(model, nn.Module):
         raise InputError(f'model must be a Linen module, as create_model returns, found {type(model).__name__}')
@@ -79,6 +81,9 @@ def check_step(model: Any, task: Any, loss: Any = None, key: Any = None) -> None
         raise InputError(f'loss={loss!r} must be a function of outputs and batch; the task has the losses with names')
     if key is not None:
         check_key('key', key)
+    if batch is not None:
+        names = ('image', 'label') if loss is None and task.needs_targets else ('image',)
+        check_batch(batch, names, custom=loss is not None)
 
 
 @contextlib.contextmanager

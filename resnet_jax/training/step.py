@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from resnet_jax.errors import InputError
 from resnet_jax.models.scanned import split_blocks
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import get_task
@@ -149,12 +148,9 @@ def loss_fn(
       decay, which the optimizer applies.
 
     Raises:
-      InputError: an argument is of the wrong kind, an entry of the batch is missing or does not fit, or a network with
-        dropout or stochastic depth has no ``key``.
+      InputError: an argument or an entry of the batch is missing or of the wrong kind or shape.
     """
-    checks.check_step(model, task, loss, key)
-    names = ('image', 'label') if loss is None and task.needs_targets else ('image',)
-    checks.check_batch(batch, names, custom=loss is not None)
+    checks.check_step(model, task, loss, key, batch)
     images = batch['image']
     flat = images.reshape(-1, *images.shape[-3:])
     variables = {'params': _without_gradient(params, options.freeze), 'batch_stats': batch_stats}
@@ -234,15 +230,9 @@ def train_step(
       updates.
 
     Raises:
-      InputError: as in ``loss_fn``; the targets do not fit the network's outputs; only one of the state and
-        ``options`` has an average; or N is not a multiple of ``options.accumulation_steps``.
+      InputError: as in ``loss_fn``; the targets do not fit the outputs; or the state or N does not fit ``options``.
     """
-    checks.check_step(model, task, loss, key)
-    checks.check_optimizer(optimizer)
-    checks.check_batch(batch, ('image',), options.accumulation_steps, custom=True)
-    state = checks.as_dicts(state)  # the network returns dicts
-    if (options.averaging is None) != (state.average is None):
-        raise InputError('options.averaging and create_train_state(…, average=True) need each other')
+    state = checks.checked_state(state, batch, optimizer, options)
     loss_of = functools.partial(loss_fn, model=model, task=task, loss=loss, options=options, average=state.average)
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
     if options.accumulation_steps > 1:
@@ -251,8 +241,7 @@ def train_step(
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
     if options.sam_rho:
-        ascent = options.sam_rho / jnp.maximum(norm, 1e-12)
-        uphill = jax.tree.map(lambda w, g: w + ascent * g, state.params, gradients)
+        uphill = jax.tree.map(lambda w, g: w + options.sam_rho / jnp.maximum(norm, 1e-12) * g, state.params, gradients)
         _, gradients = gradient_of(uphill, state.batch_stats, batch, key=key)
         finite &= jnp.isfinite(optax.tree.norm(gradients))
     with checks.optimizer_errors(optimizer, state.opt_state, state.params):

@@ -17,7 +17,5 @@ def test_frozen_dicts_become_dicts_at_any_depth():
 @pytest.mark.parametrize('optimizer', [optax.sgd, 'sgd', None, 0.1])
 def test_an_optimizer_must_be_a_transformation(optimizer):
     checks.check_optimizer(optax.sgd(0.1))
-    with pytest.raises(
-        InputError, match=r'^optimizer must be an optax.GradientTransformation, .*, found (sgd|str|No|fl)'
-    ):
+    with pytest.raises(InputError, match=r'^optimizer must be an optax.GradientTransformation, .*, found '):
         checks.check_optimizer(optimizer)
