@@ -143,11 +143,11 @@ def check_batch(batch: Any, names: tuple[str, ...], parts: int = 1, custom: bool
     if not isinstance(batch, Mapping):
         raise InputError(f"batch must be a dict with 'image' and 'label', found {type(batch).__name__}")
     for name in names:
-        if name not in batch:
+        if batch.get(name) is None:  # a task without targets may have a label of None
             near = nearest(name, batch) if batch else 'it is empty'
             raise InputError(f'batch has no {name!r}; {near}')
     known = ('image',) if custom else ('image', 'label', 'target', 'teacher', 'mask')
-    found = {name: batch[name] for name in known if name in batch}
+    found = {name: batch[name] for name in known if batch.get(name) is not None}
     for name, value in found.items():
         if not isinstance(value, jax.Array | np.ndarray):
             raise InputError(f'batch[{name!r}] must be an array, found {type(value).__name__}')
