@@ -26,10 +26,11 @@ from resnet_jax.tasks import metrics
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TASKS, make_task
 from resnet_jax.text import distinct, shown, without_folders
+from resnet_jax.training.checks import check_shift
 from resnet_jax.training.evaluation import Evaluation, Evaluator
 from resnet_jax.training.plan import make_model, normalized
-from resnet_jax.training.report import draw_result_alone, print_drawing_errors
-from resnet_jax.training.step import check_shift
+from resnet_jax.training.report import draw_result_alone
+from resnet_jax.training.result import print_drawing_errors
 from resnet_jax.weights.sources import normalization_of
 
 GROUP = 'tools'
@@ -113,7 +114,7 @@ def load_data(network: Predictor, source: str) -> Dataset:
     if channels != expected:
         plural = '' if expected == 1 else 's'
         raise InputError(f'the network of {source} takes {expected} channel{plural}, but {name} has {channels}')
-    check_shift(views_of(network)['shift'], dataset.image_shape)
+    check_shift('test_shift', views_of(network)['shift'], dataset.image_shape)
     known_mean, known_std = normalization_of(network.source, dataset)
     chosen = TrainConfig().replace(**training_flags.chosen_settings(('mean', 'std'))).data  # validates them
     mean = known_mean if chosen.mean is None else chosen.mean
@@ -233,13 +234,12 @@ def main() -> None:
     model = dataclasses.replace(network.model, scan_blocks=scan_blocks)
     preprocessing, sizes = preprocessing_of(network, dataset), sizes_of_flags()
     split, conversions = counted(split, network)
-    make_folder(out)
-
     task, own = task_of(network, dataset), network.source.class_names
     known = own if own and task.has_class_targets else dataset.class_names
     names = distinct([*known, *map(str, range(len(known), model.spec.head.num_classes))])
     views = views_of(network)
     options: dict[str, Any] = {'task': task, 'reader': ReaderOptions(strict=FLAGS.strict_data), **views}
+    make_folder(out)
 
     def evaluate(preprocessing: Preprocessing | None) -> Evaluation:
         chosen: dict[str, Any] = options | {'keep_outputs': True, 'preprocessing': preprocessing}

@@ -157,6 +157,8 @@ def draw(path: pathlib.Path, norms: dict[str, np.ndarray]) -> None:
 
 def main() -> None:
     names = {'plain': f'plain{FLAGS.depth}', 'residual': f'resnet{FLAGS.depth}'}
+    for arch in names.values():
+        get_spec(arch)  # raises InputError for an unknown depth
     out = outputs.output_file(outputs.IMAGES, 'runs/residual_block/gradients.png')
     make_folder(out.parent)
     print_shortcuts()

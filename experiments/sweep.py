@@ -7,6 +7,7 @@ The same command resumes an interrupted sweep. Separate values that contain comm
 --grid="crop_area=0.08,1|0.35,1".
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,8 @@ from matplotlib.figure import Figure
 from experiments.shared import commands, scripts
 from experiments.shared.comparison import format_mean, spread, write_table
 from resnet_jax import InputError, Interrupted
-from resnet_jax.checkpoints.storage import make_folder, read_json, write_json
+from resnet_jax.checkpoints.record import CONFIG
+from resnet_jax.checkpoints.storage import discard, make_folder, read_json, write_json
 from resnet_jax.tasks.drawing import labels
 from resnet_jax.tasks.kinds import get_task
 from resnet_jax.text import printable, without_folders
@@ -36,6 +39,7 @@ from resnet_jax.training.report import save_figure
 GROUP = 'tools'
 FLAGS = flags.FLAGS
 
+SWEEP = 'sweep.json'
 # Flags that the sweep sets itself.
 _SWEEP_FLAGS = ('seed', 'num_seeds', 'workdir')
 
@@ -142,21 +146,55 @@ def claim(out: pathlib.Path) -> None:
     Raises:
       InputError: it contains a sweep with another script or other flags.
     """
-    path, mine = out / 'sweep.json', {'script': FLAGS.script, 'flags': common_flags()}
-    make_folder(out)
-    if path.exists() and (there := read_json(path)) != mine:
+    path, mine = out / SWEEP, {'script': FLAGS.script, 'flags': common_flags()}
+    if has_runs(out) and path.exists() and (there := read_json(path)) != mine:
         command = shlex.join([there['script'], *there['flags']])
         raise InputError(f'workdir={out} contains another sweep ({command}); choose another --workdir')
+    make_folder(out)
     write_json(path, mine)
 
 
+def has_runs(out: pathlib.Path) -> bool:
+    """Whether a run of a sweep has started: a mistake in its flags or its data ends it before."""
+    return any(out.glob(f'*/seed*/{CONFIG}'))
+
+
+@contextlib.contextmanager
+def removed_if_unused(out: pathlib.Path) -> Iterator[None]:
+    """Removes what a sweep wrote to its folder, and the folders that it made, if no run has started."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        if not has_runs(out):
+            discard(out / SWEEP)
+            with contextlib.suppress(OSError):  # not empty
+                for folder in made:
+                    folder.rmdir()
+
+
+def folder_names(combinations: Sequence[dict[str, str]]) -> list[str]:
+    """The folder name of each combination; no two are equal, even where upper and lower case are the same."""
+    names: list[str] = []
+    for chosen in combinations:
+        name = folder_name(chosen)
+        if name.casefold() in {other.casefold() for other in names}:
+            name = f'{name[:100]}_{_digest(name)}'
+        names.append(name)
+    return names
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+
+
 def folder_name(chosen: dict[str, str]) -> str:
-    """A unique folder name for a combination, short enough for any file system."""
+    """A folder name for a combination, short enough for any file system; it differs from all others in any letter."""
     whole = '_'.join(f'{name}={value}' for name, value in chosen.items())
     short = re.sub(r'[^\w.=-]+', '_', whole)
     if short == whole and len(short) <= 120:
         return short
-    return f'{short[:100]}_{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}'
+    return f'{short[:100]}_{_digest(whole)}'
 
 
 def draw(path: pathlib.Path, title: str, grid: dict[str, list[str]], means: np.ndarray, deviations: np.ndarray) -> None:
@@ -195,15 +233,34 @@ def main() -> None:
     if FLAGS.script not in networks:
         raise InputError(f'script={FLAGS.script} must be one of the training scripts: {", ".join(networks)}')
     grid, out = parse_grid(FLAGS.grid or ''), pathlib.Path(FLAGS.workdir)
-    combinations = list(itertools.product(*grid.values()))
-    claim(out)
+    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    with removed_if_unused(out):
+        claim(out)
+        rows, means, deviations = run_all(combinations, out)
+    given = (flag.partition('=') for flag in common_flags())
+    command = ' '.join([FLAGS.script, *(name + equals + without_folders(value) for name, equals, value in given)])
+    title = f'{command}, {FLAGS.num_seeds} seed' + 's' * (FLAGS.num_seeds > 1)
+    draw(out / 'sweep.png', title, grid, np.array(means), np.array(deviations))
+    facts = {'means': [None if np.isnan(mean) else mean for mean in means], 'deviations': deviations}
+    write_table(out, (*grid, 'test score'), rows, **facts)
+    print(printable(f'wrote {out / "sweep.png"}'))
+
+
+def run_all(
+    combinations: Sequence[dict[str, str]], out: pathlib.Path
+) -> tuple[list[tuple[str, ...]], list[float], list[float]]:
+    """Runs every combination with every seed; returns the rows of the table, and mean and deviation of the scores.
+
+    Raises:
+      InputError: a run failed, or with ``--keep_going`` every run.
+    """
     rows, means, deviations = [], [], []
-    for number, values in enumerate(combinations, start=1):
-        chosen = dict(zip(grid, values, strict=True))
+    names = folder_names(combinations)
+    for number, (chosen, folder_of_seeds) in enumerate(zip(combinations, names, strict=True), start=1):
         name = ' '.join(f'{key}={value}' for key, value in chosen.items())
         scores = []
         for seed in range(FLAGS.num_seeds):
-            folder = out / folder_name(chosen) / f'seed{seed}'
+            folder = out / folder_of_seeds / f'seed{seed}'
             try:
                 result = run(chosen, seed, folder)
             except InputError as error:
@@ -221,14 +278,10 @@ def main() -> None:
         score = format_mean(scores) if scores else 'failed'
         if 0 < len(scores) < FLAGS.num_seeds:
             score += f' ({len(scores)} of {FLAGS.num_seeds} seeds)'
-        rows.append((*values, score))
-    given = (flag.partition('=') for flag in common_flags())
-    command = ' '.join([FLAGS.script, *(name + equals + without_folders(value) for name, equals, value in given)])
-    title = f'{command}, {FLAGS.num_seeds} seed' + 's' * (FLAGS.num_seeds > 1)
-    draw(out / 'sweep.png', title, grid, np.array(means), np.array(deviations))
-    facts = {'means': [None if np.isnan(mean) else mean for mean in means], 'deviations': deviations}
-    write_table(out, (*grid, 'test score'), rows, **facts)
-    print(printable(f'wrote {out / "sweep.png"}'))
+        rows.append((*chosen.values(), score))
+    if all(np.isnan(means)):
+        raise InputError('every run of the sweep failed')
+    return rows, means, deviations
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 import difflib
 import textwrap
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -36,18 +37,18 @@ class StorageError(RuntimeError):
     """
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: Any, known: Iterable[str]) -> str:
     """Suggests known names similar to an unknown one, as part of an error message.
 
     Args:
-      name: the name that the user gave; upper and lower case are the same.
+      name: the name that the user gave, a string or anything else; upper and lower case are the same.
       known: all known names.
 
     Returns:
       ``nearest known: a, b`` with at most five names, or ``known: a, b, c …`` if none is similar.
     """
     by_lower = {one.lower(): one for one in known}
-    near = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=0.5)]
+    near = [by_lower[one] for one in difflib.get_close_matches(str(name).lower(), by_lower, n=5, cutoff=0.5)]
     if near:
         return f'nearest known: {", ".join(near)}'
     return f'known: {textwrap.shorten(", ".join(by_lower.values()), 200, placeholder=" …")}'

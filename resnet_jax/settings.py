@@ -105,6 +105,8 @@ class Settings:
                 if value is None and not takes_none(type(self), field.name):
                     raise InputError(f'{field.name}=None must be {expected(about, kind)}')
                 check(field.name, value, about, kind)
+            elif isinstance(about, _Group) and not isinstance(value, _types_of(about, field.default)):
+                raise InputError(f'{field.name}={value!r} must be of the class {about.kind.__name__}')
             elif isinstance(about, Choice):
                 value = _resolve_choice(field.name, about, value, None)
             object.__setattr__(self, field.name, value)
@@ -131,8 +133,7 @@ class Settings:
         for name, value in left.items():
             if name not in known:
                 raise InputError(f'unknown setting {name!r}; {nearest(name, known)}')
-            if value != known[name].default:
-                raise InputError(f'{name}={value!r} has no effect without {_join_owners(known[name].owners)}')
+            raise InputError(f'{name}={value!r} has no effect without {_join_owners(known[name].owners)}')
         return changed
 
     def to_json(self) -> dict[str, Any]:
@@ -222,7 +223,10 @@ def _resolve_choice(name: str, about: Choice, asked: Any, now: Any) -> Any:
     if isinstance(asked, str) and asked in about.alternatives:
         kind = about.alternatives[asked]
         return now if type(now) is kind else kind()
-    value = asked if isinstance(asked, Settings) else about.from_value(asked)
+    known = isinstance(asked, tuple(about.alternatives.values()))
+    # The class itself could be called, like a function of the caller, but returns something else.
+    is_class = isinstance(asked, type) and issubclass(asked, Settings)
+    value = asked if known else None if is_class else about.from_value(asked)
     if value is None:
         raise InputError(f'{name}={asked!r} must be one of {", ".join(about.alternatives)}')
     return value
@@ -362,6 +366,9 @@ def check(name: str, value: Any, about: Setting, kind: Any) -> None:
         odd = True
     if odd:
         raise InputError(f'{name}={value!r} must be {expected(about, kind)}')
+    # A sequence without a parser of its own consists of numbers, as for flags.
+    if kind is tuple and about.parse is None and not all(type(number) in (int, float) for number in value):
+        raise InputError(f'{name}={value!r} must be a sequence of numbers')
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float):
             _check_number(name, value, number, about)

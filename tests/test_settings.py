@@ -116,8 +116,9 @@ def test_invalid_changes_are_refused(changes, message):
         Config().replace(**changes)
 
 
-def test_a_setting_without_effect_may_have_its_default():
-    assert Config().replace(mode='slow', turbo=False).mode == Slow()
+def test_a_setting_without_effect_is_refused_even_with_its_default():
+    with pytest.raises(InputError, match=r'^turbo=False has no effect without mode=fast$'):
+        Config().replace(mode='slow', turbo=False)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ import csv
 import functools
 import hashlib
 import io
+import logging as python_logging
 import os
 import pathlib
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TextIO
@@ -31,6 +33,7 @@ from resnet_jax import (
     list_models,
     train_and_evaluate,
 )
+from resnet_jax.checkpoints.storage import reason
 from resnet_jax.data.feeds import ReaderOptions
 from resnet_jax.devices import is_main_process, join_processes
 from resnet_jax.tasks.kinds import DEFAULT_TASK, get_task
@@ -39,6 +42,7 @@ from resnet_jax.training.seeds import runs_of
 
 FLAGS = flags.FLAGS
 
+_CACHE_WARNING = re.compile(r"Error (reading|writing) persistent compilation cache entry for '.*?': (.*)")
 # Flags that are fields of ResNetSpec under the same name.
 _SPEC_FLAGS = ('zero_init_last', 'drop_path_rate', 'drop_block_rate', 'dropout_rate', 'stem')
 
@@ -195,7 +199,9 @@ def print_any_character(stream: TextIO) -> None:
 
 def _run_main(main: Callable[[], None], argv: Sequence[str]) -> None:
     """Calls ``main`` and turns its errors into one line and an exit status."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = functools.partial(_show_warning, set())
+    # Its cache is of no importance, and it reports a folder that is not writable in several lines.
+    python_logging.getLogger('matplotlib').setLevel(python_logging.ERROR)
     print_any_character(sys.stdout)
     try:
         if len(argv) > 1:
@@ -207,6 +213,14 @@ def _run_main(main: Callable[[], None], argv: Sequence[str]) -> None:
         _exit(f'error: {error}', 2)
     except (DivergenceError, StorageError) as error:
         _exit(f'stopped: {error}', 1)
+    except BrokenPipeError:  # the reader of the pipe has exited
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # of a disk, a path or a permission
+        if error.errno is None:
+            raise
+        place = '' if error.filename is None else f'{textwrap.shorten(str(error.filename), 200, placeholder="…")}: '
+        _exit(f'stopped: {place}{reason(error)}', 1)
     except Interrupted as interrupted:
         if jax.distributed.is_initialized():
             jax.distributed.shutdown()  # process 0 must not exit before the others know
@@ -214,9 +228,6 @@ def _run_main(main: Callable[[], None], argv: Sequence[str]) -> None:
         _exit_now(str(interrupted), 128 + interrupted.signal)
     except KeyboardInterrupt:
         _exit('interrupted; the same command resumes from the last checkpoint, if there is one', 130)
-    except BrokenPipeError:  # the reader of the pipe has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def _parse_flags(script: str, argv: list[str]) -> list[str]:
@@ -251,9 +262,16 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
     return any(arg.lstrip('-').split('=')[0] in ('help', 'helpshort', 'helpfull', 'helpxml') for arg in argv[1:])
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Prints a warning in one line, without its source location."""
-    print(printable(f'warning: {message}'), file=sys.stderr)
+def _show_warning(known: set[str], message: Warning | str, *_: Any, **__: Any) -> None:
+    """Prints a warning in one line, without its source location; ``known`` are those that are not repeated."""
+    text = ' '.join(str(message).split())
+    if found := _CACHE_WARNING.fullmatch(text):  # JAX warns again for every program
+        where = {'reading': 'read from', 'writing': 'written to'}[found[1]]
+        text = f'compiled programs are not {where} the compilation cache: {found[2]}'
+        if text in known:
+            return
+        known.add(text)
+    print(printable(f'warning: {text}'), file=sys.stderr)
 
 
 def _exit(message: str, status: int) -> NoReturn:

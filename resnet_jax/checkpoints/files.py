@@ -12,6 +12,7 @@ process that writes has all of them in memory anyway. Orbax does not verify cont
 provides is a format for arrays, including bfloat16, that other programs can read.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -94,7 +95,7 @@ def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None)
     """Writes the arrays and the manifest to a new folder; all of it is on disk when this returns.
 
     Args:
-      folder: absolute path of the new folder.
+      folder: absolute path of the new folder; the folder of the run, two levels above, must exist.
       step: number of steps taken.
       state: pytree of non-empty NumPy arrays.
       score: the primary metric on the test set, or None.
@@ -103,7 +104,9 @@ def write_step(folder: pathlib.Path, step: int, state: Any, score: float | None)
       OSError: the folder cannot be created or written.
       Exception: Orbax cannot write; a part of the folder may exist.
     """
-    folder.mkdir(parents=True)
+    # Not its parents: a run that was deleted must not appear again without its other files.
+    folder.parent.mkdir(exist_ok=True)
+    folder.mkdir()
     with _plain(folder) as plain, _orbax() as orbax:
         orbax.save(plain / _STATE, args=ocp.args.PyTreeSave(state))
     names = [file.relative_to(folder).as_posix() for file in sorted((folder / _STATE).rglob('*')) if file.is_file()]
@@ -123,13 +126,30 @@ def _is_wanted_record(record: logging.LogRecord) -> bool:
     return '_SignalingThread' not in record.getMessage()
 
 
+class _PatientHandler(ocp.type_handlers.NumpyHandler):
+    """Writes arrays like Orbax, but returns only when no write is running any more, even if one of them failed.
+
+    Orbax raises the first error at once. On a full disk, the remaining writes would then print a traceback each,
+    because their event loop is closed, and might create files in a folder that has been removed.
+    """
+
+    async def _background_serialize(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            await super()._background_serialize(*args, **kwargs)
+        finally:
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+
 def _orbax() -> ocp.Checkpointer:
     # Threads of Orbax log long tracebacks of errors that are also raised here.
     logging.getLogger('absl').addFilter(_is_wanted_record)
     here = jax.process_index()
     # As the only active process, which is also the primary one, no process waits for others.
     options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    # Without a handler of jax.Array, Orbax warns.
+    handlers = (np.ndarray, _PatientHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+    registry = ocp.type_handlers.create_type_handler_registry(*handlers)
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options, type_handler_registry=registry)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 

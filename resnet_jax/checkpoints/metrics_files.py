@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -54,13 +55,17 @@ class MetricsFile:
         """Appends a record, which is kept even if the process is killed after this returns.
 
         Raises:
-          StorageError: the record cannot be written; earlier lines are intact, and nothing follows them.
+          StorageError: the record cannot be written, and nothing follows the earlier lines, which are intact unless the
+            file was deleted.
         """
         if self._file is None:
             self.records.append(record)
             return
         line = memoryview(_line(record))
-        size = os.fstat(self._file.fileno()).st_size
+        status = os.fstat(self._file.fileno())
+        if not status.st_nlink and sys.platform != 'win32':
+            raise StorageError(f'cannot write {self._path}: the file was deleted while it was being written')
+        size = status.st_size
         try:
             while line:  # an almost full disk accepts only a part
                 line = line[self._file.write(line) :]

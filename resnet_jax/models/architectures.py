@@ -18,6 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from resnet_jax.errors import InputError, nearest
+from resnet_jax.models.checks import check_dtype
 from resnet_jax.models.conv import check_implementation
 from resnet_jax.models.flat import make_spec, with_changes
 from resnet_jax.models.imagenet import IMAGENET
@@ -92,7 +93,12 @@ def list_models(pattern: str = '*') -> list[str]:
 
     Returns:
       The names that match, sorted.
+
+    Raises:
+      InputError: the pattern is not a string.
     """
+    if not isinstance(pattern, str):
+        raise InputError(f'pattern={pattern!r} must be a string')
     return sorted(fnmatch.filter(ARCHITECTURES, pattern))
 
 
@@ -106,7 +112,7 @@ def get_spec(name: str, **overrides: Any) -> ResNetSpec:
     Raises:
       InputError: the name or a setting is unknown, or ``ResNetSpec`` rejects a value.
     """
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise InputError(
             f'unknown architecture {name!r}; {nearest(name, ARCHITECTURES)}; list_models() returns all names'
         )
@@ -148,9 +154,10 @@ def create_model(
       ``model.apply(variables, images, train=False)`` returns the logits.
 
     Raises:
-      InputError: as ``get_spec``, or the implementation is unknown.
+      InputError: as ``get_spec``, or the dtype or the implementation is not supported.
     """
     check_implementation(implementation)
+    check_dtype('dtype', dtype)
     if num_classes is not None:
         overrides['num_classes'] = num_classes
     return ResNet(get_spec(name, **overrides), dtype, implementation)

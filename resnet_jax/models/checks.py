@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.errors import InputError
@@ -56,3 +58,35 @@ def as_sequence(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise InputError(f'{name}={value!r} must be a sequence')
     return tuple(value)
+
+
+def check_key(name: str, value: Any) -> None:
+    """Raises InputError unless the value is one random key, new (``jax.random.key``) or old (uint32)."""
+    dtype, shape = getattr(value, 'dtype', None), getattr(value, 'shape', None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        fits = shape == ()
+    else:
+        fits = dtype == np.uint32 and shape == jax.eval_shape(jax.random.PRNGKey, 0).shape
+    if not fits:
+        found = repr(value) if shape is None else f'{dtype}{list(shape)}'
+        raise InputError(f'{name} must be one random key, such as jax.random.key(0), found {found}')
+
+
+def check_image_shape(value: Any) -> tuple[int, int, int]:
+    """Returns ``(H, W, C)`` as a tuple of ints; raises InputError unless it consists of three positive integers."""
+    shape = as_sequence('image_shape', value)
+    if len(shape) != 3 or not all(is_integer(size) and size >= 1 for size in shape):
+        advice = ', without the batch axis' if len(shape) == 4 else ''
+        raise InputError(f'image_shape={shape} must be (H, W, C), three positive integers{advice}')
+    height, width, channels = map(int, shape)
+    return height, width, channels
+
+
+def check_dtype(name: str, value: Any) -> None:
+    """Raises InputError unless the value is a floating-point dtype."""
+    try:
+        fits = value is not None and jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise InputError(f'{name}={value!r} must be a floating-point dtype, such as jnp.float32 or jnp.bfloat16')

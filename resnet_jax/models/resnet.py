@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
+from resnet_jax.models.checks import check_image_shape, check_key
 from resnet_jax.models.compute import AxisName, Compute, Mode
 from resnet_jax.models.layers import Dropout, Stem, make_normalization
 from resnet_jax.models.pooling import global_avg_pool
@@ -193,7 +195,7 @@ def new_head(num_classes: int, name: str | None = None) -> nn.Dense:
     return nn.Dense(num_classes, kernel_init=init, name=name)
 
 
-def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def init_variables(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> dict[str, Any]:
     """Initializes a model's variables, without computing its outputs.
 
     Args:
@@ -203,8 +205,14 @@ def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int
 
     Returns:
       ``{'params': …, 'batch_stats': …}``, float32.
+
+    Raises:
+      InputError: the model is not a module, the key is not a random key, or the shape is not three positive integers.
     """
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    if not isinstance(model, nn.Module):
+        raise InputError(f'model must be a Linen module, as create_model returns, found {type(model).__name__}')
+    check_key('key', key)
+    images = jax.ShapeDtypeStruct((1, *check_image_shape(image_shape)), jnp.float32)
     return {'batch_stats': {}} | dict(model.lazy_init(key, images, train=False))  # not every norm has statistics
 
 

@@ -30,6 +30,7 @@ from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.text import print_lines, printable
 from resnet_jax.training.config import TrainConfig
 from resnet_jax.training.plan import Plan, dataset_record
+from resnet_jax.training.result import can_be_drawn
 
 # Parts of a run's record that may change when it is resumed: they do not affect what is computed.
 _MAY_DIFFER = ('config.reporting',)
@@ -44,7 +45,7 @@ EXTENSIONS = 'extensions'
 def finished_results(
     spec: ResNetSpec, config: TrainConfig, runs: Sequence[tuple[int, pathlib.Path]], extend: bool = False
 ) -> dict[int, dict[str, Any]]:
-    """Returns the results of finished runs by seed; needs no dataset.
+    """Returns the results of finished runs by seed, except those whose report has to be drawn again.
 
     Args:
       spec: architecture; its number of classes is not compared.
@@ -72,9 +73,12 @@ def finished_results(
             )
         extensible |= epochs != (config.epochs, config.epochs) or bool(record.get(EXTENSIONS))
         if result := finished_result(workdir, parts, may_differ):
+            draws = can_be_drawn(workdir, result)
             if is_main_process():
-                print_lines(f'{workdir} is already finished')
-            results[seed] = result
+                why = '; its report.png is missing and is drawn after another evaluation' if draws else ''
+                print_lines(f'{workdir} is already finished{why}')
+            if not draws:
+                results[seed] = result
     if extend and not extensible:
         raise InputError(f'extend: workdir={runs[0][1]} has epochs={config.epochs} already; set epochs to more')
     return results

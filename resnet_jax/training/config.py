@@ -1,6 +1,7 @@
 """Training settings as one frozen configuration, in groups."""
 
 import dataclasses
+import re
 from typing import Any, Self
 
 import jax.numpy as jnp
@@ -14,13 +15,16 @@ from resnet_jax.settings import Settings, all_settings, choice, group, setting
 from resnet_jax.tasks.kinds import DEFAULT_TASK, TASKS, by_name, get_task, make_task
 from resnet_jax.tasks.losses import LOSSES
 from resnet_jax.training.optim import make_optimizer
-from resnet_jax.training.optimizers import OPTIMIZERS, SGD, check_pattern, optimizer_from
+from resnet_jax.training.optimizers import OPTIMIZERS, SGD, Lamb, Lars, check_pattern, optimizer_from
 from resnet_jax.training.schedules import SCHEDULES, Cosine, StepDecay, learning_rate_schedule, warmup_epochs
 
 WEIGHTS = (
     'a PyTorch (.pth, .pt, .bin, .th), safetensors or BiT (.npz) file; the folder of a run or of one of its'
     ' checkpoints; or hf:OWNER/NAME on the Hugging Face Hub'
 )
+
+# Parameters of the last linear layer.
+_HEAD = ('head/kernel', 'head/bias')
 
 
 def _statistics(text: str) -> str | int:
@@ -209,6 +213,14 @@ class Execution(Settings):
         None, 'Compile equal-shaped blocks of a stage once, as a loop.', none='if a stage has at least 16 blocks'
     )
 
+    def check_together(self) -> None:
+        """As in Settings."""
+        is_count = isinstance(self.statistics, int) and not isinstance(self.statistics, bool) and self.statistics >= 1
+        if self.statistics not in ('global', 'frozen') and not is_count:
+            raise InputError(
+                f'statistics={self.statistics!r} must be global, frozen, or a number of examples of at least 1'
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Reporting(Settings):
@@ -287,6 +299,8 @@ class TrainConfig(Settings):
             reason = f'optimizer={qualified_name(self.optimizer)} has its own rate'
             names = (name for kind in SCHEDULES.values() for name in all_settings(kind))
             without_effect |= dict.fromkeys(('schedule', *names), reason)
+        elif not getattr(self.optimizer, 'weight_decay', 0.0) and not isinstance(self.optimizer, Lamb | Lars):
+            without_effect['decayed'] = 'weight_decay is 0'
         for name in sorted(changes.keys() & without_effect):
             raise InputError(f'{name}={changes[name]!r} has no effect: {without_effect[name]}')
 
@@ -298,6 +312,9 @@ class TrainConfig(Settings):
             raise InputError(
                 f'sam_rho={self.optimizer.sam_rho} cannot be combined with freeze: it perturbs all parameters'
             )
+        head, freeze = getattr(self.optimizer, 'head_learning_rate', None), self.start.freeze
+        if head is not None and freeze is not None and all(re.match(freeze, path) for path in _HEAD):
+            raise InputError(f'head_learning_rate={head} has no effect: freeze={freeze!r} freezes the head')
         if self.batch_size % self.execution.accumulation_steps:
             raise InputError(
                 f'accumulation_steps={self.execution.accumulation_steps} must divide batch_size={self.batch_size}'

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from resnet_jax.checkpoints.checkpoint import checkpoint_steps
 from resnet_jax.checkpoints.metrics_files import EventFile, MetricsFile
+from resnet_jax.checkpoints.record import CHECKPOINTS
 from resnet_jax.errors import DivergenceError, InputError
 from resnet_jax.tasks import metrics
 from resnet_jax.text import shown
@@ -163,9 +165,14 @@ class Log:
                     f'{who}the loss or a gradient was not finite in {self._skipped_in_a_row} consecutive steps, up to'
                     f' step {step} (learning rate {self._rate(step):.3g}, gradient norm'
                     f' {float(one["gradient_norm"]):.3g});'
-                    ' they were skipped and the last checkpoint is valid; restart in another --workdir with a lower'
-                    ' --learning_rate or more --warmup_epochs'
+                    f' they were skipped; {self._saved()}; restart in another --workdir with a lower --learning_rate or'
+                    ' more --warmup_epochs'
                 )
+
+    def _saved(self) -> str:
+        """Says which checkpoint the run leaves."""
+        last = max(checkpoint_steps(self._workdir / CHECKPOINTS), default=None)
+        return 'no checkpoint was saved' if last is None else f'the last checkpoint, step {last}, is valid'
 
     def test(self, step: int, summary: dict[str, float], more: dict[str, float], evaluation_seconds: float) -> str:
         """Writes an evaluation unless it is already written, and returns its line for the terminal.

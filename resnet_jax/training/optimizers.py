@@ -81,6 +81,8 @@ class Optimizer(Settings):
             pattern, factor = pair
             if not pattern:
                 raise InputError(f'learning_rate_factors: the factor {factor} needs a pattern')
+            if isinstance(factor, bool) or not isinstance(factor, int | float):
+                raise InputError(f'learning_rate_factors: the factor {factor!r} of {pattern!r} must be a number')
             if not factor >= 0:
                 raise InputError(f'learning_rate_factors: the factor {factor} of {pattern!r} must be at least 0')
             check_pattern('learning_rate_factors', pattern)
@@ -180,7 +182,7 @@ class Optax(Settings):
 
 def optimizer_from(asked: Any) -> Any:
     """The optimizer for ``optax.NAME`` or a value of the caller; None for an unknown name."""
-    if isinstance(asked, optax.GradientTransformation):
+    if isinstance(asked, optax.GradientTransformation | Optax):
         return asked
     if isinstance(asked, str) and asked.startswith('optax.'):
         function = getattr(optax, asked.removeprefix('optax.'), None)

@@ -21,9 +21,10 @@ from resnet_jax.models.resnet import ResNet, init_variables
 from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import get_task, make_task, task_name
+from resnet_jax.training.checks import check_shift
 from resnet_jax.training.config import TrainConfig, optimizer_of
 from resnet_jax.training.seeds import Seeds
-from resnet_jax.training.step import TrainState, check_shift, create_train_state
+from resnet_jax.training.step import TrainState, create_train_state
 from resnet_jax.training.teacher import Teacher, check_classes, check_outputs, class_difference
 from resnet_jax.weights.matching import match_tensors
 from resnet_jax.weights.runs import run_and_step
@@ -132,7 +133,7 @@ def _check_data(config: TrainConfig, dataset: Dataset, task: Task, reader: Reade
     """Raises InputError for an augmentation or options of reading that the images or targets do not allow."""
     augmentation = config.augmentation
     augmentation.result_shape(dataset.image_shape)  # raises InputError if the crop does not fit
-    check_shift(config.data.test_shift, dataset.image_shape)
+    check_shift('test_shift', config.data.test_shift, dataset.image_shape)
     for name in ('mixup', 'cutmix'):
         if config.batch_size == 1 and (value := getattr(augmentation, name)):
             raise InputError(f'{name}={value} mixes the images of a batch, but batch_size is 1')

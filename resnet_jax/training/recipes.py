@@ -10,7 +10,7 @@ from resnet_jax.tasks.kinds import get_task
 from resnet_jax.training.bit_hyperrule import bit_hyperrule
 from resnet_jax.training.config import Averaging, Data, Objective, Reporting, TrainConfig
 from resnet_jax.training.optimizers import SGD, Lamb, Muon, Optimizer
-from resnet_jax.training.schedules import SCHEDULES, Cosine, Linear, OneCycle, StepDecay, Warmup, warmup_epochs
+from resnet_jax.training.schedules import SCHEDULES, Cosine, Falling, Linear, OneCycle, StepDecay, Warmup, warmup_epochs
 
 # Common ImageNet settings: crops of 8 to 100 % of the area (Szegedy et al. 2015, arXiv:1409.4842, section
 # 6), mirroring; SGD at 0.1 for 256 images.
@@ -254,7 +254,7 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
     Raises:
       InputError: an unknown recipe or setting, an invalid value, or one without effect.
     """
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise InputError(f'unknown recipe {recipe!r}; {nearest(recipe, RECIPES)}')
     base, overrides = RECIPES[recipe], {name: as_tuple(value) for name, value in overrides.items()}
     if 'task' in overrides:
@@ -264,7 +264,7 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
         chosen['optimizer'] = _other_optimizer(base, overrides['optimizer'])
     if 'schedule' in overrides:
         chosen['schedule'] = _other_schedule(base, overrides['schedule'])
-    implied = _implied_resets(base, overrides)
+    implied = _implied_resets(base, overrides, chosen.get('schedule', base.schedule))
     if overrides.get('loss', base.objective.loss) != base.objective.loss:
         implied['target_threshold'] = None
     if callable(overrides.get('loss')):
@@ -276,12 +276,12 @@ def get_config(recipe: str, **overrides: Any) -> TrainConfig:
     return base.replace(**(implied | overrides | chosen))
 
 
-def _implied_resets(base: TrainConfig, overrides: dict[str, Any]) -> dict[str, Any]:
+def _implied_resets(base: TrainConfig, overrides: dict[str, Any], schedule: Any) -> dict[str, Any]:
     """Settings that must be reset because overrides turn off what they depend on."""
     implied: dict[str, Any] = {}
     if not any(overrides.get(name, getattr(base.augmentation, name)) for name in ('crop_padding', 'policy')):
         implied['crop_fill'] = 'black'
-    if not overrides.get('warmup_epochs', True):
+    if not overrides.get('warmup_epochs', True) and isinstance(schedule, Falling):
         implied['warmup_prefix'] = True
     return implied
 

@@ -1,10 +1,8 @@
 """Plots of a run: training curves, learning rate, and test results."""
 
-import contextlib
 import pathlib
-import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from resnet_jax.checkpoints.storage import discard
 from resnet_jax.tasks.drawing import TEST_COLOUR, draw_text_literally, readable
-from resnet_jax.text import printable
 
 TRAIN_COLOUR, UNAVERAGED_COLOUR = '#7a8fa6', '#e0a39d'
 
@@ -115,19 +113,13 @@ def _focus_on_the_end(axes: Axes) -> None:
 
 
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a figure atomically; its texts are drawn as they are, not as markup."""
+    """Writes a figure atomically, with its texts as they are, not as markup; if that fails, nothing of it is left."""
     partial = path.with_name(path.stem + '.partial' + path.suffix)
     FigureCanvasAgg(figure)
     draw_text_literally(figure)
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
-
-
-@contextlib.contextmanager
-def print_drawing_errors(path: pathlib.Path) -> Iterator[None]:
-    """Prints errors of its body in one line, so that a failed plot does not affect the result."""
     try:
-        yield
-    except Exception as error:  # Matplotlib may receive arbitrary names and numbers
-        reason = ' '.join(str(error).split())[:300] or type(error).__name__
-        print(printable(f'{path}: drawing failed: {reason}'), file=sys.stderr)
+        figure.savefig(partial, dpi=110)
+        partial.replace(path)
+    except BaseException:
+        discard(partial)
+        raise

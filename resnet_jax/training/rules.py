@@ -53,9 +53,9 @@ def parameter_rules(params: Any, optimizer: Optimizer, freeze: str | None = None
       freeze: pattern of the parameters that are not trained; None for none.
 
     Raises:
-      InputError: a pattern matches nothing, or ``freeze`` matches everything; two patterns, or a pattern and
-        ``head_learning_rate``, match the same parameter; a pattern matches only some of the blocks that are computed in
-        one loop.
+      InputError: a pattern matches nothing, ``freeze`` matches everything, or ``decayed`` only frozen parameters; two
+        patterns, or a pattern and ``head_learning_rate``, match the same parameter; a pattern matches only some of the
+        blocks that are computed in one loop.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
@@ -64,7 +64,7 @@ def parameter_rules(params: Any, optimizer: Optimizer, freeze: str | None = None
     if all(frozen):
         raise InputError(f'freeze={freeze!r} matches all parameters; paths start with: {names.beginnings}')
     shapes = [block_shape(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)]
-    decays = _decays(names, shapes, optimizer.decayed)
+    decays = _decays(names, shapes, optimizer.decayed, frozen)
     factors = _factors(names, optimizer, freeze, frozen)
 
     def rule(index: int) -> Rule:
@@ -108,13 +108,16 @@ def _role(path: str, shape: Sequence[int]) -> str:
     return 'kernel' if len(shape) > 1 else 'scale'
 
 
-def _decays(names: _Names, shapes: list[tuple[int, ...]], decayed: str) -> list[bool]:
+def _decays(names: _Names, shapes: list[tuple[int, ...]], decayed: str, frozen: list[bool]) -> list[bool]:
     """Whether each parameter decays."""
     if decayed == 'all':
         return [True] * len(names.paths)
     if decayed not in DECAYED:
         check_pattern('decayed', decayed)
-        return names.matched('decayed', decayed)
+        found = names.matched('decayed', decayed)
+        if all(is_frozen for is_frozen, decays in zip(frozen, found, strict=True) if decays):
+            raise InputError(f'decayed={decayed!r} matches only parameters that freeze excludes from training')
+        return found
     roles = [_role(path, shape) for path, shape in zip(names.paths, shapes, strict=True)]
     if decayed == 'kernels':
         return [role == 'kernel' for role in roles]

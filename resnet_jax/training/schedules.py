@@ -51,7 +51,7 @@ class StepDecay(Schedule):
     """The peak learning rate, multiplied by a factor at some epochs."""
 
     decay_epochs: tuple[float, ...] = setting(
-        (), 'Epochs at which the step schedule decays the rate: 30,60.', unit='epochs'
+        (), 'Epochs at which the step schedule decays the rate: 30,60.', unit='epochs', at_least=0
     )
     decay_factor: float = setting(0.1, 'Factor of the step schedule at each decay.', at_least=0)
 

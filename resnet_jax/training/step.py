@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from resnet_jax.errors import InputError
 from resnet_jax.models.scanned import split_blocks
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import get_task
+from resnet_jax.training import checks
 from resnet_jax.training.config import Averaging, Distillation, TrainConfig
 
 MULTICLASS = get_task()
@@ -91,12 +91,25 @@ PLAIN = StepOptions()
 def create_train_state(
     variables: dict[str, Any], optimizer: optax.GradientTransformation, average: bool = False
 ) -> TrainState:
-    """The state before the first step, from ``init_variables`` or loaded weights; ``average`` adds an average."""
-    params, batch_stats = variables['params'], variables['batch_stats']
-    # Copies, because a donated state must not contain a buffer twice.
-    start = {'params': jax.tree.map(jnp.copy, params), 'batch_stats': jax.tree.map(jnp.copy, batch_stats)}
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, batch_stats, optimizer.init(params), start if average else None)
+    """The state before the first step; it shares no array with the variables, so it can be donated.
+
+    Args:
+      variables: ``{'params': …, 'batch_stats': …}`` from ``init_variables`` or loaded weights, as dicts or FrozenDicts
+        of arrays of JAX or NumPy.
+      optimizer: a transformation of optax.
+      average: whether to keep an average, which starts as a copy of the variables.
+
+    Raises:
+      InputError: the variables have no parameters, or the optimizer is not a transformation.
+    """
+    params, batch_stats = checks.check_variables(variables)
+    checks.check_optimizer(optimizer)
+    # Copies, because a donated state must contain neither the caller's arrays nor a buffer twice.
+    own = jax.tree.map(jnp.array, {'params': params, 'batch_stats': batch_stats})
+    taken = {id(leaf) for leaf in jax.tree.leaves(own)}
+    opt_state = jax.tree.map(lambda leaf: jnp.array(leaf) if id(leaf) in taken else leaf, optimizer.init(own['params']))
+    start = jax.tree.map(jnp.array, own) if average else None
+    return TrainState(jnp.zeros((), jnp.int32), own['params'], own['batch_stats'], opt_state, start)
 
 
 def loss_fn(
@@ -133,22 +146,23 @@ def loss_fn(
     Returns:
       The loss, float32, and ``(sums for metrics, running statistics after the step)``. The loss does not include weight
       decay, which the optimizer applies.
+
+    Raises:
+      InputError: an argument or an entry of the batch is missing or of the wrong kind or shape.
     """
+    checks.check_step(model, task, loss, key, batch)
     images = batch['image']
-    if images.ndim == 5 and loss is None:
-        raise InputError(f'{images.shape[1]} views per image need a custom loss')
     flat = images.reshape(-1, *images.shape[-3:])
     variables = {'params': _without_gradient(params, options.freeze), 'batch_stats': batch_stats}
     rngs = {} if key is None else {'dropout': key}
-    outputs, updates = model.apply(variables, flat, train=True, mutable=['batch_stats'], rngs=rngs)
+    with checks.network_errors():
+        outputs, updates = model.apply(variables, flat, train=True, mutable=['batch_stats'], rngs=rngs)
     new_stats = updates.get('batch_stats', batch_stats)
     if loss is not None:
-        arguments = [_by_view(outputs, images), batch]
-        if average is not None:
-            averaged = jax.lax.stop_gradient(model.apply(average, flat, train=False))
-            arguments.append(_by_view(averaged, images))
+        arguments = [_by_view(outputs, images), batch, *_averaged_outputs(model, average, images)]
         losses = jnp.broadcast_to(loss(*arguments), len(images)).astype(jnp.float32)
         return losses.mean(), ({'loss': losses.sum(), 'count': jnp.asarray(len(images))}, new_stats)
+    checks.check_dense(batch, outputs)
     labels = _labels(batch, task)
     targets = batch['target'] if 'target' in batch else task.dense_targets(outputs, labels)
     losses = task.training_loss()(outputs, targets)
@@ -158,6 +172,14 @@ def loss_fn(
         losses = (1 - distillation.distill_weight) * losses + distillation.distill_weight * taught
     sums = task.sums(losses, outputs, labels, jnp.ones(losses.shape, bool))
     return losses.mean(), (sums, new_stats)
+
+
+def _averaged_outputs(model: nn.Module, average: Any, images: jax.Array) -> list[Any]:
+    """The average's outputs, without gradient, in a list that is empty if there is no average."""
+    if average is None:
+        return []
+    outputs = jax.lax.stop_gradient(model.apply(average, images.reshape(-1, *images.shape[-3:]), train=False))
+    return [_by_view(outputs, images)]
 
 
 def _labels(batch: dict[str, jax.Array], task: Task) -> Any:
@@ -208,8 +230,9 @@ def train_step(
       updates.
 
     Raises:
-      InputError: the targets do not fit the network's outputs.
+      InputError: as in ``loss_fn``; the targets do not fit the outputs; or the state or N does not fit ``options``.
     """
+    state = checks.checked_state(state, batch, optimizer, options)
     loss_of = functools.partial(loss_fn, model=model, task=task, loss=loss, options=options, average=state.average)
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
     if options.accumulation_steps > 1:
@@ -218,11 +241,11 @@ def train_step(
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums['loss'])
     if options.sam_rho:
-        ascent = options.sam_rho / jnp.maximum(norm, 1e-12)
-        uphill = jax.tree.map(lambda w, g: w + ascent * g, state.params, gradients)
+        uphill = jax.tree.map(lambda w, g: w + options.sam_rho / jnp.maximum(norm, 1e-12) * g, state.params, gradients)
         _, gradients = gradient_of(uphill, state.batch_stats, batch, key=key)
         finite &= jnp.isfinite(optax.tree.norm(gradients))
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    with checks.optimizer_errors(optimizer, state.opt_state, state.params):
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
     if options.averaging is not None:
         new = dataclasses.replace(new, average=_averaged(state, new, options.averaging))
@@ -334,10 +357,18 @@ def eval_step(
 
     Returns:
       The task's sums, including those only for evaluation, and outputs float32 ``[N, K]``.
+
+    Raises:
+      InputError: an argument is of the wrong kind, or an entry of the batch is missing or does not fit.
     """
+    checks.check_step(model, task)
+    checks.check_batch(batch, ('image', 'label', 'mask') if task.needs_targets else ('image', 'mask'))
+    variables = dict(zip(('params', 'batch_stats'), checks.check_variables(variables), strict=True))
+    checks.check_shift('shift', shift, batch['image'].shape[1:])
 
     def outputs(images: jax.Array) -> Any:
-        return model.apply(variables, images, train=False)
+        with checks.network_errors():
+            return model.apply(variables, images, train=False)
 
     views = _views(batch['image'], flip, shift)
     # In a loop, so that the network is compiled once.
@@ -345,12 +376,6 @@ def eval_step(
     targets, mask = _labels(batch, task), batch['mask']
     sums = task.sums(task.losses(logits, targets), logits, targets, mask)
     return sums | task.eval_sums(logits, targets, mask), logits
-
-
-def check_shift(shift: int, image_shape: tuple[int, ...]) -> None:
-    """Raises InputError if images ``(H, W, C)`` shifted by ``shift`` pixels would consist of their border."""
-    if shift >= (side := min(image_shape[:2])):
-        raise InputError(f'test_shift={shift} must be below {side}, the smaller side of the images')
 
 
 def _views(images: jax.Array, flip: bool, shift: int) -> list[jax.Array]:

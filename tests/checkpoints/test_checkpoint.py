@@ -154,6 +154,8 @@ def test_a_partially_removed_step_is_harmless(folder):
 def seeds(tmp_path):
     """Folders of two runs that were saved together, up to step 2; the second was best at step 1."""
     folders = [tmp_path / name / 'checkpoints' for name in ('seed0', 'seed1')]
+    for run_folder in folders:
+        run_folder.parent.mkdir()
     save_checkpoints(1, [(folders[0], STATE, 0.3), (folders[1], NEWER, 0.9)])
     save_checkpoints(2, [(folders[0], STATE, 0.5), (folders[1], NEWER, 0.5)])
     assert [checkpoint_steps(folder) for folder in folders] == [[2], [1, 2]]

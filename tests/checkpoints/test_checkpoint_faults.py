@@ -344,9 +344,44 @@ def test_a_full_disk_leaves_the_earlier_steps(small_disk):
     assert checkpoint_steps(folders[0]) == [2]
 
 
+MANY = """
+import pathlib, sys
+import numpy as np
+from resnet_jax import StorageError
+from resnet_jax.checkpoints.checkpoint import save_checkpoint
+
+folder = pathlib.Path(sys.argv[1])
+rng = np.random.default_rng(0)
+state = {f'w{index}': rng.standard_normal(5000).astype(np.float32) for index in range(150)}
+save_checkpoint(folder, 1, {name: array[:500] for name, array in state.items()}, None)
+for step in (2, 3):
+    try:
+        save_checkpoint(folder, step, state, None)
+    except StorageError as error:
+        print(error)
+    print(*sorted(path.name for path in folder.iterdir()))
+"""
+
+
+def test_a_full_disk_prints_nothing_but_the_error(start, small_disk):
+    """Writes of other arrays are still running when the first one fails."""
+    process = start(MANY, small_disk / 'checkpoints')
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, '')
+    where = f'cannot write checkpoint {small_disk}/checkpoints'
+    full = 'No space left on device; last intact step: 1'
+    assert out.splitlines() == [f'{where}/2: {full}', '1', f'{where}/3: {full}', '1']
+
+
+def test_the_folder_of_a_deleted_run_is_not_made_again(tmp_path):
+    with pytest.raises(StorageError, match=r'cannot write checkpoint .*/run/checkpoints/1: No such file or directory'):
+        save_checkpoint(tmp_path / 'run' / 'checkpoints', 1, STATE, None)
+    assert not (tmp_path / 'run').exists()
+
+
 def test_a_folder_that_is_a_file_cannot_be_written(tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(StorageError, match=r'cannot write checkpoint .*/file/1: Not a directory; last .*: none$'):
+    with pytest.raises(StorageError, match=r'cannot write checkpoint .*/file/1: File exists; last .*: none$'):
         save_checkpoint(tmp_path / 'file', 1, STATE, None)
 
 
@@ -356,6 +391,7 @@ import numpy as np
 from resnet_jax.checkpoints.writer import CheckpointWriter
 
 folders = [pathlib.Path(sys.argv[1]) / name for name in ('a', 'b')]
+folders[0].parent.mkdir()
 writer = CheckpointWriter()
 for step in range(1, 1000):
     state = {'w': np.random.default_rng(step).standard_normal(400_000).astype(np.float32)}

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from resnet_jax import StorageError
 from resnet_jax.checkpoints.metrics_files import EventFile, MetricsFile
 
 
@@ -49,3 +50,13 @@ def test_events_are_on_the_disk_when_they_are_written(tmp_path):
         assert part in content
     file.close()
     assert path.read_bytes() == content
+
+
+def test_a_deleted_file_is_reported(tmp_path):
+    file = MetricsFile(tmp_path / 'metrics.jsonl', 0)
+    file.write({'step': 1})
+    (tmp_path / 'metrics.jsonl').unlink()
+    with pytest.raises(StorageError, match=r'metrics.jsonl: the file was deleted while it was being written$'):
+        file.write({'step': 2})
+    assert file.records == [{'step': 1}]
+    file.close()

@@ -1,6 +1,7 @@
 """The scripts that use a trained network, or many runs: predict, features, export, results, sweep."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,20 @@ def test_grid_parsing_and_folder_names():
     long = [sweep.folder_name({'a': 300 * 'x' + end}) for end in 'yz']
     assert len({*long, *(sweep.folder_name({'a': value}) for value in ('x/y', 'x_y', 'x,y'))}) == 5
     assert max(map(len, long)) < 130
+
+
+def test_folder_names_differ_where_upper_and_lower_case_are_the_same():
+    one, two, three = sweep.folder_names([{'shortcut': 'A'}, {'shortcut': 'B'}, {'shortcut': 'a'}])
+    assert (one, two) == ('shortcut=A', 'shortcut=B')
+    assert re.fullmatch('shortcut=a_[0-9a-f]{16}', three)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('given', [['--grid=lr=0.1,0.2'], ['--grid=epochs=1', '--flags=--dataset=arrays:/nowhere']])
+def test_a_sweep_of_which_no_run_started_leaves_nothing(tmp_path, given):
+    _, err = run('sweep', *given, f'--workdir={tmp_path}/new/s', status=2)
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_input_benchmark_rejects_bad_flags():

@@ -1,44 +1,71 @@
-"""Checks of single settings."""
+"""Checks of the arguments that create networks and their variables."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import InputError
-from resnet_jax.models import checks
+from resnet_jax import InputError, ResNet, create_model, get_spec, init_variables, make_spec
 
-
-def test_valid_values_pass():
-    checks.check_choice('norm', 'batch', ('batch', 'group'))
-    for rate in (0, 0.0, 0.999, np.float32(0.5)):
-        checks.check_rate('rate', rate)
-    assert checks.positive_integer('width', np.int64(3)) == 3
-    assert type(checks.positive_integer('width', np.int64(3))) is int
-    assert checks.as_sequence('widths', [1, 2]) == (1, 2)
-    for value, default in ((True, False), (2, 1), (2, 0.5), ('any', None), (0.5, 0.25), ((1,), ())):
-        checks.check_like('option', value, default)
+MODEL = ResNet(make_spec('basic', (1,), (8,), (1,), 'cifar', 8, 'A', num_classes=4))
 
 
 @pytest.mark.parametrize(
-    ('check', 'message'),
+    ('name', 'changes', 'message'),
     [
-        (
-            lambda: checks.check_choice('norm', 'layer', {'batch': 1, 'group': 2}),
-            "unknown norm 'layer'; known: batch, group",
-        ),
-        (lambda: checks.check_choice('norm', ['batch'], {'batch': 1}), r"unknown norm \['batch'\]; known: batch"),
-        (lambda: checks.positive_integer('width', 0), 'width=0 must be at least 1'),
-        (lambda: checks.positive_integer('width', True), 'width=True must be an integer'),
-        (lambda: checks.positive_integer('width', 2.0), 'width=2.0 must be an integer'),
-        (lambda: checks.check_rate('rate', 1), 'rate=1 must be at least 0 and less than 1'),
-        (lambda: checks.check_rate('rate', float('nan')), 'rate=nan must be at least 0 and less than 1'),
-        (lambda: checks.check_rate('rate', '0.5'), "rate='0.5' must be a number"),
-        (lambda: checks.check_like('option', 1, False), 'option=1 must be True or False'),
-        (lambda: checks.check_like('option', True, 1), 'option=True must be an integer'),
-        (lambda: checks.check_like('option', 'x', 0.5), "option='x' must be a number"),
-        (lambda: checks.as_sequence('widths', 16), 'widths=16 must be a sequence'),
-        (lambda: checks.as_sequence('widths', '16'), "widths='16' must be a sequence"),
+        ('resnet20', {'widths': 16}, 'widths=16 must be a sequence'),
+        ('resnet20', {'stage_sizes': 3}, 'stage_sizes=3 must be a sequence'),
+        ('resnet20', {'num_classes': '10'}, "num_classes='10' must be an integer"),
+        ('resnet20', {'num_classes': True}, 'num_classes=True must be an integer'),
+        ('resnet20', {'num_classes': 2.5}, 'num_classes=2.5 must be an integer'),
+        ('resnet20', {'num_classes': 0}, 'num_classes=0 must be at least 1'),
+        ('resnet20', {'nclasses': 10}, 'nclasses'),
+        ('resnet20', {'dtype': 'float33'}, "dtype='float33' must be a floating-point dtype"),
+        ('resnet20', {'dtype': None}, 'dtype=None must be a floating-point dtype'),
+        ('resnet20', {'dtype': jnp.int32}, 'dtype=.* must be a floating-point dtype'),
+        (20, {}, 'unknown architecture 20; '),
+        (['resnet20'], {}, r"unknown architecture \['resnet20'\]; "),
     ],
 )
-def test_invalid_values_raise(check, message):
-    with pytest.raises(InputError, match=message):
-        check()
+def test_mistakes_in_a_network_are_one_line(name, changes, message):
+    with pytest.raises(InputError, match=message) as raised:
+        create_model(name, **changes)
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        0,
+        None,
+        '0',
+        np.int64(3),
+        jnp.int32(0),
+        jnp.zeros(3, jnp.uint32),
+        jnp.zeros(2),
+        jax.random.split(jax.random.key(0)),
+    ],
+)
+def test_a_key_that_is_none_is_refused(key):
+    with pytest.raises(InputError, match=r'^key must be one random key, such as jax.random.key\(0\), found'):
+        init_variables(MODEL, key, (8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    'shape', [8, (8, 8), (1, 8, 8, 3), (8, 8, 0), (8, -8, 3), (8.0, 8, 3), (True, 8, 3), '883', None]
+)
+def test_an_image_shape_that_is_none_is_refused(shape):
+    with pytest.raises(InputError, match=r'^image_shape=.* must be'):
+        init_variables(MODEL, jax.random.key(0), shape)
+
+
+@pytest.mark.parametrize('model', ['resnet20', get_spec('resnet20'), None])
+def test_a_model_that_is_none_is_refused(model):
+    with pytest.raises(InputError, match=r'^model must be a Linen module, as create_model returns, found'):
+        init_variables(model, jax.random.key(0), (8, 8, 3))
+
+
+def test_old_keys_and_lists_are_accepted():
+    expected = init_variables(MODEL, jax.random.key(3), (8, 8, 3))
+    found = init_variables(MODEL, jax.random.PRNGKey(3), [8, np.int64(8), 3])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -6,6 +6,8 @@ import optax
 import pytest
 
 from resnet_jax import Binary, InputError, TrainConfig
+from resnet_jax.training.optimizers import SGD
+from resnet_jax.training.schedules import Cosine
 
 
 @pytest.mark.parametrize(
@@ -92,3 +94,40 @@ def test_learning_rate_scaling():
     assert (
         TrainConfig().replace(learning_rate=0.1, batch_size=512, learning_rate_batch_size=256).peak_learning_rate == 0.2
     )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'lr': 0.1}, "unknown setting 'lr'; "),
+        ({'head_learning_rate': 0.1, 'freeze': 'head'}, "head_learning_rate=0.1 has no effect: freeze='head' freezes"),
+        ({'head_learning_rate': 0.1, 'freeze': 'stage|he'}, 'head_learning_rate=0.1 has no effect'),
+        ({'optimizer': 'adam', 'momentum': 0.9}, 'momentum=0.9 has no effect without optimizer=sgd, '),
+        ({'ema_warmup': False}, 'ema_warmup=False has no effect without ema_decay'),
+        ({'distill_weight': 0.5}, 'distill_weight=0.5 has no effect without distill_from'),
+        ({'weight_decay': 0.0, 'decayed': 'kernels'}, "decayed='kernels' has no effect: weight_decay is 0"),
+        ({'statistics': 0}, 'statistics=0 must be global, frozen, or a number'),
+        ({'statistics': 'ghost'}, "statistics='ghost' must be global, frozen"),
+        ({'statistics': True}, 'statistics=True must be global, frozen'),
+        ({'mean': ('a',)}, r"mean=\('a',\) must be a sequence of numbers"),
+        ({'schedule': 'step', 'decay_epochs': ('3',)}, r"decay_epochs=\('3',\) must be a sequence of numbers"),
+        ({'schedule': 'step', 'decay_epochs': (-1,)}, r'decay_epochs=\(-1,\) must be at least 0'),
+        (
+            {'learning_rate_factors': (('stem', 'x'),)},
+            "learning_rate_factors: the factor 'x' of 'stem' must be",
+        ),
+        ({'optimizer': Cosine()}, r'optimizer=Cosine\(.* must be one of sgd, '),
+        ({'optimizer': SGD}, r'optimizer=<class .* must be one of sgd, '),
+        ({'schedule': SGD()}, r'schedule=SGD\(.* must be one of cosine, '),
+    ],
+)
+def test_mistakes_are_one_line(changes, message):
+    with pytest.raises(InputError, match=f'^{message}') as raised:
+        TrainConfig().replace(**changes)
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('changes', [{'data': 3}, {'averaging': 0.9}, {'augmentation': None}])
+def test_a_group_must_be_of_its_class(changes):
+    with pytest.raises(InputError, match=r'must be of the class (Data|Averaging|Augmentation)$'):
+        TrainConfig(**changes)

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from resnet_jax import InputError, TrainConfig
+from resnet_jax import DivergenceError, InputError, TrainConfig
 from resnet_jax.training import log as log_module
 from resnet_jax.training.log import Log
 from resnet_jax.training.plan import objective_task
@@ -68,3 +68,16 @@ def test_a_duplicate_metric_name_raises_before_writing(name, tmp_path):
         log.test(5, {'loss': 1.0, 'accuracy': 0.5}, {'other': 1.0, name: 2.0}, 0.1)
     assert log.records == []
     log.close()
+
+
+def test_the_divergence_message_names_the_checkpoint_that_is_left(tmp_path):
+    config = TrainConfig().replace(batch_size=8, epochs=2, max_skipped_steps=1)
+    plan = types.SimpleNamespace(config=config, task=objective_task(config, {}), epoch_steps=5, seeds=Seeds((0,)))
+    sums = {'loss': np.float32(0), 'skipped': np.int32(1), 'gradient_norm': np.float32(np.nan)}
+    for saved, line in (((), 'no checkpoint was saved'), ((3, 12), 'the last checkpoint, step 12, is valid')):
+        for step in saved:
+            (tmp_path / 'checkpoints' / str(step)).mkdir(parents=True)
+        log = Log(plan, 0, tmp_path, 0, Silence())
+        with pytest.raises(DivergenceError, match=f'; they were skipped; {line}; restart in another --workdir'):
+            log.step(1, sums, last=True)
+        log.close()

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import sys
+import types
 import warnings
 
 import jax
@@ -30,7 +32,7 @@ from resnet_jax.checkpoints.writer import CheckpointWriter
 from resnet_jax.data.examples import Dataset, Split, dataset_from_arrays
 from resnet_jax.data.feeds import EvalArrays
 from resnet_jax.tasks.base import Task
-from resnet_jax.training import evaluation, loop, program, report
+from resnet_jax.training import evaluation, loop, program
 from resnet_jax.training.log import Log
 from resnet_jax.training.loop import is_due
 from resnet_jax.training.plan import make_model, normalize_for_run
@@ -642,14 +644,50 @@ def test_is_due(epoch, due):
     assert is_due(epoch, every=3, last=7) == due
 
 
-def test_a_drawing_error_does_not_affect_the_result(shades, tmp_path, monkeypatch, capsys):
-    def fail(*_):
-        raise ValueError('no such\ncolor')
+def raises(error):
+    def draw(*_):
+        raise error
 
-    monkeypatch.setattr(report, 'draw_report', fail)
-    result = train_and_evaluate(SPEC, CONFIG.replace(epochs=1), tmp_path, dataset=shades)
-    assert json.loads((tmp_path / 'result.json').read_text()) == result
-    assert capsys.readouterr().err == f'{tmp_path / "report.png"}: drawing failed: no such color\n'
+    return draw
+
+
+@pytest.mark.parametrize(
+    ('module', 'why'),
+    [
+        (types.SimpleNamespace(draw_report=raises(ValueError('no such\ncolor'))), 'no such color'),
+        (types.SimpleNamespace(draw_report=raises(OSError(28, 'No space left on device'))), 'No space left on device'),
+        (None, 'import of resnet_jax.training.report halted; None in sys.modules'),  # as if Matplotlib were missing
+    ],
+)
+def test_a_report_that_cannot_be_drawn_does_not_affect_the_result(shades, tmp_path, monkeypatch, capsys, module, why):
+    monkeypatch.setitem(sys.modules, 'resnet_jax.training.report', module)
+    config = CONFIG.replace(epochs=1)
+    result = train_and_evaluate(SPEC, config, tmp_path, dataset=shades)
+    written = (tmp_path / 'result.json').read_bytes()
+    assert json.loads(written) == result
+    line = f'{tmp_path / "report.png"} could not be drawn: {why}; the result is not affected\n'
+    assert capsys.readouterr().err == line
+    assert not (tmp_path / 'report.png').exists()
+    monkeypatch.undo()
+    before = last_state(tmp_path)
+    assert train_and_evaluate(SPEC, config, tmp_path, dataset=shades) == result
+    out, err = capsys.readouterr()
+    finished = f'{tmp_path} is already finished'
+    assert f'{finished}; its report.png is missing and is drawn after another evaluation' in out.splitlines()
+    assert (err, (tmp_path / 'report.png').exists()) == ('', True)
+    assert ((tmp_path / 'result.json').read_bytes(), last_state(tmp_path)) == (written, before)
+    assert train_and_evaluate(SPEC, config, tmp_path, dataset=shades) == result
+    assert capsys.readouterr().out == f'{finished}\n'
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again(shades, tmp_path, capsys):
+    config = CONFIG.replace(epochs=1)
+    result = train_and_evaluate(SPEC, config, tmp_path, dataset=shades)
+    (tmp_path / 'report.png').unlink()
+    shutil.rmtree(tmp_path / 'checkpoints')
+    capsys.readouterr()
+    assert train_and_evaluate(SPEC, config, tmp_path, dataset=shades) == result
+    assert capsys.readouterr().out == f'{tmp_path} is already finished\n'
 
 
 def test_sinks_get_every_record_and_hooks_add_to_tests(shades, tmp_path):

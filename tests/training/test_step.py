@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import freeze
 
 from resnet_jax import (
     InputError,
@@ -378,3 +379,113 @@ def test_a_step_on_a_mesh_equals_one_device(batch, kind):
     found = compute(jax.device_put(state, whole), jax.device_put(batch, split))
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=1e-4, atol=1e-5)
+
+
+def twice_donated(state, batch):
+    """The loss of two steps whose state is donated."""
+    options = StepOptions(averaging=None if state.average is None else Averaging(0.9))
+    step = functools.partial(train_step, model=MODEL, optimizer=OPTIMIZER, options=options)
+    step = jax.jit(step, donate_argnums=0)
+    state, _ = step(state, batch)
+    return step(state, batch)[1]['loss']
+
+
+@pytest.mark.parametrize('average', [False, True])
+def test_a_donated_state_leaves_the_variables(batch, average):
+    variables = init_variables(MODEL, jax.random.key(1), (6, 6, 3))
+    before = jax.tree.map(np.array, variables)
+    twice_donated(create_train_state(variables, OPTIMIZER, average=average), batch)
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+
+
+def test_numpy_variables_are_copied(batch):
+    variables = jax.tree.map(np.array, init_variables(MODEL, jax.random.key(1), (6, 6, 3)))
+    state = create_train_state(variables, OPTIMIZER)
+    before = jax.tree.map(np.array, state.params)
+    jax.tree.map(lambda leaf: leaf.fill(7), variables)
+    jax.tree.map(np.testing.assert_array_equal, state.params, before)
+
+
+def test_an_optimizer_that_keeps_the_parameters_can_be_donated(batch):
+    keeps = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, state))
+    state = create_train_state(init_variables(MODEL, jax.random.key(1), (6, 6, 3)), keeps)
+    step = jax.jit(lambda state, batch: train_step(state, batch, model=MODEL, optimizer=keeps), donate_argnums=0)
+    assert step(state, batch)[0].step == 1
+
+
+def test_frozen_dicts_have_the_same_values(state, batch, jitted):
+    variables = init_variables(MODEL, jax.random.key(1), (6, 6, 3))
+    expected = jitted(state, batch)
+    for frozen in (freeze(variables), {name: freeze(tree) for name, tree in variables.items()}):
+        jax.tree.map(np.testing.assert_array_equal, jitted(create_train_state(frozen, OPTIMIZER), batch), expected)
+        again = dataclasses.replace(state, **frozen, opt_state=OPTIMIZER.init(frozen['params']))
+        jax.tree.map(np.testing.assert_array_equal, jitted(again, batch), expected)
+        masked = batch | {'mask': jnp.ones(8, bool)}
+        sums = [jax.jit(functools.partial(eval_step, model=MODEL))(one, masked) for one in (frozen, variables)]
+        jax.tree.map(np.testing.assert_array_equal, *sums)
+
+
+IMAGE, LABEL, MASK = jnp.zeros((8, 6, 6, 3)), jnp.zeros(8, jnp.int32), jnp.ones(8, bool)
+BATCH = {'image': IMAGE, 'label': LABEL}
+
+
+@pytest.mark.parametrize(
+    ('batch', 'options', 'message'),
+    [
+        ({'images': IMAGE, 'label': LABEL}, {}, "batch has no 'image'; nearest known: images"),
+        ({'image': IMAGE, 'labels': LABEL}, {}, "batch has no 'label'; nearest known: labels"),
+        ({'image': IMAGE}, {}, "batch has no 'label'; "),
+        ({}, {}, "batch has no 'image'; it is empty"),
+        ((IMAGE, LABEL), {}, "batch must be a dict with 'image' and 'label', found tuple"),
+        ({'image': IMAGE[0], 'label': LABEL[:6]}, {}, r"batch\['image'\] must have shape .*, found \[6, 6, 3\]; "),
+        ({'image': IMAGE, 'label': LABEL[:2]}, {}, r"batch\['label'\] must have 8 entries, .*, found shape \[2\]"),
+        ({'image': IMAGE, 'label': [0] * 8}, {}, r"batch\['label'\] must be an array, found list"),
+        (BATCH | {'target': LABEL}, {}, r"batch\['target'\] must be floats \[8, 4\], .* int32"),
+        ({'image': IMAGE.astype(jnp.uint8), 'label': LABEL}, {}, 'images must be floats, normalized as in training'),
+        (BATCH, {'key': 0}, r'key must be one random key, such as jax.random.key\(0\), found 0'),
+        (BATCH, {'task': 'multiclass'}, "task='multiclass' must be a Task"),
+        (BATCH, {'loss': 'mse'}, "loss='mse' must be a function"),
+        (BATCH, {'model': 'resnet20'}, 'model must be a Linen module, .*, found str'),
+        (BATCH, {'optimizer': optax.sgd}, 'optimizer must be .*, found sgd'),
+        (BATCH, {'optimizer': optax.adam(0.1)}, 'state.opt_state is the state of another opt'),
+        (
+            BATCH,
+            {'model': ResNet(with_changes(SPEC, dropout_rate=0.5))},
+            'key=None must be a random key',
+        ),
+        (
+            BATCH,
+            {'model': ResNet(with_changes(SPEC, num_classes=7))},
+            'the variables are not those of the model: For parameter "kernel" in "/head"',
+        ),
+        (BATCH, {'options': StepOptions(3)}, 'accumulation_steps=3 must divide .*, 8'),
+        (BATCH, {'options': StepOptions(averaging=Averaging(0.9))}, 'options.averaging and '),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_step_are_one_line(state, batch, options, message):
+    arguments = {'model': MODEL, 'optimizer': OPTIMIZER} | options
+    with pytest.raises(InputError, match=f'^{message}') as raised:
+        jax.eval_shape(lambda state: train_step(state, batch, **arguments), state)
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ('batch', 'options', 'message'),
+    [
+        (BATCH, {}, "batch has no 'mask'"),
+        ({'image': IMAGE, 'mask': MASK}, {}, "batch has no 'label'"),
+        (BATCH | {'mask': jnp.ones(8)}, {}, r"batch\['mask'\] must be bool \[N\], found float32"),
+        (BATCH | {'mask': MASK}, {'shift': 6}, 'shift=6 must be below 6, the smaller side of the images'),
+        (BATCH | {'mask': MASK}, {'variables': {'stem': {}}}, "variables must be .*, found stem"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_an_evaluation_step_are_one_line(state, batch, options, message):
+    variables = options.pop('variables', state.variables)
+    with pytest.raises(InputError, match=f'^{message}'):
+        jax.eval_shape(lambda: eval_step(variables, batch, model=MODEL, **options))
+
+
+@pytest.mark.parametrize('variables', [None, {}, {'batch_stats': {}}, {'params': {'w': jnp.zeros(3, jnp.int32)}}])
+def test_variables_without_parameters_are_refused(variables):
+    with pytest.raises(InputError, match=r"^variables must be a dict with 'params'|^params: w must be a float"):
+        create_train_state(variables, OPTIMIZER)
