@@ -8,6 +8,7 @@ import dataclasses
 import math
 import multiprocessing.connection
 import os
+import re
 import signal
 import sys
 import threading
@@ -211,12 +212,30 @@ def batches(
         flags.FLAGS.mark_as_parsed()
     alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     options = grain.MultiprocessingOptions(num_workers=min(workers, last - first))
+    _start_quiet_resource_tracker()
     iterated = dataset.batch(size).to_iter_dataset(alone).mp_prefetch(options, _tie_worker_to_main_process)
     return _from_workers(iter(iterated), last - first)
 
 
 def _concatenate(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _start_quiet_resource_tracker() -> None:
+    """Starts the process of Python that removes the shared memory of ended processes.
+
+    It would warn about what a killed worker left, in two more lines after the one that the run ends with.
+    """
+    if os.name != 'posix':
+        return
+    from multiprocessing import resource_tracker
+
+    before = list(sys.warnoptions)
+    sys.warnoptions.append('ignore::UserWarning:multiprocessing.resource_tracker')  # inherited by the new process
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions[:] = before
 
 
 def _tie_worker_to_main_process(worker: int, workers: int) -> None:
@@ -244,8 +263,12 @@ def _from_workers(iterator: Any, count: int) -> Iterator[dict[str, np.ndarray]]:
             try:
                 batch = next(iterator)
             except RuntimeError as error:  # raised by grain if a worker is gone
-                more = 'fewer --num_workers need less memory'
-                raise StorageError(f'a worker process that reads photographs ended: {reason(error)}; {more}') from error
+                found = re.search(r'exit code (-?\d+)', str(error))
+                how = f'with exit code {found[1]}' if found else f'({reason(error)})'
+                raise StorageError(
+                    f'a worker process that reads photographs ended {how}; if it ran out of memory, use fewer'
+                    ' --num_workers'
+                ) from error
             # Copied, since shared memory is released only when nothing refers to it any more.
             copied = {name: np.array(values) for name, values in batch.items()}
             del batch

@@ -1,14 +1,18 @@
 """The whole of stderr of a training that ends with an error of its disk, folder or data: one line."""
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.experiments.commands import ROOT, call
 
@@ -97,3 +101,46 @@ def test_a_compilation_cache_that_is_full(data, tmp_path, small_disk, monkeypatc
     assert line.startswith(
         'warning: compiled programs are not written to the compilation cache: OSError: [Errno 28] No'
     )
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp('photographs'), np.random.default_rng(0)
+    for split, name, number in itertools.product(('train', 'test'), 'ab', range(16)):
+        path = folder / split / name / f'{number}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
+    return folder
+
+
+OF_PHOTOGRAPHS = ('--recipe=cifar_sgd', '--warmup_epochs=0', '--image_size=16', '--batch_size=16', '--num_workers=2')
+
+
+def test_a_killed_worker(photographs, tmp_path):
+    """As by a system that is out of memory."""
+    command = [sys.executable, '-m', 'experiments.resnet', f'--dataset=folder:{photographs}', *OF_PHOTOGRAPHS]
+    command += ['--epochs=10000', f'--workdir={tmp_path}/run']
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while 'epoch 2 ' not in (line := run.stdout.readline()):
+            assert line
+        listed = subprocess.run(['pgrep', '-P', str(run.pid), '-f', 'spawn_main'], capture_output=True, text=True)
+        os.kill(int(listed.stdout.split()[-1]), signal.SIGKILL)
+        _, stderr = run.communicate(timeout=100)
+    assert run.returncode == 1
+    assert stderr == (
+        'stopped: a worker process that reads photographs ended with exit code -9; if it ran out of memory, use fewer'
+        ' --num_workers\n'
+    )
+
+
+def test_a_damaged_photograph(photographs, tmp_path):
+    shutil.copytree(photographs, tmp_path / 'data')
+    path = tmp_path / 'data' / 'train' / 'a' / '7.png'
+    path.write_bytes(path.read_bytes()[:200])
+    given = (f'--dataset=folder:{tmp_path}/data', *OF_PHOTOGRAPHS, '--epochs=1')
+    done = call('resnet', *given, f'--workdir={tmp_path}/run')
+    assert done.returncode == 0
+    assert re.fullmatch(rf'{path}: cannot be decoded \(.*\), replaced by another image\n', done.stderr)
+    done = call('resnet', *given, '--strict_data', f'--workdir={tmp_path}/strict')
+    assert done.returncode == 2
+    assert re.fullmatch(rf'error: {path}: cannot be decoded \(.*\)\n', done.stderr)
