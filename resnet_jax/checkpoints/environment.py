@@ -17,7 +17,6 @@ from resnet_jax.errors import InputError
 _DECISIVE = (
     'jax_enable_x64',
     'jax_default_dtype_bits',  # of earlier versions
-    'jax_default_dtype_bits',
     'jax_numpy_dtype_promotion',
     'jax_default_matmul_precision',
     'jax_default_prng_impl',
