@@ -16,6 +16,7 @@ from resnet_jax.errors import InputError
 # The implementation of random keys is one of them because a user-supplied function may make its own keys.
 _DECISIVE = (
     'jax_enable_x64',
+    'jax_explicit_x64_dtypes',
     'jax_default_dtype_bits',  # of earlier versions
     'jax_numpy_dtype_promotion',
     'jax_default_matmul_precision',
