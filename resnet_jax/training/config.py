@@ -217,9 +217,7 @@ class Execution(Settings):
         """As in Settings."""
         is_count = isinstance(self.statistics, int) and not isinstance(self.statistics, bool) and self.statistics >= 1
         if self.statistics not in ('global', 'frozen') and not is_count:
-            raise InputError(
-                f'statistics={self.statistics!r} must be global, frozen, or a number of examples of at least 1'
-            )
+            raise InputError(f'statistics={self.statistics!r} must be global, frozen, or a positive integer')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -331,7 +331,7 @@ USER_ERRORS = [
     ('features', [*FILE, '--images=docs', '--out=OUT.npz', '--rows=3'], 'rows=3 has no effect without --neighbors'),
     (
         'features',
-        [*FILE, '--images=docs', '--out=OUT.npz', '--neighbors=99'],
+        [*FILE, '--images=docs/gradients-digits.png', '--out=OUT.npz', '--neighbors=99'],
         'neighbors=99 must be less than the number',
     ),
     ('predict', [*FILE, '--images=docs', '--checkpoint=best'], 'checkpoint=best applies only to a run; init_from='),

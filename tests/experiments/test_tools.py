@@ -149,8 +149,11 @@ def test_results_do_not_mix_extended_runs_with_others(tmp_path):
         result = {'test_accuracy': 0.5, 'train_seconds': 60.0, 'arch': 'tiny', 'seed': 0}
         (tmp_path / name / 'result.json').write_text(json.dumps(result))
     out, err = run('results', f'--runs={tmp_path}')
-    assert out.splitlines()[0] == '| extended_from | test_accuracy | seeds | minutes |'
-    assert sorted(out.splitlines()[2:]) == ['|  | 0.5000 | 1 | 1.0 |', '| 2, 4 | 0.5000 | 1 | 1.0 |']
+    assert out.splitlines()[0] == '| arch | dataset | extended_from | test_accuracy | seeds | minutes |'
+    assert sorted(out.splitlines()[2:]) == [
+        '| tiny | some |  | 0.5000 | 1 | 1.0 |',
+        '| tiny | some | 2, 4 | 0.5000 | 1 | 1.0 |',
+    ]
     assert err == ''
 
 

@@ -96,7 +96,7 @@ def test_evaluate_says_what_it_converted(tmp_path):
         image.save(folder / 'train' / name / 'a.png')
         (image if int(name) % 2 else image.convert('RGB')).save(folder / 'test' / name / 'a.png')
     given = (f'--init_from={path}', '--arch=test_resnet', f'--dataset=folder:{folder}', '--image_size=32')
-    _, err = run('evaluate', *given, f'--workdir={tmp_path / "out"}', '--test_sizes=16')
+    _, err = run('evaluate', *given, f'--out={tmp_path / "out"}', '--test_sizes=16')
     assert err == 'repeated the channel of 5 grayscale images, as the network takes 3 channels\n'
 
 
