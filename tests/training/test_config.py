@@ -106,7 +106,7 @@ def test_learning_rate_scaling():
         ({'ema_warmup': False}, 'ema_warmup=False has no effect without ema_decay'),
         ({'distill_weight': 0.5}, 'distill_weight=0.5 has no effect without distill_from'),
         ({'weight_decay': 0.0, 'decayed': 'kernels'}, "decayed='kernels' has no effect: weight_decay is 0"),
-        ({'statistics': 0}, 'statistics=0 must be global, frozen, or a number'),
+        ({'statistics': 0}, 'statistics=0 must be global, frozen, or a positive integer'),
         ({'statistics': 'ghost'}, "statistics='ghost' must be global, frozen"),
         ({'statistics': True}, 'statistics=True must be global, frozen'),
         ({'mean': ('a',)}, r"mean=\('a',\) must be a sequence of numbers"),
