@@ -52,7 +52,7 @@ def test_any_names_survive_training_and_every_command(folder, tmp_path, capfd):
         assert all(line.isprintable() for line in out.splitlines())
         return out
 
-    silent('evaluate', f'--init_from={workdir}', f'--workdir={tmp_path / "scores"}')
+    silent('evaluate', f'--init_from={workdir}', f'--out={tmp_path / "scores"}')
     with (tmp_path / 'scores' / 'predictions.csv').open(newline='', encoding='utf-8') as file:
         rows = [{unescaped(key): unescaped(value) for key, value in row.items()} for row in csv.DictReader(file)]
     assert len(rows) == 25
