@@ -208,6 +208,7 @@ def check_classes(name: str, root: str, base: str, images: Mapping[str, Sequence
         return  # the user says that these are classes
     if len(images) == 1:
         _raise_for_one_class(name, root, next(iter(images)))
+    _raise_for_copies(name, below, images)
     inside = [set(below.get(label, ())) for label in images]
     common = set[str]().union(*inside[:1]).intersection(*inside)
     beside = any(image.count('/') == 1 for some in images.values() for image in some)
@@ -226,3 +227,13 @@ def _raise_for_one_class(name: str, root: str, label: str) -> None:
     if inner:
         better = f'folder:{os.path.join(root, path)}'
         raise InputError(f'{name!r}: found only the folder {in_words([path])}, with {in_words(inner)}; use {better!r}')
+
+
+def _raise_for_copies(name: str, below: Mapping[str, Iterable[str]], labels: Iterable[str]) -> None:
+    """Raises InputError if a class contains folders of other classes, as where an archive holds everything twice."""
+    for label in labels:
+        if len(copied := sorted(set(below.get(label, ())).intersection(labels))) > 1:
+            raise InputError(
+                f'{name!r}: {in_words([label])} contains folders named like the classes beside it'
+                f' ({in_words(copied)}); remove it, or, {_IF_CLASSES}'
+            )

@@ -109,6 +109,11 @@ EXPECTED = '; expected DIR/train/CLASS and DIR/test/CLASS, or DIR/CLASS'
             [*classes('images/train'), *classes('images/val'), 'labels/train/1.txt', 'labels/val/2.txt'],
             "the splits train, val are in images; use 'folder:DIR/images'",
         ),
+        (
+            [*classes('.'), *classes('cells'), 'c/1.jpg'],
+            'cells contains folders named like the classes beside it (a, b); remove it, or, if they are classes, move'
+            ' all class folders into DIR/train',
+        ),
         (classes('some/dataset'), "found only the folder some/dataset, with a, b; use 'folder:DIR/some/dataset'"),
     ],
 )
