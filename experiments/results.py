@@ -73,6 +73,9 @@ def find_results(folders: Sequence[str]) -> list[dict[str, Any]]:
                 identity = {name: value for name, value in settings.items() if name not in reporting}
                 row = json.dumps([record['arch'], network, identity], sort_keys=True)
                 result = json.loads(path.read_text(encoding='utf-8'))
+                epochs = record['config']['epochs']
+                if result.get('epochs', epochs) != epochs:
+                    raise FileNotFoundError(path)  # the result before an extension that is not finished
                 always = {'arch': record['arch'], 'run': str(config.parent), 'row': row}
                 found.append(network | settings | result | always)
             except FileNotFoundError:

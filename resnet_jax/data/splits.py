@@ -204,15 +204,17 @@ def check_classes(name: str, root: str, base: str, images: Mapping[str, Sequence
     labels = {label.lower() for label in images}
     if labels & _ANNOTATIONS and labels & _FILLERS and labels <= _ANNOTATIONS | _FILLERS:
         raise InputError(f'{name!r}: {in_words(images)} are not names of classes; {EXPECTED}')
-    if base:
-        return  # the user says that these are classes
+    if base:  # the user says that these are classes
+        _raise_for_copies(name, place, below, images, filter(role_of, images))
+        return
     if len(images) == 1:
         _raise_for_one_class(name, root, next(iter(images)))
-    _raise_for_copies(name, below, images)
+    _raise_for_copies(name, place, below, images, images)
     inside = [set(below.get(label, ())) for label in images]
     common = set[str]().union(*inside[:1]).intersection(*inside)
     beside = any(image.count('/') == 1 for some in images.values() for image in some)
-    if len(images) > 1 and len(common) > 1 and 2 * len(common) >= len(set().union(*inside)) and not beside:
+    alike = len(common) > 1 and 2 * len(common) >= len(set().union(*inside))
+    if len(images) > 1 and (alike or any(map(role_of, common))) and not beside:
         raise InputError(
             f'{name!r}: {in_words(images)} are probably splits and not classes, since all of them contain the same'
             f' folders ({in_words(sorted(common))}); {EXPECTED}; {_IF_CLASSES}'
@@ -229,10 +231,12 @@ def _raise_for_one_class(name: str, root: str, label: str) -> None:
         raise InputError(f'{name!r}: found only the folder {in_words([path])}, with {in_words(inner)}; use {better!r}')
 
 
-def _raise_for_copies(name: str, below: Mapping[str, Iterable[str]], labels: Iterable[str]) -> None:
-    """Raises InputError if a class contains folders of other classes, as where an archive holds everything twice."""
-    for label in labels:
-        if len(copied := sorted(set(below.get(label, ())).intersection(labels))) > 1:
+def _raise_for_copies(
+    name: str, place: str, below: Mapping[str, Iterable[str]], labels: Iterable[str], suspected: Iterable[str]
+) -> None:
+    """Raises InputError if a suspected class contains folders of other classes: some archives hold everything twice."""
+    for label in suspected:
+        if len(copied := sorted(set(below.get(place + label, ())).intersection(labels))) > 1:
             raise InputError(
                 f'{name!r}: {in_words([label])} contains folders named like the classes beside it'
                 f' ({in_words(copied)}); remove it, or, {_IF_CLASSES}'

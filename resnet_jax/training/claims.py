@@ -71,6 +71,8 @@ def finished_results(
                 f'workdir={workdir} {state}; add --extend to train it to {epochs[1]} (extend=True in Python),'
                 ' or choose another --workdir'
             )
+        if epochs is not None and epochs[0] > epochs[1] and extend:
+            raise InputError(f'extend: workdir={workdir} has epochs={epochs[0]}; set epochs to more')
         extensible |= epochs != (config.epochs, config.epochs) or bool(record.get(EXTENSIONS))
         if result := finished_result(workdir, parts, may_differ):
             draws = can_be_drawn(workdir, result)

@@ -114,6 +114,17 @@ EXPECTED = '; expected DIR/train/CLASS and DIR/test/CLASS, or DIR/CLASS'
             'cells contains folders named like the classes beside it (a, b); remove it, or, if they are classes, move'
             ' all class folders into DIR/train',
         ),
+        (
+            [*classes('train'), *classes('train/train')],
+            'train contains folders named like the classes beside it (a, b); remove it, or, if they are classes, move'
+            ' all class folders into DIR/train',
+        ),
+        (
+            [*classes('old/train'), *classes('new/train')],
+            'new, old are probably splits and not classes, since all of them contain the same folders (train); expected'
+            ' DIR/train/CLASS and DIR/test/CLASS, or DIR/CLASS; if they are classes, move all class folders into'
+            ' DIR/train',
+        ),
         (classes('some/dataset'), "found only the folder some/dataset, with a, b; use 'folder:DIR/some/dataset'"),
     ],
 )

@@ -141,12 +141,12 @@ def test_results_ignore_reporting_settings_and_duplicates(tmp_path):
 
 
 def test_results_do_not_mix_extended_runs_with_others(tmp_path):
-    for name, extensions in (('a', []), ('b', [{'from_epochs': 2}, {'from_epochs': 4}])):
+    for name, extensions, epochs in (('a', [], 6), ('b', [{'from_epochs': 2}, {'from_epochs': 4}], 6), ('c', [], 2)):
         (tmp_path / name).mkdir()
         config = TrainConfig().replace(epochs=6, dataset='some').to_json()
         record = {'arch': 'tiny', 'spec': SPEC.to_json(), 'config': config, 'extensions': extensions}
         (tmp_path / name / 'config.json').write_text(json.dumps(record))
-        result = {'test_accuracy': 0.5, 'train_seconds': 60.0, 'arch': 'tiny', 'seed': 0}
+        result = {'test_accuracy': 0.5, 'train_seconds': 60.0, 'arch': 'tiny', 'seed': 0, 'epochs': epochs}
         (tmp_path / name / 'result.json').write_text(json.dumps(result))
     out, err = run('results', f'--runs={tmp_path}')
     assert out.splitlines()[0] == '| arch | dataset | extended_from | test_accuracy | seeds | minutes |'
@@ -154,7 +154,7 @@ def test_results_do_not_mix_extended_runs_with_others(tmp_path):
         '| tiny | some |  | 0.5000 | 1 | 1.0 |',
         '| tiny | some | 2, 4 | 0.5000 | 1 | 1.0 |',
     ]
-    assert err == ''
+    assert err == f'skipping {tmp_path}/c: not finished\n'  # its extension to 6 epochs is not
 
 
 def test_evaluation_matches_classes_by_name(folder, trained, tmp_path):

@@ -121,7 +121,7 @@ def test_an_extended_run_can_be_shown_and_extended_again(extended, shades, tmp_p
         assert f'{workdir} is already finished' in capsys.readouterr().out
     with pytest.raises(InputError, match='epochs=4 before, 2 now'):
         train_and_evaluate(SPEC, CONFIG, workdir, dataset=shades)
-    with pytest.raises(InputError, match='epochs=4 before, 3 now'):
+    with pytest.raises(InputError, match='has epochs=4; set epochs to more'):
         train_and_evaluate(SPEC, CONFIG.replace(epochs=3), workdir, dataset=shades, extend=True)
     again = shutil.copytree(workdir, tmp_path / 'again')
     assert train_and_evaluate(SPEC, CONFIG.replace(epochs=5), again, dataset=shades, extend=True)['epochs'] == 5
@@ -142,7 +142,7 @@ def test_without_extend_the_refusal_names_the_way(short, shades, tmp_path):
         (CONFIG, f'extend: workdir={short} has epochs=2 already; set epochs to more'),
         (LONGER.replace(learning_rate=0.1), 'a run of another configuration: epochs=2 before, 4 now; learning_rate='),
         (LONGER.replace(warmup_epochs=1), 'another configuration: epochs=2 before, 4 now; warmup_epochs absent before'),
-        (CONFIG.replace(epochs=1), 'epochs=2 before, 1 now'),
+        (CONFIG.replace(epochs=1), f'extend: workdir={short} has epochs=2; set epochs to more'),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             train_and_evaluate(SPEC, config, short, dataset=shades, extend=True)
