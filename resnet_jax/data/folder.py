@@ -128,11 +128,15 @@ def _matched(name: str, train: ByClass, test: ByClass | None) -> tuple[ByClass, 
                 )
     if test is None:
         return train, None
-    for label in test:
-        if same_form(label) not in known:
-            alike = [known for known in train if known.strip().casefold() == label.strip().casefold()]
-            more = f'; {alike[0]!r} is another class' if alike else ''
-            raise InputError(f'{name!r}: class {label!r} has test images but no training images{more}')
+    if unknown := [label for label in test if same_form(label) not in known]:
+        alike = [label for label in train if label.strip().casefold() == unknown[0].strip().casefold()]
+        if len(unknown) == len(test) and not alike:
+            raise InputError(
+                f'{name!r}: expected the same class folders for testing as for training ({in_words(train)}),'
+                f' found {in_words(test)}'
+            )
+        more = f'; {alike[0]!r} is another class' if alike else ''
+        raise InputError(f'{name!r}: class {unknown[0]!r} has test images but no training images{more}')
     return train, {known[same_form(label)]: images for label, images in test.items()}
 
 

@@ -98,6 +98,8 @@ def test_invalid_folders_are_refused(tmp_path):
     assert 'no test images found; at least one class needs two' in error_of()
     (tmp_path / 'c').rename(tmp_path / '.c')
     make(tmp_path, 'train/a/1.jpg', 'train/c/1.jpg', 'test/b/1.jpg')
+    assert error_of().endswith('expected the same class folders for testing as for training (a, c), found b')
+    make(tmp_path, 'test/a/2.jpg')
     assert "class 'b' has test images but no training images" in error_of()
     (tmp_path / 'test').rename(tmp_path / 'more')
     assert refused(tmp_path) == (
