@@ -28,7 +28,11 @@ MAX_CELLS = 128
 
 def label(name: str, length: int = NAME_LENGTH) -> str:
     """A name in a form that can be drawn: one line of at most ``length`` characters, all of which the font has."""
-    return _in_font(shortened(shown(name), length))
+    line = shown(name)
+    for kept in range(length, 0, -1):  # escapes are longer than the characters that the font lacks
+        if len(drawn := _in_font(shortened(line, kept))) <= length:
+            return drawn
+    return '…'
 
 
 def labels(names: Iterable[str], length: int = NAME_LENGTH) -> list[str]:

@@ -62,6 +62,11 @@ def texts_of(found):
     return [text.get_text() for text in found]
 
 
+def test_escapes_count_towards_the_length_of_a_name():
+    assert label(80 * '猫') == '\\u732b\\u732b…\\u732b'
+    assert all(len(label(80 * '猫', length)) <= length for length in range(1, 40))
+
+
 def test_names_are_drawn_as_they_are(rng):
     """No mathematics, no missing characters, no name left out, and different names look different."""
     names, expected = list(NAMES), list(NAMES.values())
