@@ -213,9 +213,8 @@ def _run_main(main: Callable[[], None], argv: Sequence[str]) -> None:
         _exit(f'error: {error}', 2)
     except (DivergenceError, StorageError) as error:
         _exit(f'stopped: {error}', 1)
-    except BrokenPipeError:  # the reader of the pipe has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:
+        _exit_without_reader()
     except OSError as error:  # of a disk, a path or a permission
         if error.errno is None:
             raise
@@ -240,6 +239,7 @@ def _parse_flags(script: str, argv: list[str]) -> list[str]:
         if _asks_for_help(argv):
             with contextlib.suppress(SystemExit):  # absl exits with status 1 after printing help
                 app.parse_flags_with_usage(argv)
+            sys.stdout.flush()  # here, where a broken pipe is handled
             sys.exit(0)
         rest = FLAGS(argv)
         if FLAGS['log_dir'].present:  # absl's, without effect here
@@ -251,6 +251,8 @@ def _parse_flags(script: str, argv: list[str]) -> list[str]:
         _exit(f'error: {unknown_flag(error.flagname, {*own, "help"}, _command(argv))}', 2)
     except flags.Error as error:
         _exit(f'error: {" ".join(str(error).split())}', 2)
+    except BrokenPipeError:
+        _exit_without_reader()
 
 
 def _command(argv: Sequence[str]) -> str:
@@ -279,6 +281,12 @@ def _exit(message: str, status: int) -> NoReturn:
         _exit_now(message, status)
     print(printable(message), file=sys.stderr)
     sys.exit(status)
+
+
+def _exit_without_reader() -> NoReturn:
+    """Ends the process quietly when the reader of its output has exited, as ``head`` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 def _exit_now(message: str, status: int) -> NoReturn:

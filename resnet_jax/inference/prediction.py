@@ -123,9 +123,10 @@ class Predictor(Pretrained):
         """
         self.require_head()
         kernel = np.asarray(self.variables['params']['head']['kernel'])
-        chosen = np.asarray(classes, np.int64)
-        if chosen.shape != (len(images),) or not ((chosen >= 0) & (chosen < kernel.shape[1])).all():
-            raise InputError(f'classes must be {len(images)} numbers from 0 to {kernel.shape[1] - 1}')
+        chosen = np.asarray(classes)
+        integers = chosen.shape == (len(images),) and (np.issubdtype(chosen.dtype, np.integer) or not len(images))
+        if not integers or not ((chosen >= 0) & (chosen < kernel.shape[1])).all():
+            raise InputError(f'classes must be {len(images)} integers from 0 to {kernel.shape[1] - 1}')
         maps = []
         for start in range(0, len(images), _EXPLAIN_BATCH):
             features = self._in_batches(self._last_map, images[start : start + _EXPLAIN_BATCH])
@@ -145,7 +146,8 @@ class Predictor(Pretrained):
                 else advice
             )
             raise InputError(
-                f'images must be uint8 {["N", *self.image_shape]}, found {images.dtype} {list(images.shape)}{advice}'
+                f'images must be uint8 [N, {", ".join(map(str, self.image_shape))}], found {images.dtype}'
+                f' {list(images.shape)}{advice}'
             )
         if not len(images):
             like = jax.eval_shape(function, self.variables, jax.ShapeDtypeStruct((1, *self.image_shape), np.uint8))

@@ -52,8 +52,10 @@ def checked_state(state: Any, batch: Any, optimizer: Any, options: Any) -> Any:
     """Returns a state with dicts, as the network returns them; its average must exist if and only if it is updated.
 
     Raises:
-      InputError: only one of the state and the options has an average, or batch or optimizer are not usable.
+      InputError: only one of the state and the options has an average, or state, batch or optimizer are not usable.
     """
+    if not hasattr(state, 'opt_state') or not hasattr(state, 'average'):
+        raise InputError(f'state must be a TrainState, as create_train_state returns, found {type(state).__name__}')
     check_optimizer(optimizer)
     check_batch(batch, ('image',), options.accumulation_steps, custom=True)
     if (options.averaging is None) != (state.average is None):

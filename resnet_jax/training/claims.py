@@ -66,7 +66,8 @@ def finished_results(
         epochs = _epochs(record, parts, may_differ)
         if epochs is not None and epochs[0] < epochs[1] and not extend:
             finished = result_of(workdir, record) is not None
-            state = f'finished after {epochs[0]} epochs' if finished else f'has not finished its {epochs[0]} epochs'
+            count = f'{epochs[0]} epoch{"s" * (epochs[0] != 1)}'
+            state = f'finished after {count}' if finished else f'has not finished its {count}'
             raise InputError(
                 f'workdir={workdir} {state}; add --extend to train it to {epochs[1]} (extend=True in Python),'
                 ' or choose another --workdir'

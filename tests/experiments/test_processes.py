@@ -91,9 +91,10 @@ def test_an_interrupted_command_says_how_to_resume(tmp_path):
     assert 'Traceback' not in err
 
 
-def test_a_broken_pipe_is_not_reported(monkeypatch):
+@pytest.mark.parametrize('given', ['--pattern=resnet18', '--help'])
+def test_a_broken_pipe_is_not_reported(monkeypatch, given):
     monkeypatch.delenv('PYTHONUNBUFFERED', raising=False)
-    command = [sys.executable, '-m', 'experiments.list_models', '--pattern=resnet18']
+    command = [sys.executable, '-m', 'experiments.list_models', given]
     read, write = os.pipe()
     os.close(read)
     with open(write, 'wb') as closed:

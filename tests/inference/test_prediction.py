@@ -152,7 +152,7 @@ def test_predictions_do_not_depend_on_the_batch(run):
 @pytest.mark.parametrize(
     ('images', 'message'),
     [
-        (np.zeros((2, 6, 6, 1)), "images must be uint8 ['N', 6, 6, 1], found float64 [2, 6, 6, 1]"),
+        (np.zeros((2, 6, 6, 1)), 'images must be uint8 [N, 6, 6, 1], found float64 [2, 6, 6, 1]'),
         (np.zeros((6, 6, 1), np.uint8), 'use images[None] for a single image'),
         (np.zeros((2, 6, 6), np.uint8), 'use images[..., None] to add the channel axis'),
         (np.zeros((2, 8, 8, 1), np.uint8), 'found uint8 [2, 8, 8, 1]'),
@@ -162,6 +162,15 @@ def test_images_of_another_shape_or_dtype_raise(run, images, message):
     with pytest.raises(InputError) as error:
         load_predictor(run[0])(images)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize('classes', ['ab', None, [0.5, 1.0], [0], [0, -1], 0])
+def test_classes_to_explain_that_do_not_exist_raise(tmp_path, classes):
+    model = create_model('test_resnet')
+    write_safetensors(tmp_path / 'w.safetensors', tensors_from_variables(random_variables(model), model))
+    predictor = load_predictor(tmp_path / 'w.safetensors', arch='test_resnet', preprocessing=Preprocessing(32))
+    with pytest.raises(InputError, match=r'^classes must be 2 integers from 0 to '):
+        predictor.explain(np.zeros((2, 32, 32, 3), np.uint8), classes)
 
 
 def test_weights_without_a_head_give_features(tmp_path):

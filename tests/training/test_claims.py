@@ -182,7 +182,7 @@ def test_an_unfinished_run_is_extended_from_its_last_checkpoint(shades, tmp_path
 def test_several_seeds_are_extended_and_joined_by_another(shades, tmp_path):
     one, two = CONFIG.replace(epochs=1), CONFIG.replace(epochs=2)
     train_and_evaluate(SPEC, one, tmp_path, dataset=shades, num_seeds=2)
-    with pytest.raises(InputError, match='seed0 finished after 1 epochs; add --extend to train it to 2'):
+    with pytest.raises(InputError, match='seed0 finished after 1 epoch; add --extend to train it to 2'):
         train_and_evaluate(SPEC, two, tmp_path, dataset=shades, num_seeds=2)
     result = train_and_evaluate(SPEC, two, tmp_path, dataset=shades, num_seeds=3, extend=True)
     assert [run['epochs'] for run in result['runs']] == [2, 2, 2]

@@ -469,6 +469,11 @@ def test_mistakes_in_a_step_are_one_line(state, batch, options, message):
     assert '\n' not in str(raised.value)
 
 
+def test_variables_are_not_a_state(state):
+    with pytest.raises(InputError, match=r'^state must be a TrainState, as create_train_state returns, found dict$'):
+        train_step(state.variables, BATCH, model=MODEL, optimizer=OPTIMIZER)
+
+
 @pytest.mark.parametrize(
     ('batch', 'options', 'message'),
     [
