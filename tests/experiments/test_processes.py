@@ -1,6 +1,5 @@
 """Commands in their own processes, as users start them: tests that a single process cannot do."""
 
-import functools
 import json
 import os
 import signal
@@ -72,11 +71,14 @@ def test_a_command_restarts_once_with_its_environment(monkeypatch, tmp_path):
 
 
 def test_an_interrupted_command_says_how_to_resume(tmp_path):
-    command = [sys.executable, '-m', 'experiments.resnet', '--dataset=synthetic', f'--workdir={tmp_path / "run"}']
-    pipes = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
     # A shell starts background jobs with SIGINT ignored, and the tests may be part of one.
-    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, cwd=ROOT, preexec_fn=heeding, **pipes) as process:
+    heeding = (
+        'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])'
+    )
+    command = [sys.executable, '-m', 'experiments.resnet', '--dataset=synthetic', f'--workdir={tmp_path / "run"}']
+    command = [sys.executable, '-c', heeding, *command]
+    pipes = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
         try:
             end = time.monotonic() + 300
             while not (tmp_path / 'run').exists():
