@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from resnet_jax.devices import usable_cores
 from resnet_jax.errors import InputError
 
 # Settings of JAX that change random draws or the precision of arithmetic: under other ones, a run is another run.
@@ -99,8 +100,7 @@ def _flags(text: str) -> str:
 
 
 def _processor() -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    found = {'processor': platform.machine(), 'cores': cores}
+    found: dict[str, Any] = {'processor': platform.machine(), 'cores': usable_cores()}
     try:
         text = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')
     except OSError:

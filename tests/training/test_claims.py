@@ -15,7 +15,7 @@ import pytest
 from resnet_jax import InputError, Interrupted, TrainConfig, get_config, make_spec, train_and_evaluate
 from resnet_jax.data.examples import Split
 from resnet_jax.training import claims
-from resnet_jax.training.log import Log
+from tests.training.runs import after_step, kill
 
 SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
 CONFIG = TrainConfig().replace(dataset='shades', epochs=2, batch_size=8, learning_rate=0.05, log_every_steps=2)
@@ -66,18 +66,6 @@ def contents(workdir):
 
 def cosine(step, epochs):
     return 0.05 * (1 + np.cos(np.pi * step / (epochs * EPOCH_STEPS))) / 2
-
-
-def after_step(monkeypatch, step, do):
-    """Calls ``do`` once a run has taken ``step`` steps."""
-    plain = Log.step
-
-    def step_and_do(self, now, *args):
-        plain(self, now, *args)
-        if now == step:
-            do()
-
-    monkeypatch.setattr(Log, 'step', step_and_do)
 
 
 def test_a_finished_run_is_extended_on_the_longer_schedule(template, extended):
@@ -158,11 +146,6 @@ def test_a_finished_run_without_checkpoints_is_not_extended(short, shades):
     with pytest.raises(InputError, match='short has no intact checkpoint to continue from'):
         train_and_evaluate(SPEC, LONGER, short, dataset=shades, extend=True)
     assert contents(short) == before
-
-
-def kill():
-    """Ends a run without saving, like SIGKILL."""
-    raise SystemError('killed')
 
 
 def test_an_unfinished_run_is_extended_from_its_last_checkpoint(shades, tmp_path, monkeypatch):

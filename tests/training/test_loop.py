@@ -33,11 +33,11 @@ from resnet_jax.data.examples import Dataset, Split, dataset_from_arrays
 from resnet_jax.data.feeds import EvalArrays
 from resnet_jax.tasks.base import Task
 from resnet_jax.training import evaluation, loop, program
-from resnet_jax.training.log import Log
 from resnet_jax.training.loop import is_due
 from resnet_jax.training.plan import make_model, normalize_for_run
 from resnet_jax.weights.files import write_safetensors
 from resnet_jax.weights.sources import Source, open_source
+from tests.training.runs import after_step, kill
 
 SPEC = make_spec('basic', (1, 1), (8, 16), (1, 2), 'cifar', 8, 'A', num_classes=3)
 CONFIG = TrainConfig().replace(
@@ -210,23 +210,6 @@ def test_batch_size_is_checked_before_loading_the_dataset(tmp_path, monkeypatch)
     with pytest.raises(InputError, match=r'batch_size=7 must be a multiple of 2 \(the number of devices\)'):
         train_and_evaluate(SPEC, CONFIG.replace(batch_size=7), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
-
-
-def after_step(monkeypatch, step, do):
-    """Calls ``do`` once a run has taken ``step`` steps."""
-    plain = Log.step
-
-    def step_and_do(self, now, *args):
-        plain(self, now, *args)
-        if now == step:
-            do()
-
-    monkeypatch.setattr(Log, 'step', step_and_do)
-
-
-def kill():
-    """Ends a run without saving, like SIGKILL."""
-    raise SystemError('killed')
 
 
 def metrics_of(workdir):
