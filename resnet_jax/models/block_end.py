@@ -43,11 +43,12 @@ def finish_block(
     Returns:
       ``[N, H, W, C_out]``.
     """
-    h = conv(h)
     if norm is not None and not branch:  # fused: fewer passes over the feature map
-        return block.normalization(norm, mode, relu=relu, zero_init=zero_init)(h, shortcut)
+        return block.normalization(norm, mode, relu=relu, zero_init=zero_init).after(conv, h, shortcut)
     if norm is not None:
-        h = block.normalization(norm, mode, relu=relu_in_branch, zero_init=zero_init)(h)
+        h = block.normalization(norm, mode, relu=relu_in_branch, zero_init=zero_init).after(conv, h)
+    else:
+        h = conv(h)
     for step in branch:
         h = step(h)
     h = h if shortcut is None else h + shortcut

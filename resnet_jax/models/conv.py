@@ -23,7 +23,7 @@ from jax import lax
 
 from resnet_jax.devices import match_varying_axes, sharding_spec, with_auto_axes
 from resnet_jax.errors import InputError
-from resnet_jax.models import conv_cpu, conv_tpu
+from resnet_jax.models import conv_cpu, conv_gpu, conv_tpu
 from resnet_jax.models.compute import explaining_forward_mode, is_constant
 from resnet_jax.models.conv_common import convolve_blocks, plain, subsample
 
@@ -89,6 +89,7 @@ def _convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, gr
     choose = functools.partial(
         lax.platform_dependent,
         cpu=with_options(_on_cpu),
+        cuda=with_options(conv_gpu.forward),
         tpu=with_options(conv_tpu.forward),
         default=with_options(plain),
     )
@@ -115,12 +116,18 @@ def _backward(
             return conv_cpu.gradients(x, kernel, dy, stride, dilation)
         return by_jax(_on_cpu, x, kernel, dy)
 
-    on_tpu, elsewhere = functools.partial(by_jax, conv_tpu.forward), functools.partial(by_jax, plain)
-    choose = functools.partial(lax.platform_dependent, cpu=on_cpu, tpu=on_tpu, default=elsewhere)
+    forms = {'cuda': conv_gpu.forward, 'tpu': conv_tpu.forward, 'default': plain}
+    others = {platform: functools.partial(by_jax, form) for platform, form in forms.items()}
+    choose = functools.partial(lax.platform_dependent, cpu=on_cpu, **others)
     return with_auto_axes(choose, *saved, dy, out_spec=[sharding_spec(operand) for operand in saved])
 
 
 _convolution.defvjp(_forward, _backward)
+
+
+def gradients(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Gradients of ``x`` and ``kernel`` in ``convolution(x, kernel)``, given that of its result."""
+    return _backward(1, 1, 1, (x, kernel), dy)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -170,8 +177,13 @@ class Conv(nn.Module):
     implementation: str = 'auto'
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, then: Callable[[jax.Array, jax.Array], jax.Array] | None = None) -> jax.Array:
         """Maps ``[N, H, W, C]`` to ``[N, H_out, W_out, features]``.
+
+        Args:
+          x: ``[N, H, W, C]``.
+          then: None, or, for a convolution with ``is_pointwise``, a function that computes it together with what
+            follows, from ``x``, subsampled by the stride, and the float32 kernel.
 
         Raises:
           InputError: ``groups`` does not divide the input and output channels.
@@ -188,9 +200,16 @@ class Conv(nn.Module):
             deviations = kernel - kernel.mean((0, 1, 2), keepdims=True)
             var = jnp.square(deviations).mean((0, 1, 2), keepdims=True)
             kernel = deviations * lax.rsqrt(var + self.standardize)
+        if then is not None:
+            return then(subsample(x, self.stride), kernel)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = convolution(x, kernel, self.stride, self.dilation, self.groups, self.implementation)
         if not self.use_bias:
             return y
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
         return y + bias.astype(self.dtype)[None, None, None]
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether this is a linear map of each pixel: 1x1, without groups and bias."""
+        return self.kernel_size == 1 and self.groups == 1 and not self.use_bias

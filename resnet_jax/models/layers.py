@@ -1,7 +1,7 @@
 """Layers around the blocks' convolutions: stems, shortcuts, stochastic depth, DropBlock."""
 
+import dataclasses
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
 from resnet_jax.models.checks import check_choice
-from resnet_jax.models.compute import Compute, Mode
+from resnet_jax.models.compute import Compute, Mode, is_constant
 from resnet_jax.models.conv import Conv
 from resnet_jax.models.conv_common import subsample
 from resnet_jax.models.example_norm import ExampleNorm
@@ -25,9 +25,6 @@ from resnet_jax.models.pooling import (
     max_pool_zero_padded,
 )
 
-# Normalizes a feature map and adds the shortcut, if one is passed.
-Normalization = Callable[..., jax.Array]
-
 SHORTCUTS = {
     'identity': 'the input itself; an error where the shape changes',
     'A': 'subsampling and zero channels where the shape changes: no parameters',
@@ -41,6 +38,31 @@ STEMS = {
     'tiered': 'the same with three eighths, half and all of the channels; then the pool',
     'cifar': '3x3 convolution with stride 1, no pool',
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """A normalization layer in one mode.
+
+    Attributes:
+      layer: the layer, a submodule of the module that created it.
+      mode: mode of its calls.
+    """
+
+    layer: BatchNorm | ExampleNorm
+    mode: Mode
+
+    def __call__(self, x: jax.Array, shortcut: jax.Array | None = None) -> jax.Array:
+        """Normalizes ``x [N, H, W, C]`` and adds the shortcut, if one is passed."""
+        return self.layer(x, shortcut, train=self.mode.train, update_stats=self.mode.update_stats)
+
+    def after(self, conv: Conv, x: jax.Array, shortcut: jax.Array | None = None) -> jax.Array:
+        """The same for ``conv(x)``; computes both together where that needs fewer passes over the feature maps."""
+        widens = conv.is_pointwise and conv.features > x.shape[-1]
+        if not widens or not isinstance(self.layer, BatchNorm) or not is_constant(x.shape):
+            return self(conv(x), shortcut)
+        mode = dataclasses.asdict(self.mode)
+        return conv(x, lambda x, kernel: self.layer(x, shortcut, kernel, **mode))
 
 
 class Layer(nn.Module, kw_only=True):
@@ -94,7 +116,7 @@ def make_normalization(
       zero_init: as in ``norm.BatchNorm``.
 
     Returns:
-      A function of a feature map and, optionally, of the shortcut to add.
+      The normalization in this mode.
     """
     kind = NORMS[compute.norm]
     layer: BatchNorm | ExampleNorm
@@ -110,7 +132,7 @@ def make_normalization(
         )
     else:
         layer = kind(zero_init=zero_init, relu=relu, dtype=compute.dtype, name=name)
-    return lambda x, shortcut=None: layer(x, shortcut, train=mode.train, update_stats=mode.update_stats)
+    return Normalization(layer, mode)
 
 
 class Stem(Layer):
@@ -223,20 +245,22 @@ class Shortcut(Layer):
             return jnp.pad(subsample(x, stride), ((0, 0), (0, 0), (0, 0), (before, missing - before)))
         if not changes and self.kind != 'C':
             return x
-        x = self._project(x)
+        conv, x = self._projection(x)
         mode = Mode(train, update_stats)
-        return self.normalization('norm', mode)(x) if self.normalize else x
+        return self.normalization('norm', mode).after(conv, x) if self.normalize else conv(x)
 
-    def _project(self, x: jax.Array) -> jax.Array:
+    def _projection(self, x: jax.Array) -> tuple[Conv, jax.Array]:
+        """The convolution of the projection, and its input."""
         if self.kind == 'D':
             if self.stride > 1:
                 x = avg_pool(x, self.stride)
             elif self.dilation > 1:  # as in timm: the pool remains if dilation replaces its stride
                 x = avg_pool_in_place(x)
-            return self.conv('conv', self.features, 1)(x)
+            return self.conv('conv', self.features, 1), x
         if self.kernel_size == 1 or (self.stride == 1 and self.dilation == 1):
-            return self.conv('conv', self.features, 1, self.stride)(x)
-        return self.conv('conv', self.features, self.kernel_size, self.stride, dilation=self.first_dilation)(x)
+            return self.conv('conv', self.features, 1, self.stride), x
+        conv = self.conv('conv', self.features, self.kernel_size, self.stride, dilation=self.first_dilation)
+        return conv, x
 
 
 class Dropout(nn.Module):

@@ -11,124 +11,10 @@ from jax import lax
 
 from resnet_jax.devices import match_varying_axes, sharding_spec, with_auto_axes
 from resnet_jax.errors import InputError
+from resnet_jax.models import batch_norm, gram_norm
 from resnet_jax.models.compute import AxisName, explaining_forward_mode, is_constant
-from resnet_jax.models.example_norm import EvoNormS0, ExampleNorm, FilterResponseNorm, GroupNorm, expand
-
-
-def _affine(
-    x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> jax.Array:
-    """``scale (x - mean) / sqrt(var + epsilon) + bias`` with vectors ``[C]``."""
-    return (x - expand(mean)) * expand(scale * lax.rsqrt(var + epsilon)) + expand(bias)
-
-
-def _moments_in_two_passes(x: jax.Array, shift: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of ``x``, float32 ``[N, H, W, C]``, from squared deviations from the mean."""
-    mean = _channel_mean(x, axis_name)
-    return mean, _channel_mean(jnp.square(x - expand(mean)), axis_name)
-
-
-def _moments_in_one_pass(x: jax.Array, shift: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
-    """The same from sums that XLA's TPU backend computes while the preceding convolution writes ``x``.
-
-    Deviations are from ``shift``, the running mean: the closer it is to the batch mean, the smaller the cancellation.
-    """
-    if axis_name is not None:
-        shift = lax.pmean(shift, axis_name)  # the running mean may differ between devices
-    deviations = x - expand(shift)
-    offset = _channel_mean(deviations, axis_name)
-    var = _channel_mean(jnp.square(deviations), axis_name) - jnp.square(offset)
-    return shift + offset, jnp.maximum(var, 0)
-
-
-def _channel_mean(x: jax.Array, axis_name: AxisName) -> jax.Array:
-    """Mean over N, H and W, and over the devices of ``axis_name`` unless it is None."""
-    mean = x.mean((0, 1, 2))
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
-
-
-def _batch_norm(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    shift: jax.Array,
-    shortcut: jax.Array | None,
-    epsilon: float,
-    relu: bool,
-    axis_name: AxisName = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalizes with the batch statistics, then adds the shortcut, then applies the ReLU.
-
-    Args:
-      x: ``[N, H, W, C]``, of any float dtype.
-      scale: float32 ``[C]``.
-      bias: float32 ``[C]``.
-      shift: float32 ``[C]``, an estimate of the mean, which affects only rounding errors.
-      shortcut: ``[N, H, W, C]`` or None.
-      epsilon: added to the variance.
-      relu: whether to apply the ReLU.
-      axis_name: None, or the device axes over which the statistics are computed.
-
-    Returns:
-      The result in the dtype of ``x``, and the batch mean and biased variance, float32 ``[C]``.
-    """
-    x32 = x.astype(jnp.float32)
-    forms = {'tpu': _moments_in_one_pass, 'default': _moments_in_two_passes}
-    forms = {platform: functools.partial(form, axis_name=axis_name) for platform, form in forms.items()}
-    mean, var = lax.platform_dependent(x32, shift, **forms)
-    y = _affine(x32, mean, var, scale, bias, epsilon)
-    if shortcut is not None:
-        y = y + shortcut.astype(jnp.float32)
-    return (nn.relu(y) if relu else y).astype(x.dtype), mean, var
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _batch_norm_vjp(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    shift: jax.Array,
-    shortcut: jax.Array | None,
-    epsilon: float,
-    relu: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``_batch_norm`` with a hand-written gradient: two passes over the map; automatic differentiation makes about six.
-
-    It has no ``axis_name``: a hand-written gradient cannot communicate where JAX differentiates a ``jax.vmap`` that
-    names its axis, because the axis is unknown outside of it.
-    """
-    return _batch_norm(x, scale, bias, shift, shortcut, epsilon, relu)
-
-
-def _batch_norm_forward(x: jax.Array, scale: jax.Array, *rest: Any) -> tuple[Any, Any]:
-    """Returns the result and the residuals; ``rest`` are the arguments of ``_batch_norm`` after ``scale``."""
-    y, mean, var = _batch_norm(x, scale, *rest)
-    shortcut = rest[2]
-    return (y, mean, var), (x, y, mean, var, scale, shortcut is not None)
-
-
-def _batch_norm_backward(epsilon: float, relu: bool, saved: Any, cotangents: Any) -> tuple[Any, ...]:
-    """Computes the gradient (Ioffe and Szegedy 2015, section 3), with xhat = (x - mean) / std and sums over N, H and W:
-
-    dbias = sum dz,  dscale = sum dz xhat,  dx = scale / std (dz - dbias / n - xhat dscale / n)
-
-    The ReLU's mask is computed from its output, which the next convolution stores anyway. The statistics have no
-    gradient.
-    """
-    x, y, mean, var, scale, has_shortcut = saved
-    dy = cotangents[0].astype(jnp.float32)
-    dz = jnp.where(y > 0, dy, 0) if relu else dy
-    inverse_std = lax.rsqrt(var + epsilon)
-    centered = x.astype(jnp.float32) - expand(mean)
-    dbias = dz.sum((0, 1, 2))
-    dscale = (dz * centered).sum((0, 1, 2)) * inverse_std
-    count = x.size // x.shape[-1]
-    slope, offset = scale * inverse_std, dscale * inverse_std / count
-    dx = expand(slope) * (dz - expand(dbias / count) - centered * expand(offset))
-    return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(dbias), dz.astype(y.dtype) if has_shortcut else None
-
-
-_batch_norm_vjp.defvjp(_batch_norm_forward, _batch_norm_backward)
+from resnet_jax.models.conv import convolution
+from resnet_jax.models.example_norm import EvoNormS0, ExampleNorm, FilterResponseNorm, GroupNorm
 
 
 def _axis_size(axis_name: AxisName) -> int:
@@ -250,13 +136,20 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, shortcut: jax.Array | None = None, *, train: bool, update_stats: bool | None = None
+        self,
+        x: jax.Array,
+        shortcut: jax.Array | None = None,
+        kernel: jax.Array | None = None,
+        *,
+        train: bool,
+        update_stats: bool | None = None,
     ) -> jax.Array:
-        """Normalizes ``x``.
+        """Normalizes ``x``, or a 1x1 convolution of it.
 
         Args:
-          x: ``[N, H, W, C]``.
+          x: ``[N, H, W, C]``; with a kernel, ``[N, H, W, C_in]``.
           shortcut: ``[N, H, W, C]`` to add to the result, or None.
+          kernel: None, or float32 ``[1, 1, C_in, C]``, the kernel of a convolution that precedes the normalization.
           train: normalize with the batch statistics; otherwise with the running statistics.
           update_stats: whether to update the running statistics (the ``batch_stats`` collection must then be
             mutable). None means in training, unless ``statistics`` is ``frozen``.
@@ -273,7 +166,7 @@ class BatchNorm(nn.Module):
         frozen = not train or self.statistics == 'frozen'
         if update_stats and frozen:
             raise InputError("update_stats=True requires train=True and statistics other than 'frozen'")
-        channels = x.shape[-1]
+        channels = x.shape[-1] if kernel is None else kernel.shape[-1]
         init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         scale = self.param('scale', init, (channels,), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
@@ -281,22 +174,30 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
         x = x.astype(self.dtype)
+        joint = kernel is not None and self._computes_jointly(train)
+        if kernel is not None and not joint:
+            x = convolution(x, kernel.astype(self.dtype), implementation=self.implementation)
         if frozen:
-            y = _affine(x.astype(jnp.float32), running_mean.value, running_var.value, scale, bias, self.epsilon)
+            y = batch_norm.affine(x.astype(jnp.float32), running_mean.value, running_var.value, scale, bias, self.epsilon)
             y = y if shortcut is None else y + shortcut.astype(jnp.float32)
             return (nn.relu(y) if self.relu else y).astype(self.dtype)
         axis_name = None if self.is_initializing() else self.axis_name  # not bound during initialization
         num_devices = _axis_size(axis_name)
         ghost = self.statistics if isinstance(self.statistics, int) else None
         # Ghost batches stay within a device.
-        function: Callable[..., Any] = functools.partial(_batch_norm, axis_name=axis_name if ghost is None else None)
+        function: Callable[..., Any] = functools.partial(
+            batch_norm.normalize, axis_name=axis_name if ghost is None else None
+        )
         if self.implementation == 'auto' and (axis_name is None or ghost is not None):
-            function = _batch_norm_vjp
+            function = batch_norm.normalize_vjp
         count = _count_values(x.shape, self.statistics, num_devices, self.is_initializing())
         normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
-        x, shortcut, *vectors = match_varying_axes(x, shortcut, scale, bias, lax.stop_gradient(running_mean.value))
+        shift = lax.stop_gradient(running_mean.value)
+        x, shortcut, kernel, *vectors = match_varying_axes(x, shortcut, kernel, scale, bias, shift)
         with explaining_forward_mode():
-            if ghost is None:
+            if joint:
+                y, mean, var = gram_norm.normalize_convolution(x, kernel, *vectors, shortcut, self.epsilon, self.relu)
+            elif ghost is None:
                 y, mean, var = normalize(x, *vectors, shortcut)
             else:
                 y, mean, var = _ghost_batch_norm(x, vectors, shortcut, ghost, normalize)
@@ -307,6 +208,16 @@ class BatchNorm(nn.Module):
             running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
             running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
         return y
+
+    def _computes_jointly(self, train: bool) -> bool:
+        """Whether convolution and normalization are one function, ``gram_norm.normalize_convolution``."""
+        return (
+            train
+            and self.statistics == 'global'
+            and self.axis_name is None
+            and self.implementation == 'auto'
+            and self.dtype == jnp.bfloat16
+        )
 
 
 NORMS: dict[str, type[BatchNorm] | type[ExampleNorm]] = {

@@ -1,12 +1,14 @@
 """Pooling and anti-aliasing: functions without parameters on ``[N, H, W, C]``."""
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnet_jax.devices import match_varying_axes
 from resnet_jax.errors import InputError
 from resnet_jax.models.compute import explaining_forward_mode, is_constant
 
@@ -40,7 +42,32 @@ def _plain_max_pool(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _max_pool(x: jax.Array) -> jax.Array:
-    return lax.platform_dependent(x, cpu=lambda x: functools.reduce(jnp.maximum, _windows(x)), default=_plain_max_pool)
+    return _max_pool_forward(x)[0]
+
+
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Returns the result and the residuals: ``x`` and, on a GPU, the index of each window's maximum, uint8."""
+
+    def on_cpu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return functools.reduce(jnp.maximum, _windows(x)), unused
+
+    def by_xla(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _plain_max_pool(x), unused
+
+    y = jax.eval_shape(_plain_max_pool, x)
+    unused = match_varying_axes(jnp.zeros(y.shape, jnp.uint8), x)[0]
+    y, index = lax.platform_dependent(x, cpu=on_cpu, cuda=max_pool_with_index, default=by_xla)
+    return y, (x, index)
+
+
+def max_pool_with_index(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the result of ``max_pool`` and the index of each window's first maximum, uint8 in row-major order."""
+    best, *others = _windows(x)
+    index = jnp.zeros_like(best, jnp.uint8)
+    for number, pixel in enumerate(others, 1):
+        index = jnp.where(pixel > best, jnp.uint8(number), index)
+        best = jnp.maximum(best, pixel)
+    return best, lax.optimization_barrier(index)  # XLA would compute it again for every use
 
 
 def _windows(x: jax.Array, size: int = 3, stride: int = 2, before: int = 1, fill: float = -jnp.inf) -> list[jax.Array]:
@@ -60,31 +87,43 @@ def _windows(x: jax.Array, size: int = 3, stride: int = 2, before: int = 1, fill
     return [at(row, column) for row in range(size) for column in range(size)]
 
 
-def _max_pool_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    def on_cpu(x: jax.Array, dy: jax.Array) -> jax.Array:
-        """Adds dy at each of a window's nine positions where it is the maximum; XLA scatters element by element.
+def _max_pool_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
+    def on_cpu(x: jax.Array, index: jax.Array, dy: jax.Array) -> jax.Array:
+        """Finds the maximum again by comparison, because XLA would recompute a stored index for every use.
 
-        The maximum is found again by comparison, because XLA would recompute a stored index for every use.
+        XLA's own gradient scatters element by element.
         """
-        pixels = _windows(x)
-        dx = jnp.zeros_like(x)
-        for place, pixel in enumerate(pixels):
-            first = [pixel > other for other in pixels[:place]] + [pixel >= other for other in pixels[place + 1 :]]
-            part = jnp.where(functools.reduce(jnp.logical_and, first), dy, 0)
-            edges = [
-                (offset - 1, size + 2 - offset - 2 * windows, 1)
-                for offset, size, windows in zip(divmod(place, 3), x.shape[1:3], dy.shape[1:3], strict=True)
-            ]
-            dx += lax.pad(part, jnp.zeros((), dy.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-        return dx
+        pixels, parts = _windows(x), []
+        for number, pixel in enumerate(pixels):
+            first = [pixel > other for other in pixels[:number]] + [pixel >= other for other in pixels[number + 1 :]]
+            parts.append(jnp.where(functools.reduce(jnp.logical_and, first), dy, 0))
+        return _spread(parts, x)
 
-    def by_xla(x: jax.Array, dy: jax.Array) -> jax.Array:
+    def by_xla(x: jax.Array, index: jax.Array, dy: jax.Array) -> jax.Array:
         return jax.vjp(_plain_max_pool, x)[1](dy)[0]
 
-    return (lax.platform_dependent(x, dy, cpu=on_cpu, default=by_xla),)
+    return (lax.platform_dependent(*saved, dy, cpu=on_cpu, cuda=max_pool_gradient, default=by_xla),)
 
 
-_max_pool.defvjp(lambda x: (_max_pool(x), x), _max_pool_backward)
+def max_pool_gradient(x: jax.Array, index: jax.Array, dy: jax.Array) -> jax.Array:
+    """Gradient of ``x`` from the indices that ``max_pool_with_index`` returns; XLA's own would read ``x`` as well."""
+    parts = [jnp.where(index == number, dy, 0).astype(jnp.float32) for number in range(9)]
+    return _spread(parts, x).astype(x.dtype)
+
+
+def _spread(parts: Sequence[jax.Array], x: jax.Array) -> jax.Array:
+    """Adds nine arrays ``[N, H', W', C]``, one for each position in a window, to the pixels of a map like ``x``."""
+    total = jnp.zeros_like(x, parts[0].dtype)
+    for number, part in enumerate(parts):
+        edges = [
+            (offset - 1, size + 2 - offset - 2 * windows, 1)
+            for offset, size, windows in zip(divmod(number, 3), x.shape[1:3], part.shape[1:3], strict=True)
+        ]
+        total += lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return total
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def avg_pool(x: jax.Array, stride: int = 2) -> jax.Array:
