@@ -176,12 +176,12 @@ def gradients(
       ``dx`` in the dtype of ``x``, ``dscale`` and ``dbias``, and ``dz`` in the dtype of ``x``, None without a shortcut.
     """
     options: dict[str, Any] = {'epsilon': epsilon, 'relu': relu, 'has_shortcut': has_shortcut}
-    forms = {'cuda': gradients_on_gpu, 'default': _gradients_from_result}
+    forms = {'cuda': gradients_on_gpu, 'default': gradients_from_result}
     bound = {platform: functools.partial(form, **options) for platform, form in forms.items()}
     return lax.platform_dependent(x, y, mean, var, scale, bias, dy, **bound)
 
 
-def _gradients_from_result(
+def gradients_from_result(
     x: jax.Array,
     y: jax.Array,
     mean: jax.Array,
@@ -194,7 +194,7 @@ def _gradients_from_result(
     relu: bool,
     has_shortcut: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """The ReLU's mask is computed from its output, which the next convolution stores anyway."""
+    """``gradients`` with the ReLU's mask from its output, which the next convolution stores anyway."""
     dy = dy.astype(jnp.float32)
     dz = jnp.where(y > 0, dy, 0) if relu else dy
     centered = x.astype(jnp.float32) - expand(mean)

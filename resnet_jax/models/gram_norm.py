@@ -156,12 +156,13 @@ def forward_by_gram(
     w = kernel[0, 0]
     count = u.size // u.shape[-1]
     input_mean = u.astype(jnp.float32).mean((0, 1, 2))
-    covariance = _pixel_products(u, u) / count - input_mean[:, None] * input_mean
+    # In float32, GPUs would round the factors to TF32, which a difference of large numbers does not bear.
+    covariance = _pixel_products(u, u, lax.Precision.HIGHEST) / count - jnp.outer(input_mean, input_mean)
     mean = _product(input_mean, w)
     var = jnp.maximum((_product(covariance, w) * w).sum(0), 0)
     slope = scale * lax.rsqrt(var + epsilon)
     # XLA calls cuDNN once for all of this if every sum has the dtype of the convolution.
-    y = _pointwise(u, w * slope) + expand((bias - mean * slope).astype(u.dtype))
+    y = _pointwise(u, w * slope[None]) + expand((bias - mean * slope).astype(u.dtype))
     if shortcut is not None:
         y = y + shortcut
     y = lax.optimization_barrier(nn.relu(y) if relu else y)
@@ -201,11 +202,11 @@ def gradients_by_gram(
     products = _pixel_products(u, dz)
     dscale = inverse_std * ((w * products).sum(0) - mean * dbias)
     relative = inverse_std * dscale
-    dw = slope * (products - input_mean[:, None] * dbias - _product(covariance, w) * relative)
-    back = _product(w * (slope * relative / count), w.T)
+    dw = slope[None] * (products - jnp.outer(input_mean, dbias) - _product(covariance, w) * relative[None])
+    back = _product(w * (slope * relative / count)[None], w.T)
     constant = _product(input_mean, back) - _product(w, slope * dbias / count)
     rest = _pointwise(u, -back) + expand(constant.astype(u.dtype))
-    du = _pointwise(dz, (w * slope).T) + rest
+    du = _pointwise(dz, (w * slope[None]).T) + rest
     return du, dw[None, None], dscale, dbias, *([dz] if has_shortcut else [])
 
 
@@ -214,10 +215,11 @@ def _pointwise(x: jax.Array, w: jax.Array) -> jax.Array:
     return plain(x, w[None, None].astype(x.dtype), 1, 1)
 
 
-def _pixel_products(a: jax.Array, b: jax.Array) -> jax.Array:
+def _pixel_products(a: jax.Array, b: jax.Array, precision: lax.Precision | None = None) -> jax.Array:
     """``a^T b`` over all pixels: ``[N, H, W, C]`` and ``[N, H, W, D]`` to float32 ``[C, D]``."""
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    dimensions = ((0,), (0,)), ((), ())
+    return lax.dot_general(a, b, dimensions, precision, preferred_element_type=jnp.float32)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

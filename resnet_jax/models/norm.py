@@ -216,7 +216,6 @@ class BatchNorm(nn.Module):
             and self.statistics == 'global'
             and self.axis_name is None
             and self.implementation == 'auto'
-            and self.dtype == jnp.bfloat16
         )
 
 

@@ -48,22 +48,22 @@ def _max_pool(x: jax.Array) -> jax.Array:
 def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Returns the result and the residuals: ``x`` and, on a GPU, the index of each window's maximum, uint8."""
 
-    def on_cpu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return functools.reduce(jnp.maximum, _windows(x)), unused
+    def without_index(y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return y, match_varying_axes(jnp.zeros_like(y, jnp.uint8), y)[0]
 
-    def by_xla(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _plain_max_pool(x), unused
-
-    y = jax.eval_shape(_plain_max_pool, x)
-    unused = match_varying_axes(jnp.zeros(y.shape, jnp.uint8), x)[0]
-    y, index = lax.platform_dependent(x, cpu=on_cpu, cuda=max_pool_with_index, default=by_xla)
+    y, index = lax.platform_dependent(
+        x,
+        cpu=lambda x: without_index(functools.reduce(jnp.maximum, _windows(x))),
+        cuda=max_pool_with_index,
+        default=lambda x: without_index(_plain_max_pool(x)),
+    )
     return y, (x, index)
 
 
 def max_pool_with_index(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the result of ``max_pool`` and the index of each window's first maximum, uint8 in row-major order."""
     best, *others = _windows(x)
-    index = jnp.zeros_like(best, jnp.uint8)
+    index = match_varying_axes(jnp.zeros_like(best, jnp.uint8), best)[0]
     for number, pixel in enumerate(others, 1):
         index = jnp.where(pixel > best, jnp.uint8(number), index)
         best = jnp.maximum(best, pixel)

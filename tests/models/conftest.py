@@ -131,6 +131,16 @@ def variables_of(rng):
     return variables_of
 
 
+@pytest.fixture
+def forms_for_gpus(monkeypatch):
+    """Makes every ``lax.platform_dependent`` choose the form for GPUs, so that a CPU computes it."""
+
+    def choose(*operands, default=None, **forms):
+        return forms.get('cuda', default)(*operands)
+
+    monkeypatch.setattr(jax.lax, 'platform_dependent', choose)
+
+
 @pytest.fixture(scope='session')
 def numeric_gradient():
     """Returns a function that computes the gradient of ``sum(dy * f(x))`` by central differences, for f in float64."""

@@ -262,3 +262,24 @@ def test_nnx(case, name):
 
     found = compute(wrapped, images)
     assert_same(found | {'stats': nnx.to_pure_dict(nnx.state(wrapped, nnx.BatchStat))}, expected)
+
+
+@pytest.mark.parametrize(
+    'program',
+    [
+        test_mesh_with_explicit_axes,
+        test_shard_map_with_global_statistics,
+        test_shard_map_with_per_device_statistics,
+        test_parameters_sharded_over_the_same_axis_as_images,
+        test_vmap_over_parameters,
+        test_symbolic_batch_and_size,
+    ],
+)
+def test_forms_for_gpus(case, program, forms_for_gpus):
+    program(case, QUICK)
+
+
+@pytest.mark.parametrize('statistics', ['frozen', 2])
+def test_forms_for_gpus_with_other_statistics(case, statistics, forms_for_gpus):
+    variables, images, expected = case(QUICK, statistics=statistics)
+    assert_same(jax.jit(everything(network(QUICK, statistics=statistics)))(variables, images), expected)

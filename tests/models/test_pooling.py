@@ -51,6 +51,17 @@ def test_values_and_gradients(ours, theirs, shape, rng):
     np.testing.assert_allclose(pullback(jnp.asarray(dy))[0], backward(np.float64(dy)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_max_pool_in_the_form_for_gpus(shape, dtype, rng, forms_for_gpus):
+    x = jnp.asarray(rng.integers(0, 4, shape) - 2, dtype)
+    y, pullback = value_and_pullback(max_pool, x)
+    expected, backward = reference.max_pool(np.float64(x))
+    np.testing.assert_array_equal(np.float32(y), expected)
+    dy = jnp.asarray(rng.integers(-4, 4, y.shape), dtype)
+    np.testing.assert_array_equal(np.float32(pullback(dy)[0]), backward(np.float64(dy)))
+
+
 def test_max_pool_ignores_its_padding():
     np.testing.assert_array_equal(max_pool(jnp.full((1, 2, 2, 1), -5.0)), np.full((1, 1, 1, 1), -5.0))
 
