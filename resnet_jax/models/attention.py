@@ -95,8 +95,8 @@ class SplitAttention(Layer):
         """
         mode = Mode(train, update_stats)
         radix, groups, features = self.radix, self.groups, self.features
-        x = self.conv('conv', features * radix, 3, self.stride, self.dilation, groups * radix)(x)
-        x = self.normalization('norm0', mode, relu=True)(x)
+        conv = self.conv('conv', features * radix, 3, self.stride, self.dilation, groups * radix)
+        x = self.normalization('norm0', mode, relu=True).after(conv, x)
         branches = x.reshape(*x.shape[:3], radix, features)
         reduced = make_divisible(features * radix / 4, 8, 32)
         gate = branches.sum(3).mean((1, 2), keepdims=True)
@@ -146,11 +146,11 @@ class SelectiveKernel(Layer):
         paths = []
         for index, part in enumerate(jnp.split(x, 2, -1) if self.split_input else (x, x)):
             dilation, groups = self.dilation * (index + 1), min(self.groups, self.features)
-            path = self.conv(f'path{index + 1}_conv', self.features, 3, self.stride, dilation, groups)(part)
-            paths.append(self.normalization(f'path{index + 1}_norm', mode, relu=True)(path))
+            conv = self.conv(f'path{index + 1}_conv', self.features, 3, self.stride, dilation, groups)
+            paths.append(self.normalization(f'path{index + 1}_norm', mode, relu=True).after(conv, part))
         reduced = make_divisible(self.features * self.reduction, self.divisor)
         gate = (paths[0] + paths[1]).mean((1, 2), keepdims=True)
-        gate = self.normalization('fc_norm', mode, relu=True)(self.conv('fc_reduce', reduced, 1)(gate))
+        gate = self.normalization('fc_norm', mode, relu=True).after(self.conv('fc_reduce', reduced, 1), gate)
         gate = self.conv('fc_select', 2 * self.features, 1)(gate)
         # The softmax of two numbers is the sigmoid of their difference.
         first = nn.sigmoid(gate[..., : self.features] - gate[..., self.features :])

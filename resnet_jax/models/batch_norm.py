@@ -93,8 +93,8 @@ def normalize(
             y = y + shortcut.astype(jnp.float32)
         return store((nn.relu(y) if relu else y).astype(x.dtype)), mean, var
 
-    # Without the barrier, XLA's GPU backend removes the rounding to bfloat16 between the sums of consecutive blocks, and
-    # then stores the sums in float32 or recomputes earlier ones.
+    # Without the barrier, XLA's GPU backend removes the rounding to bfloat16 between the sums of consecutive blocks: it
+    # then stores the sums in float32, or recomputes earlier ones.
     on_gpu = lax.optimization_barrier if shortcut is not None and relu else _identity
     forms = {
         'cuda': functools.partial(compute, moments_in_one_pass, on_gpu),

@@ -97,8 +97,8 @@ class PlainBlock(Block):
     def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         if _is_dropping(mode, drop_rate):
             raise InputError('drop_path_rate is not supported by a plain block, which has no shortcut')
-        h = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)(x)
-        h = self.normalization('norm1', mode, relu=True)(h)
+        conv = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)
+        h = self.normalization('norm1', mode, relu=True).after(conv, x)
         conv = self.conv('conv2', self.features, 3, dilation=self.dilation)
         return finish_block(self, mode, h, None, conv=conv, norm='norm2')
 
@@ -202,9 +202,8 @@ class Antialiased(PostActivation):
                 f"antialias='average': height and width must be multiples of {self.stride} (the stride), found {size}"
             )
         stride = 1 if filtered else self.stride
-        h = self.normalization(norm, mode, relu=True)(
-            self.conv(name, features, 3, stride, dilation=dilation, groups=groups)(x)
-        )
+        conv = self.conv(name, features, 3, stride, dilation=dilation, groups=groups)
+        h = self.normalization(norm, mode, relu=True).after(conv, x)
         h = self._apply_drop_block(h, mode)
         return antialias(h, self.antialias, self.stride) if filtered else h
 
@@ -226,8 +225,8 @@ class LegacySEBasicBlock(ResidualBlock):
     """
 
     def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
-        h = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)(x)
-        h = self.normalization('norm1', mode, relu=True)(h)
+        conv = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)
+        h = self.normalization('norm1', mode, relu=True).after(conv, x)
         attention = SqueezeExcite(max(self.features // 16, 1), self.compute.dtype, name='attention')
         return finish_block(
             self,
@@ -292,11 +291,11 @@ class BottleneckBlock(Cardinality, Antialiased):
         if self.stride_in_1x1 and self.antialias != 'none':
             raise InputError(f'antialias={self.antialias!r} is not supported with stride_in_1x1=True')
         first, second, last = self.channels or (inner // self.reduce_first, inner, self.out_features)
-        h = self.conv('conv1', first, 1, self.stride if self.stride_in_1x1 else 1)(x)
-        h = self.normalization('norm1', mode, relu=True)(h)
+        conv = self.conv('conv1', first, 1, self.stride if self.stride_in_1x1 else 1)
+        h = self.normalization('norm1', mode, relu=True).after(conv, x)
         if self.stride_in_1x1:
-            h = self.conv('conv2', second, 3, dilation=self._first_dilation, groups=self.cardinality)(h)
-            h = self._apply_drop_block(self.normalization('norm2', mode, relu=True)(h), mode)
+            conv = self.conv('conv2', second, 3, dilation=self._first_dilation, groups=self.cardinality)
+            h = self._apply_drop_block(self.normalization('norm2', mode, relu=True).after(conv, h), mode)
         else:
             h = self._strided_conv('conv2', 'norm2', h, second, self.cardinality, mode)
         return self._finish(h, x, mode, drop_rate, self.conv('conv3', last, 1), 'norm3')
@@ -342,8 +341,8 @@ class PreActBasicBlock(PreActivation):
     def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         h = self.normalization('norm1', mode, relu=True)(x)
         shortcut = self._preactivation_shortcut(x, h, mode)
-        h = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)(h)
-        h = self.normalization('norm2', mode, relu=True)(h)
+        conv = self.conv('conv1', self.features, 3, self.stride, dilation=self._first_dilation)
+        h = self.normalization('norm2', mode, relu=True).after(conv, h)
         conv = self.conv('conv2', self.features, 3, dilation=self.dilation)
         return self._finish(h, shortcut, mode, drop_rate, conv)
 
@@ -354,7 +353,7 @@ class PreActBottleneckBlock(PreActivation, Cardinality):
     def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         h = self.normalization('norm1', mode, relu=True)(x)
         shortcut = self._preactivation_shortcut(x, h, mode)
-        h = self.normalization('norm2', mode, relu=True)(self.conv('conv1', self.inner_width, 1)(h))
-        h = self.conv('conv2', self.inner_width, 3, self.stride, self._first_dilation, self.cardinality)(h)
-        h = self.normalization('norm3', mode, relu=True)(h)
+        h = self.normalization('norm2', mode, relu=True).after(self.conv('conv1', self.inner_width, 1), h)
+        conv = self.conv('conv2', self.inner_width, 3, self.stride, self._first_dilation, self.cardinality)
+        h = self.normalization('norm3', mode, relu=True).after(conv, h)
         return self._finish(h, shortcut, mode, drop_rate, self.conv('conv3', self.out_features, 1))

@@ -38,7 +38,7 @@ class SplitAttentionBlock(Cardinality, PostActivation):
     def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
         if self.radix < 1:
             raise InputError(f'radix={self.radix} must be at least 1')
-        h = self.normalization('norm1', mode, relu=True)(self.conv('conv1', self.inner_width, 1)(x))
+        h = self.normalization('norm1', mode, relu=True).after(self.conv('conv1', self.inner_width, 1), x)
         if self.stride > 1 and self.pool_first:
             h = avg_pool_3x3(h, self.stride)
         attention = SplitAttention(
@@ -97,7 +97,7 @@ class SelectiveKernelBottleneckBlock(_SelectiveKernelBlock, Cardinality):
     """The bottleneck with selective kernels in its 3x3 convolution (Li et al. 2019, arXiv:1903.06586, section 3.2)."""
 
     def forward(self, x: jax.Array, mode: Mode, drop_rate: DropRate) -> jax.Array:
-        h = self.normalization('norm1', mode, relu=True)(self.conv('conv1', self.inner_width, 1)(x))
+        h = self.normalization('norm1', mode, relu=True).after(self.conv('conv1', self.inner_width, 1), x)
         h = self._selective_kernel('conv2', h, self.inner_width, self.cardinality, mode)
         h = self._apply_drop_block(h, mode)
         return self._finish(h, x, mode, drop_rate, self.conv('conv3', self.out_features, 1), 'norm3')
@@ -120,13 +120,13 @@ class Res2NetBlock(Cardinality, PostActivation):
         if self.scale < 2:
             raise InputError(f'scale={self.scale} must be at least 2')
         width, first = self.inner_width, shape_changes(x, self.out_features, self.stride)
-        h = self.normalization('norm1', mode, relu=True)(self.conv('conv1', width * self.scale, 1)(x))
+        h = self.normalization('norm1', mode, relu=True).after(self.conv('conv1', width * self.scale, 1), x)
         *splits, last = jnp.split(h, self.scale, -1)
         results: list[jax.Array] = []
         for index, split in enumerate(splits, 1):
             split = split + results[-1] if results and not first else split
-            h = self.conv(f'conv2_{index}', width, 3, self.stride, self._first_dilation, self.cardinality)(split)
-            results.append(self.normalization(f'norm2_{index}', mode, relu=True)(h))
+            conv = self.conv(f'conv2_{index}', width, 3, self.stride, self._first_dilation, self.cardinality)
+            results.append(self.normalization(f'norm2_{index}', mode, relu=True).after(conv, split))
         results.append(avg_pool_3x3(last, self.stride) if first else last)
         h = self._apply_drop_block(jnp.concatenate(results, -1), mode)
         return self._finish(h, x, mode, drop_rate, self.conv('conv3', self.out_features, 1), 'norm3')

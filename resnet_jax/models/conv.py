@@ -12,6 +12,7 @@ never ``'SAME'``, which pads a strided convolution more on one side than on the 
 count are the same, but the values differ.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -150,6 +151,30 @@ _symbolic_convolution.defvjp(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class BoundConvolution:
+    """A convolution with its kernel: ``conv(x)`` is ``convolution(x, kernel, …)`` in the dtype of ``x``.
+
+    Attributes:
+      kernel: float32 ``[kh, kw, C / G, C_out]``.
+      stride: as in ``convolution``.
+      dilation: as in ``convolution``.
+      groups: as in ``convolution``.
+      implementation: as in ``convolution``.
+    """
+
+    kernel: jax.Array
+    stride: int
+    dilation: int
+    groups: int
+    implementation: str
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[N, H, W, C]`` to ``[N, H_out, W_out, C_out]``."""
+        kernel = self.kernel.astype(x.dtype)
+        return convolution(x, kernel, self.stride, self.dilation, self.groups, self.implementation)
+
+
 class Conv(nn.Module):
     """Convolution; by default without a bias, because the normalization that follows has one.
 
@@ -177,13 +202,15 @@ class Conv(nn.Module):
     implementation: str = 'auto'
 
     @nn.compact
-    def __call__(self, x: jax.Array, then: Callable[[jax.Array, jax.Array], jax.Array] | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, then: Callable[[jax.Array, BoundConvolution], jax.Array] | None = None
+    ) -> jax.Array:
         """Maps ``[N, H, W, C]`` to ``[N, H_out, W_out, features]``.
 
         Args:
           x: ``[N, H, W, C]``.
-          then: None, or, for a convolution with ``is_pointwise``, a function that computes it together with what
-            follows, from ``x``, subsampled by the stride, and the float32 kernel.
+          then: None, or a function of ``x`` and the convolution, which computes it together with what follows. The
+            layer then has no bias.
 
         Raises:
           InputError: ``groups`` does not divide the input and output channels.
@@ -200,16 +227,11 @@ class Conv(nn.Module):
             deviations = kernel - kernel.mean((0, 1, 2), keepdims=True)
             var = jnp.square(deviations).mean((0, 1, 2), keepdims=True)
             kernel = deviations * lax.rsqrt(var + self.standardize)
+        conv = BoundConvolution(kernel, self.stride, self.dilation, self.groups, self.implementation)
         if then is not None:
-            return then(subsample(x, self.stride), kernel)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        y = convolution(x, kernel, self.stride, self.dilation, self.groups, self.implementation)
+            return then(x, conv)
+        y = conv(x.astype(self.dtype))
         if not self.use_bias:
             return y
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
         return y + bias.astype(self.dtype)[None, None, None]
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether this is a linear map of each pixel: 1x1, without groups and bias."""
-        return self.kernel_size == 1 and self.groups == 1 and not self.use_bias

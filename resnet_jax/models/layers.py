@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from resnet_jax.errors import InputError
 from resnet_jax.models.checks import check_choice
-from resnet_jax.models.compute import Compute, Mode, is_constant
+from resnet_jax.models.compute import Compute, Mode
 from resnet_jax.models.conv import Conv
 from resnet_jax.models.conv_common import subsample
 from resnet_jax.models.example_norm import ExampleNorm
@@ -57,12 +57,11 @@ class Normalization:
         return self.layer(x, shortcut, train=self.mode.train, update_stats=self.mode.update_stats)
 
     def after(self, conv: Conv, x: jax.Array, shortcut: jax.Array | None = None) -> jax.Array:
-        """The same for ``conv(x)``; computes both together where that needs fewer passes over the feature maps."""
-        widens = conv.is_pointwise and conv.features > x.shape[-1]
-        if not widens or not isinstance(self.layer, BatchNorm) or not is_constant(x.shape):
+        """The same for ``conv(x)``; both are computed together where that needs fewer passes over the feature maps."""
+        if conv.use_bias or not isinstance(self.layer, BatchNorm):
             return self(conv(x), shortcut)
         mode = dataclasses.asdict(self.mode)
-        return conv(x, lambda x, kernel: self.layer(x, shortcut, kernel, **mode))
+        return conv(x, lambda x, bound: self.layer(x, shortcut, bound, **mode))
 
 
 class Layer(nn.Module, kw_only=True):
@@ -163,23 +162,24 @@ class Stem(Layer):
         features = self.features
         if self.kind in ('imagenet', 'cifar'):
             kernel_size, stride = (7, 2) if self.kind == 'imagenet' else (3, 1)
-            x = self.conv('conv', features, kernel_size, stride)(x)
-            x = self.normalization('norm', mode, relu=True)(x) if self.activate else x
+            conv = self.conv('conv', features, kernel_size, stride)
+            x = self.normalization('norm', mode, relu=True).after(conv, x) if self.activate else conv(x)
         else:
             widths = (3 * features // 8 if self.kind == 'tiered' else features // 2, features // 2, features)
             for index, width in enumerate(widths, 1):
-                x = self.conv(f'conv{index}', width, 3, 2 if index == 1 else 1)(x)
-                if index < 3 or self.activate:
-                    x = self.normalization(f'norm{index}', mode, relu=True)(x)
+                conv = self.conv(f'conv{index}', width, 3, 2 if index == 1 else 1)
+                last = index == 3 and not self.activate
+                x = conv(x) if last else self.normalization(f'norm{index}', mode, relu=True).after(conv, x)
         return x if self.kind == 'cifar' else self._pool(x, mode)
 
     def _pool(self, x: jax.Array, mode: Mode) -> jax.Array:
         check_choice('stem_pool', self.pool, STEM_POOLS)
         check_choice('antialias', self.antialias, ANTIALIAS)
         if self.pool == 'conv':
-            x = self.conv('pool_conv', self.features, 3, 2 if self.antialias == 'none' else 1)(x)
-            x = x if self.antialias == 'none' else antialias(x, self.antialias, 2)
-            return self.normalization('pool_norm', mode, relu=True)(x)
+            norm = self.normalization('pool_norm', mode, relu=True)
+            if self.antialias == 'none':
+                return norm.after(self.conv('pool_conv', self.features, 3, 2), x)
+            return norm(antialias(self.conv('pool_conv', self.features, 3)(x), self.antialias, 2))
         if self.antialias == 'average':
             return antialias(x, 'average', 2)
         if self.antialias == 'blur':

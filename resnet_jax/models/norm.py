@@ -11,9 +11,10 @@ from jax import lax
 
 from resnet_jax.devices import match_varying_axes, sharding_spec, with_auto_axes
 from resnet_jax.errors import InputError
-from resnet_jax.models import batch_norm, gram_norm
+from resnet_jax.models import batch_norm, folded_norm, gram_norm
 from resnet_jax.models.compute import AxisName, explaining_forward_mode, is_constant
-from resnet_jax.models.conv import convolution
+from resnet_jax.models.conv import BoundConvolution
+from resnet_jax.models.conv_common import subsample
 from resnet_jax.models.example_norm import EvoNormS0, ExampleNorm, FilterResponseNorm, GroupNorm
 
 
@@ -139,17 +140,17 @@ class BatchNorm(nn.Module):
         self,
         x: jax.Array,
         shortcut: jax.Array | None = None,
-        kernel: jax.Array | None = None,
+        conv: BoundConvolution | None = None,
         *,
         train: bool,
         update_stats: bool | None = None,
     ) -> jax.Array:
-        """Normalizes ``x``, or a 1x1 convolution of it.
+        """Normalizes ``x``, or ``conv(x)`` if a convolution is passed.
 
         Args:
-          x: ``[N, H, W, C]``; with a kernel, ``[N, H, W, C_in]``.
+          x: ``[N, H, W, C]``, or the input of the convolution.
           shortcut: ``[N, H, W, C]`` to add to the result, or None.
-          kernel: None, or float32 ``[1, 1, C_in, C]``, the kernel of a convolution that precedes the normalization.
+          conv: None, or the convolution that precedes the normalization.
           train: normalize with the batch statistics; otherwise with the running statistics.
           update_stats: whether to update the running statistics (the ``batch_stats`` collection must then be
             mutable). None means in training, unless ``statistics`` is ``frozen``.
@@ -166,7 +167,7 @@ class BatchNorm(nn.Module):
         frozen = not train or self.statistics == 'frozen'
         if update_stats and frozen:
             raise InputError("update_stats=True requires train=True and statistics other than 'frozen'")
-        channels = x.shape[-1] if kernel is None else kernel.shape[-1]
+        channels = x.shape[-1] if conv is None else conv.kernel.shape[-1]
         init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         scale = self.param('scale', init, (channels,), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
@@ -174,13 +175,14 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
         x = x.astype(self.dtype)
-        joint = kernel is not None and self._computes_jointly(train)
-        if kernel is not None and not joint:
-            x = convolution(x, kernel.astype(self.dtype), implementation=self.implementation)
         if frozen:
-            y = batch_norm.affine(x.astype(jnp.float32), running_mean.value, running_var.value, scale, bias, self.epsilon)
-            y = y if shortcut is None else y + shortcut.astype(jnp.float32)
-            return (nn.relu(y) if self.relu else y).astype(self.dtype)
+            statistics = running_mean.value, running_var.value
+            return folded_norm.normalize(x, conv, *statistics, scale, bias, shortcut, self.epsilon, self.relu)
+        joint = conv is not None and self._computes_jointly(x, conv)
+        if joint:
+            x = subsample(x, conv.stride)
+        elif conv is not None:
+            x = conv(x)
         axis_name = None if self.is_initializing() else self.axis_name  # not bound during initialization
         num_devices = _axis_size(axis_name)
         ghost = self.statistics if isinstance(self.statistics, int) else None
@@ -193,9 +195,10 @@ class BatchNorm(nn.Module):
         count = _count_values(x.shape, self.statistics, num_devices, self.is_initializing())
         normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
         shift = lax.stop_gradient(running_mean.value)
-        x, shortcut, kernel, *vectors = match_varying_axes(x, shortcut, kernel, scale, bias, shift)
+        x, shortcut, *vectors = match_varying_axes(x, shortcut, scale, bias, shift)
         with explaining_forward_mode():
             if joint:
+                kernel = match_varying_axes(conv.kernel, x)[0]
                 y, mean, var = gram_norm.normalize_convolution(x, kernel, *vectors, shortcut, self.epsilon, self.relu)
             elif ghost is None:
                 y, mean, var = normalize(x, *vectors, shortcut)
@@ -209,14 +212,12 @@ class BatchNorm(nn.Module):
             running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
         return y
 
-    def _computes_jointly(self, train: bool) -> bool:
-        """Whether convolution and normalization are one function, ``gram_norm.normalize_convolution``."""
-        return (
-            train
-            and self.statistics == 'global'
-            and self.axis_name is None
-            and self.implementation == 'auto'
-        )
+    def _computes_jointly(self, x: jax.Array, conv: BoundConvolution) -> bool:
+        """Whether ``gram_norm.normalize_convolution`` computes both: global statistics after a convolution 1x1."""
+        pointwise = conv.kernel.shape[:2] == (1, 1) and conv.groups == 1
+        widens = pointwise and conv.kernel.shape[3] > conv.kernel.shape[2]
+        ours = self.statistics == 'global' and self.axis_name is None and self.implementation == 'auto'
+        return widens and ours and is_constant(x.shape)
 
 
 NORMS: dict[str, type[BatchNorm] | type[ExampleNorm]] = {
