@@ -33,13 +33,13 @@ def affine(
     return (x - expand(mean)) * expand(scale * lax.rsqrt(var + epsilon)) + expand(bias)
 
 
-def moments_in_two_passes(x: jax.Array, shift: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
+def moments_in_two_passes(x: jax.Array, shift: jax.Array, axis_name: AxisName = None) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of ``x``, float32 ``[N, H, W, C]``, from squared deviations from the mean."""
     mean = _channel_mean(x, axis_name)
     return mean, _channel_mean(jnp.square(x - expand(mean)), axis_name)
 
 
-def moments_in_one_pass(x: jax.Array, shift: jax.Array, axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
+def moments_in_one_pass(x: jax.Array, shift: jax.Array, axis_name: AxisName = None) -> tuple[jax.Array, jax.Array]:
     """The same from sums over one pass, which XLA's TPU backend computes while the preceding convolution writes ``x``.
 
     Deviations are from ``shift``, the running mean: the closer it is to the batch mean, the smaller the cancellation.
@@ -84,28 +84,18 @@ def normalize(
       The result in the dtype of ``x``, and the batch mean and biased variance, float32 ``[C]``.
     """
 
-    def compute(moments: Any, store: Any, x: jax.Array, shortcut: jax.Array | None, *vectors: jax.Array) -> Any:
-        scale, bias, shift = vectors
-        x32 = x.astype(jnp.float32)
-        mean, var = moments(x32, shift, axis_name)
-        y = affine(x32, mean, var, scale, bias, epsilon)
-        if shortcut is not None:
-            y = y + shortcut.astype(jnp.float32)
-        return store((nn.relu(y) if relu else y).astype(x.dtype)), mean, var
-
-    # Without the barrier, XLA's GPU backend removes the rounding to bfloat16 between the sums of consecutive blocks: it
-    # then stores the sums in float32, or recomputes earlier ones.
-    on_gpu = lax.optimization_barrier if shortcut is not None and relu else _identity
-    forms = {
-        'cuda': functools.partial(compute, moments_in_one_pass, on_gpu),
-        'tpu': functools.partial(compute, moments_in_one_pass, _identity),
-        'default': functools.partial(compute, moments_in_two_passes, _identity),
-    }
-    return lax.platform_dependent(x, shortcut, scale, bias, shift, **forms)
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x
+    x32 = x.astype(jnp.float32)
+    in_one, in_two = (functools.partial(f, axis_name=axis_name) for f in (moments_in_one_pass, moments_in_two_passes))
+    mean, var = lax.platform_dependent(x32, shift, cuda=in_one, tpu=in_one, default=in_two)
+    y = affine(x32, mean, var, scale, bias, epsilon)
+    if shortcut is not None:
+        y = y + shortcut.astype(jnp.float32)
+    y = (nn.relu(y) if relu else y).astype(x.dtype)
+    if shortcut is not None and relu:
+        # Otherwise, XLA's GPU backend removes the rounding to bfloat16 between the sums of consecutive blocks: it then
+        # stores the sums in float32, or recomputes earlier ones.
+        y = lax.platform_dependent(y, cuda=lax.optimization_barrier, default=lambda y: y)
+    return y, mean, var
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))

@@ -82,18 +82,22 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups:
     return convolve_blocks(dense, x, kernel, groups, conv_cpu.BLOCK)
 
 
+def _forms(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> dict[str, Callable[..., Any]]:
+    """The forms of accelerators for this convolution, by platform, where they are not XLA's own."""
+    forms = {'default': plain}
+    if conv_gpu.packs(x, kernel, stride, dilation, groups):
+        forms['cuda'] = conv_gpu.forward
+    if groups not in (1, x.shape[3]):
+        forms['tpu'] = conv_tpu.forward
+    options: dict[str, Any] = {'stride': stride, 'dilation': dilation, 'groups': groups}
+    return {platform: functools.partial(form, **options) for platform, form in forms.items()}
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolution(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
-    def with_options(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        return functools.partial(form, stride=stride, dilation=dilation, groups=groups)
-
-    choose = functools.partial(
-        lax.platform_dependent,
-        cpu=with_options(_on_cpu),
-        cuda=with_options(conv_gpu.forward),
-        tpu=with_options(conv_tpu.forward),
-        default=with_options(plain),
-    )
+    on_cpu = functools.partial(_on_cpu, stride=stride, dilation=dilation, groups=groups)
+    forms = _forms(x, kernel, stride, dilation, groups)
+    choose = functools.partial(lax.platform_dependent, cpu=on_cpu, **forms)
     # Only the examples stay split, whatever the kernel is: what follows has parameters for all channels.
     return with_auto_axes(choose, x, kernel, out_spec=(sharding_spec(x)[0], None, None, None))
 
@@ -107,17 +111,15 @@ def _forward(
 def _backward(
     stride: int, dilation: int, groups: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    options: dict[str, Any] = {'stride': stride, 'dilation': dilation, 'groups': groups}
-
     def by_jax(form: Any, x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(functools.partial(form, **options), x, kernel)[1](dy)
+        return jax.vjp(form, x, kernel)[1](dy)
 
     def on_cpu(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
         if groups == 1:
             return conv_cpu.gradients(x, kernel, dy, stride, dilation)
-        return by_jax(_on_cpu, x, kernel, dy)
+        return by_jax(functools.partial(_on_cpu, stride=stride, dilation=dilation, groups=groups), x, kernel, dy)
 
-    forms = {'cuda': conv_gpu.forward, 'tpu': conv_tpu.forward, 'default': plain}
+    forms = _forms(*saved, stride, dilation, groups)
     others = {platform: functools.partial(by_jax, form) for platform, form in forms.items()}
     choose = functools.partial(lax.platform_dependent, cpu=on_cpu, **others)
     return with_auto_axes(choose, *saved, dy, out_spec=[sharding_spec(operand) for operand in saved])

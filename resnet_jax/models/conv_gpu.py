@@ -10,25 +10,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resnet_jax.models.conv_common import LAYOUT, plain
+from resnet_jax.models.conv_common import LAYOUT
 
 _CHANNELS = 16
 
 
+def packs(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> bool:
+    """Whether ``forward`` computes this convolution: 2x2 pixels fit, and the kernel's first tap is an odd pixel."""
+    height, width, channels = x.shape[1:]
+    fit = 4 * channels <= _CHANNELS and height % 2 == 0 and width % 2 == 0
+    return (stride, dilation, groups) == (2, 1, 1) and kernel.shape[0] % 4 == 3 and fit
+
+
 def forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:
     """Computes the convolution of ``x [N, H, W, C]`` and ``kernel [kh, kw, C / G, C_out]``; JAX differentiates it."""
-    if (stride, dilation, groups) == (2, 1, 1) and _packs(x, kernel):
-        return _by_packed_pixels(x, kernel)
-    return plain(x, kernel, stride, dilation, groups)
-
-
-def _packs(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether 2x2 pixels fit into the channels of one and the kernel's first tap is an odd pixel."""
-    height, width, channels = x.shape[1:]
-    return 4 * channels <= _CHANNELS and kernel.shape[0] % 4 == 3 and height % 2 == 0 and width % 2 == 0
-
-
-def _by_packed_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    del stride, dilation, groups  # as in packs
     n, height, width, channels = x.shape
     size, features = kernel.shape[0], kernel.shape[3]
     taps, before, more = (size + 1) // 2, (size + 1) // 4, _CHANNELS - 4 * channels

@@ -46,22 +46,33 @@ def normalize(
       ``[N, H, W, C]`` in the dtype of ``x``.
     """
 
-    def plain(x: jax.Array, kernel: jax.Array | None, shortcut: jax.Array | None, *vectors: jax.Array) -> jax.Array:
-        x = x if conv is None else dataclasses.replace(conv, kernel=kernel)(x)
+    fold = conv is not None and conv.implementation == 'auto' and is_constant(x.shape)
+    *vectors, shortcut = match_varying_axes(mean, var, scale, bias, shortcut, x)[:5]
+
+    def affine_relu(x: jax.Array, shortcut: jax.Array | None, *vectors: jax.Array) -> jax.Array:
         y = affine(x.astype(jnp.float32), *vectors, epsilon)
         y = y if shortcut is None else y + shortcut.astype(jnp.float32)
         return (nn.relu(y) if relu else y).astype(x.dtype)
 
-    def folded(x: jax.Array, kernel: jax.Array, shortcut: jax.Array | None, *vectors: jax.Array) -> jax.Array:
+    def offset_relu(x: jax.Array, shortcut: jax.Array | None, *vectors: jax.Array) -> jax.Array:
         mean, var, scale, bias = vectors
-        slope = scale * lax.rsqrt(var + epsilon)
         # XLA calls cuDNN once for all of this if every sum has the dtype of the convolution.
-        y = dataclasses.replace(conv, kernel=kernel * expand(slope))(x) + expand((bias - mean * slope).astype(x.dtype))
+        y = x + expand((bias - mean * _slope(var, scale)).astype(x.dtype))
         y = y if shortcut is None else y + shortcut.astype(x.dtype)
         return nn.relu(y) if relu else y
 
-    kernel = None if conv is None else conv.kernel
-    operands = match_varying_axes(x, kernel, shortcut, mean, var, scale, bias)
-    if conv is None or conv.implementation == 'xla' or not is_constant(x.shape):
-        return plain(*operands)
-    return lax.platform_dependent(*operands, cuda=folded, default=plain)
+    def _slope(var: jax.Array, scale: jax.Array) -> jax.Array:
+        return scale * lax.rsqrt(var + epsilon)
+
+    if fold:
+        scaled = lax.platform_dependent(
+            conv.kernel,
+            _slope(vectors[1], vectors[2]),
+            cuda=lambda kernel, slope: kernel * expand(slope),
+            default=lambda kernel, slope: kernel,
+        )
+        conv = dataclasses.replace(conv, kernel=scaled)
+    x = x if conv is None else conv(x)
+    if not fold:
+        return affine_relu(x, shortcut, *vectors)
+    return lax.platform_dependent(x, shortcut, *vectors, cuda=offset_relu, default=affine_relu)

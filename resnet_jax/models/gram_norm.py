@@ -136,7 +136,8 @@ def _gradients_plain(
     relu: bool,
     has_shortcut: bool,
 ) -> tuple[jax.Array, ...]:
-    dx, dscale, dbias, dz = batch_norm.gradients(x, y, mean, var, scale, bias, dy, epsilon, relu, has_shortcut)
+    options: dict[str, Any] = {'epsilon': epsilon, 'relu': relu, 'has_shortcut': has_shortcut}
+    dx, dscale, dbias, dz = batch_norm.gradients_from_result(x, y, mean, var, scale, bias, dy, **options)
     du, dkernel = gradients(u, kernel.astype(u.dtype), dx)
     return du, dkernel.astype(kernel.dtype), dscale, dbias, *([] if dz is None else [dz])
 
