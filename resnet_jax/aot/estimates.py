@@ -12,7 +12,9 @@ from resnet_jax.aot.hlo import collectives_of, kernels_of, passes_of, totals_of
 from resnet_jax.errors import InputError
 
 
-def estimate(function: Callable[..., Any], *arguments: Any, topology: str = 'v5e:2x2') -> dict[str, Any]:
+def estimate(
+    function: Callable[..., Any], *arguments: Any, topology: str = 'v5e:2x2', donate: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """Compiles a function for one TPU or GPU and returns the compiler's estimates.
 
     For a TPU, the estimates come from the compiler's cost model and are not measurements: they can compare two versions
@@ -29,6 +31,7 @@ def estimate(function: Callable[..., Any], *arguments: Any, topology: str = 'v5e
       *arguments: its arguments, as arrays or ``jax.ShapeDtypeStruct``: only shapes and dtypes matter.
       topology: kind and arrangement of TPU chips, such as ``v4:2x2x1``, ``v5e:2x2``, ``v5p:2x2x1`` or ``v6e:2x2``, of
         which the first is compiled for; or a GPU: ``a100``, ``b200``, ``h100``, ``h200`` or ``l4``.
+      donate: numbers of the arguments whose memory the results may reuse.
 
     Returns:
       A dict of ``flops``; the device memory ``temp_bytes``, ``argument_bytes``, ``output_bytes`` and ``peak_bytes``,
@@ -43,7 +46,7 @@ def estimate(function: Callable[..., Any], *arguments: Any, topology: str = 'v5e
     """
     place = SingleDeviceSharding(_devices(topology)[0])
     arguments = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments)
-    return _compile_and_analyze(jax.jit(function).lower(*arguments), topology)[0]
+    return _compile_and_analyze(jax.jit(function, donate_argnums=donate).lower(*arguments), topology)[0]
 
 
 def estimate_job(

@@ -221,8 +221,8 @@ class _Program:
     def _work(self, each: Instruction, operands: list[Instruction]) -> tuple[str, int]:
         """Kind and FLOPs of a kernel."""
         if each.opcode == 'fusion':
-            products = list(self._products(each.attribute(r'calls=%([\w.\-]+)') or ''))
-            return ('product', sum(products)) if products else ('fusion', 0)
+            work = list(self._fused_work(each.attribute(r'calls=%([\w.\-]+)') or ''))
+            return (work[0][0], sum(flops for _, flops in work)) if work else ('fusion', 0)
         if each.opcode != 'custom-call':
             return 'other', 0
         target = each.attribute(r'custom_call_target="([^"]*)"') or ''
@@ -233,15 +233,18 @@ class _Program:
             return 'product', _product_flops(each, operands[0], re.findall(r'\d+', contracted))
         return 'other', 0
 
-    def _products(self, name: str) -> Iterator[int]:
-        """FLOPs of the matrix products in a fused computation and in the fusions inside it."""
+    def _fused_work(self, name: str) -> Iterator[tuple[str, int]]:
+        """Kind and FLOPs of the convolutions and products in a fused computation and in the fusions inside it."""
         computation = self.computations[name]
         for each in computation.values():
+            operands = [computation[operand] for operand in each.operands if operand in computation]
             if each.opcode in ('dot', 'scaled-dot'):
                 contracted = each.attribute(r'lhs_contracting_dims=\{([^}]*)\}') or ''
-                yield _product_flops(each, computation[each.operands[0]], re.findall(r'\d+', contracted))
+                yield 'product', _product_flops(each, operands[0], re.findall(r'\d+', contracted))
+            elif each.opcode == 'convolution':
+                yield 'convolution', _convolution_flops(each, '', operands)
             elif each.opcode == 'fusion':
-                yield from self._products(each.attribute(r'calls=%([\w.\-]+)') or '')
+                yield from self._fused_work(each.attribute(r'calls=%([\w.\-]+)') or '')
 
 
 def _instruction(name: str, text: str, is_root: bool) -> Instruction:
