@@ -168,7 +168,7 @@ def prepare_torch(case: Case, form: TorchForm) -> Prepared:
     before = _resident_bytes('VmRSS')
     memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
     network = torch_network(case.arch, case.spec, case.image_size).to(form.device, memory_format=memory_format)
-    # The fused optimizer is an option of CUDA's in the oldest PyTorch that the benchmark runs with.
+    # On a CPU, PyTorch's own choice, which is not the fused form.
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-4, fused=on_gpu or None)
     size = case.image_size
     images = torch.randn(case.batch_size, 3, size, size).to(form.device, memory_format=memory_format)

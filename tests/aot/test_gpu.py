@@ -68,7 +68,7 @@ def test_every_card_is_compiled_for(name):
     once = 2 * 512 * 1024
     assert found['kernels']['product']['bytes'] == 2 * (512 + 1024) * 256 + once
     assert sum(found['kernels'][kind]['count'] for kind in found['kernels'] if kind != 'product') >= 7
-    assert 7 * 2 * once <= found['moved_bytes'] - found['kernels']['product']['bytes'] < 7 * 4 * once
+    assert 7 * 2 * once <= found['moved_bytes'] - found['kernels']['product']['bytes'] < 7 * 5 * once
     assert found['predicted_ms'] > 0
 
 
