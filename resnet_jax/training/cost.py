@@ -38,8 +38,8 @@ class Cost:
 
         A backward pass counts as two forward passes; only the network is counted.
         """
-        known = PEAKS.get(self.device_kind)
-        peak = known and known.bfloat16
+        limits = PEAKS.get(self.device_kind)
+        peak = None if limits is None else limits.bfloat16
         flops = 6 * self.multiply_adds * examples_per_second
         return None if peak is None else flops / (peak * self.num_devices)
 
