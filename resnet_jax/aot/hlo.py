@@ -226,7 +226,7 @@ class _Program:
         if each.opcode != 'custom-call':
             return 'other', 0
         target = each.attribute(r'custom_call_target="([^"]*)"') or ''
-        if 'conv' in target:
+        if '$conv' in target:
             return 'convolution', _convolution_flops(each, target, operands)
         if re.search('gemm|cublas|matmul', target):
             contracted = each.attribute(r'"lhs_contracting_dimensions":\[([^\]]*)\]') or ''

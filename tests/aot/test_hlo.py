@@ -275,8 +275,9 @@ def test_matrix_products(product):
     assert (kernel.read, kernel.written) == (2 * 5 * (64 + 48), 4 * 60)
 
 
-def test_an_unknown_library_call_is_none_of_these():
-    call = '%s = (f32[8]{0}, s32[8]{0}) custom-call(%q), custom_call_target="__cub$DeviceRadixSort"'
+@pytest.mark.parametrize('target', ['__cub$DeviceRadixSort', 'unconventional'])
+def test_an_unknown_library_call_is_none_of_these(target):
+    call = f'%s = (f32[8]{{0}}, s32[8]{{0}}) custom-call(%q), custom_call_target="{target}"'
     kernel = only(program(call))
     assert (kernel.kind, kernel.read, kernel.written, kernel.flops) == ('other', 32, 64, 0)
 
