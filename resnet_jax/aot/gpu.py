@@ -1,6 +1,7 @@
 """GPUs that are not present: their descriptions for XLA's compiler, and the time that a compiled program may take."""
 
 import dataclasses
+import importlib.util
 import os
 from typing import Any
 
@@ -181,7 +182,7 @@ def devices(name: str) -> Any:
     """One card of ``GPUS``, as a list of one device to compile for.
 
     Raises:
-      InputError: JAX's CUDA plugin is not installed.
+      InputError: JAX's CUDA plugin is not installed, or JAX has looked for a GPU and found no driver.
     """
     from jax.experimental import topologies
 
@@ -192,6 +193,10 @@ def devices(name: str) -> Any:
             platform='cuda', topology_name=name, target_config=description_of(GPUS[name]), topology='1x1x1'
         ).devices
     except NotImplementedError as error:  # no plugin has registered the platform
+        if any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13)):
+            raise InputError(
+                'estimates for GPUs need JAX_PLATFORMS=cpu on a machine without a GPU, set before JAX looks for one'
+            ) from error
         raise InputError("estimates for GPUs need JAX's CUDA plugin: pip install 'jax[cuda13]'") from error
 
 

@@ -53,6 +53,13 @@ def test_without_the_plugin_the_error_names_the_package():
         aot.estimate(jnp.sin, jnp.zeros(3), topology='h100')
 
 
+@pytest.mark.skipif(HAS_PLUGIN, reason="JAX's CUDA plugin is installed")
+def test_a_plugin_that_found_no_driver_needs_a_setting(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name == 'jax_cuda13_plugin' or None)
+    with pytest.raises(InputError, match='need JAX_PLATFORMS=cpu on a machine without a GPU'):
+        gpu.devices('h100')
+
+
 @needs_plugin
 @pytest.mark.parametrize('name', gpu.GPUS)
 def test_every_card_is_compiled_for(name):
