@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.shared import environment, scripts
+from experiments.shared import environment, scripts, steps
 from resnet_jax import InputError, load_dataset, make_spec
 from resnet_jax.checkpoints import storage
 from resnet_jax.checkpoints.files import MANIFEST
@@ -109,6 +109,7 @@ def test_two_steps_on_digits(bare, monkeypatch, tmp_path):
 
 def test_the_benchmark_prints_its_table(bare, monkeypatch):
     monkeypatch.setattr(benchmark, 'get_spec', lambda name, **chosen: TINY)
+    monkeypatch.setattr(steps, 'get_spec', lambda name, **chosen: TINY)
     monkeypatch.setattr(benchmark, 'Contender', InProcess)
     out, _ = run('benchmark', '--mode=eval', '--batch_size=2', '--image_size=8', '--rounds=1', '--steps=1')
     assert out.split()[:5] == ['resnet20', 'eval', '2', 'x', '8²']
@@ -119,9 +120,9 @@ def test_the_memory_of_pytorch_is_left_out(bare, monkeypatch, capsys):
     torch = pytest.importorskip('torch')
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
     monkeypatch.setattr('experiments.shared.baseline_networks.torch_network', lambda *_: network)
-    monkeypatch.setattr(benchmark, 'get_spec', lambda name, **chosen: TINY)
+    monkeypatch.setattr(steps, 'get_spec', lambda name, **chosen: TINY)
     monkeypatch.setattr(benchmark, 'Contender', InProcess)
-    case = benchmark.Case('resnet20', 'eval', 2, 8, 'float32', 'auto', False, None, None)
+    case = steps.Case('resnet20', 'eval', 2, 8, 'float32', 'auto', False, None, None)
     result = benchmark.measure(case, ['torch'], rounds=1, steps=1)
     assert result['torch']['peak_memory_bytes'] is None
     benchmark.print_row(result)

@@ -7,21 +7,7 @@ from typing import Any
 
 import jax
 
-# Peak dense bfloat16 FLOP/s of one device, by JAX's ``device_kind``: cloud.google.com/tpu/docs and NVIDIA's data
-# sheets. Other dtypes have a lower peak.
-PEAK_FLOPS = {
-    'TPU v2': 22.5e12,  # per core: in v2 and v3 a device is a core
-    'TPU v3': 61.5e12,
-    'TPU v4': 275e12,
-    'TPU v5 lite': 197e12,
-    'TPU v5': 459e12,
-    'TPU v5p': 459e12,
-    'TPU v6 lite': 918e12,
-    'NVIDIA A100-SXM4-40GB': 312e12,
-    'NVIDIA A100-SXM4-80GB': 312e12,
-    'NVIDIA H100 80GB HBM3': 989e12,
-    'NVIDIA H200': 989e12,
-}
+from resnet_jax.training.peaks import PEAKS
 
 # Steps to skip before profiling, because the first steps allocate memory.
 _PROFILE_FROM = 3
@@ -48,11 +34,12 @@ class Cost:
     num_devices: int
 
     def peak_share(self, examples_per_second: float) -> float | None:
-        """Fraction of the devices' peak FLOP/s that the network reaches; None if the peak is unknown.
+        """Fraction of the devices' peak bfloat16 FLOP/s that the network reaches; None if the peak is unknown.
 
         A backward pass counts as two forward passes; only the network is counted.
         """
-        peak = PEAK_FLOPS.get(self.device_kind)
+        limits = PEAKS.get(self.device_kind)
+        peak = None if limits is None else limits.bfloat16
         flops = 6 * self.multiply_adds * examples_per_second
         return None if peak is None else flops / (peak * self.num_devices)
 
