@@ -83,6 +83,7 @@ class Sizes:
       augmented: images that are augmented.
       epochs: length of the run that is killed.
       speed_arch: network that photographs are fed to.
+      speed_dtype: its dtype; CPUs emulate bfloat16 slowly.
       speed_batch: images per step of that network.
       speed_size: height and width of the photographs after the crop in pixels.
       speed_steps: timed steps.
@@ -98,6 +99,7 @@ class Sizes:
     augmented: int
     epochs: int
     speed_arch: str
+    speed_dtype: str
     speed_batch: int
     speed_size: int
     speed_steps: int
@@ -117,6 +119,7 @@ FULL = Sizes(
     augmented=256,
     epochs=40,
     speed_arch='resnet50',
+    speed_dtype='bfloat16',
     speed_batch=256,
     speed_size=224,
     speed_steps=30,
@@ -131,7 +134,8 @@ SMALL = Sizes(
     bfloat16=('global',),
     augmented=32,
     epochs=10,
-    speed_arch='resnet18',
+    speed_arch='resnet10t',
+    speed_dtype='float32',
     speed_batch=16,
     speed_size=64,
     speed_steps=10,
