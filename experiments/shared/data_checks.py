@@ -83,17 +83,17 @@ def check_photographs(places: Places, sizes: Sizes, dataset: str | None = None) 
         def train(images: Any) -> None:
             nonlocal state
             state, sums = step(state, jax.device_put(images, places.device), labels)
-            losses.append(sums['loss'])
+            skipped.append(sums['skipped'])
 
-        losses: list[Any] = []
-        speeds['step'] = _images_per_second(_forever(jax.device_put(first, places.device)), case, train, losses)
+        skipped: list[Any] = []  # 1 where the loss or a gradient is not finite
+        speeds['step'] = _images_per_second(_forever(jax.device_put(first, places.device)), case, train, skipped)
         fed = read_here(case)
-        speeds['both'] = _images_per_second(fed, case, train, losses)
+        speeds['both'] = _images_per_second(fed, case, train, skipped)
         fed.close()  # type: ignore[attr-defined]
-    finite = bool(np.isfinite(np.asarray(jax.device_get(losses))).all())
+    finite = not any(jax.device_get(skipped))
     share = speeds['both'] / min(speeds['input'], speeds['step'])
     words = ', '.join(f'{name} {speed:,.0f}' for name, speed in speeds.items())
-    values = {**speeds, 'share': share, 'finite': finite, 'batches': len(losses), 'folder': dataset or 'random noise'}
+    values = {**speeds, 'share': share, 'finite': finite, 'batches': len(skipped), 'folder': dataset or 'random noise'}
     what = f'{sizes.speed_arch} in {sizes.speed_dtype}, {sizes.speed_batch} x {sizes.speed_size}²'
     summary = f'images/s with {what}: {words}' + ('' if finite else '; the loss is not finite')
     return Outcome.of(finite and (places.is_cpu or share >= _FED), summary, values)
