@@ -186,7 +186,7 @@ def test_a_killed_run_equals_an_uninterrupted_one(places):
 
 
 def say(monkeypatch, outcomes, greeting='resuming folder after step 3'):
-    """Replaces the processes of a run: ``outcomes`` maps a name and whether XLA is deterministic to the run's values."""
+    """Replaces the processes: ``outcomes`` maps the name of a run and whether XLA is deterministic to its values."""
 
     def finish(self, name):
         return {'last step': '8'} | outcomes[name, bool(self.xla_flags)], greeting
