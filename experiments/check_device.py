@@ -1,4 +1,4 @@
-"""Checks a GPU, TPU or CPU: logits, training, resumption, augmentation, accuracy, input.
+"""Checks a GPU, TPU or CPU: logits, training, resumption, augmentation, input.
 
 python -m experiments.check_device                                        # a few minutes on a GPU with 16 cores
 python -m experiments.check_device --only=logits,steps --out=checked.json

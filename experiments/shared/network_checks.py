@@ -1,5 +1,6 @@
 """Checks of networks on a device: logits against PyTorch's, training steps against the CPU's, seeds side by side."""
 
+import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from resnet_jax import (
     init_variables,
     train_step,
 )
+from resnet_jax.devices import usable_cores
 from resnet_jax.training.config import optimizer_of
 from resnet_jax.training.seeds import Seeds
 from resnet_jax.weights.matching import variables_from_tensors
@@ -39,15 +41,10 @@ _ONE = Seeds((0,))
 
 def check_logits(places: Places, networks: Sequence[str]) -> Outcome:
     """Compares logits with PyTorch's for the same weights: in float32 of highest precision, and in bfloat16."""
-    found: dict[str, dict[str, float]] = {}
-    for name in networks:
-        model = create_model(name)
-        variables = jax.device_put(variables_from_tensors(golden_tensors(name), model), places.device)
-        batch, (expected, _) = jax.device_put(images(), places.device), golden_outputs(name)
-        found[name] = {'tolerance': tolerance(model.spec)}
-        for dtype in ('float32', 'bfloat16'):
-            logits = logits_of(dataclasses.replace(model, dtype=jnp.dtype(dtype)), variables, batch)
-            found[name][dtype] = difference(logits[:, ::EVERY], expected)
+    # In threads, because most of the time is compilation.
+    with concurrent.futures.ThreadPoolExecutor(min(4, usable_cores())) as threads:
+        differences = threads.map(functools.partial(_logits_of_network, places.device), networks)
+        found = dict(zip(networks, differences, strict=True))
     wrong = [
         name
         for name, values in found.items()
@@ -56,6 +53,17 @@ def check_logits(places: Places, networks: Sequence[str]) -> Outcome:
     largest = {dtype: max(values[dtype] for values in found.values()) for dtype in ('float32', 'bfloat16')}
     summary = f'{len(found)} networks: float32 {largest["float32"]:.1e}, bfloat16 {largest["bfloat16"]:.1e}'
     return Outcome.of(not wrong, f'{summary}{wrong_ones(wrong)}', found)
+
+
+def _logits_of_network(device: jax.Device, name: str) -> dict[str, float]:
+    """The difference of a network's logits from the goldens in both dtypes, and the tolerance in float32."""
+    model, (expected, _) = create_model(name), golden_outputs(name)
+    variables, batch = jax.device_put((variables_from_tensors(golden_tensors(name), model), images()), device)
+    found = {'tolerance': tolerance(model.spec)}
+    for dtype in ('float32', 'bfloat16'):
+        logits = logits_of(dataclasses.replace(model, dtype=jnp.dtype(dtype)), variables, batch)
+        found[dtype] = difference(logits[:, ::EVERY], expected)
+    return found
 
 
 def logits_of(model: ResNet, variables: Any, batch: jax.Array) -> np.ndarray:
