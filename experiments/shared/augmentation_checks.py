@@ -131,8 +131,8 @@ def image_functions() -> dict[str, Function]:
 
 def _crop_of_middle(image: jax.Array, cubic: bool) -> jax.Array:
     height, width, _ = image.shape
-    box = (jnp.int32(size) for size in (height // 8, width // 4, height // 2 + 3, width // 2 - 1))
-    return image_ops.resized_crop(image, *box, (20, 24), cubic)
+    top, left, rows, columns = map(jnp.int32, (height // 8, width // 4, height // 2 + 3, width // 2 - 1))
+    return image_ops.resized_crop(image, top, left, rows, columns, (20, 24), cubic)
 
 
 def policies() -> dict[str, Function]:

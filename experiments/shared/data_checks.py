@@ -51,7 +51,9 @@ def check_accuracy(places: Places, dataset: str, weights: str, correct: int = PU
     )
     counts = [int(found.total['correct']) for found in (here, default, there)]
     apart = float(np.abs(here.outputs - there.outputs).max() / np.abs(there.outputs).max())
-    values = dict(zip(('correct', 'correct in default precision', 'correct on the CPU'), counts, strict=True))
+    values: dict[str, Any] = dict(
+        zip(('correct', 'correct in default precision', 'correct on the CPU'), counts, strict=True)
+    )
     values |= {'examples': len(test), 'expected': correct, 'difference of logits': apart}
     summary = f'{counts[0]:,} of {len(test):,} correct, expected {correct:,}; default precision {counts[1]:,}'
     return Outcome.of(counts[0] == correct and apart <= _LOGITS, f'{summary}; logits {apart:.1e}', values)
@@ -102,9 +104,15 @@ def check_photographs(places: Places, sizes: Sizes, dataset: str | None = None) 
 def training_step(places: Places, sizes: Sizes) -> tuple[Any, Any]:
     """A compiled step ``(state, uint8 images, labels) -> (state, sums)`` and its first state."""
     case = Case(
-        **{'arch': sizes.speed_arch, 'mode': 'train', 'batch_size': sizes.speed_batch, 'image_size': sizes.speed_size},
-        **{'compute_dtype': sizes.speed_dtype, 'implementation': 'auto', 'scan_blocks': False},
-        **{'cardinality': None, 'base_width': None},  # type: ignore[arg-type]
+        arch=sizes.speed_arch,
+        mode='train',
+        batch_size=sizes.speed_batch,
+        image_size=sizes.speed_size,
+        compute_dtype=sizes.speed_dtype,
+        implementation='auto',
+        scan_blocks=False,
+        cardinality=None,
+        base_width=None,
     )
     train, make = jax_step(case, plain_flax=False)
     scale = Preprocessing(sizes.speed_size)

@@ -107,7 +107,7 @@ def nudged(state: TrainState, batch: Any, seed: int) -> tuple[TrainState, Any]:
     rng = np.random.default_rng(seed)
 
     def nudge(value: np.ndarray) -> np.ndarray:
-        return value * (1 + np.float32(NUDGE) * rng.choice(np.float32([-1, 1]), value.shape))
+        return value * (1 + np.float32(NUDGE) * rng.choice(np.array([-1, 1], np.float32), value.shape))
 
     state = dataclasses.replace(state, params=jax.tree.map(nudge, state.params))
     return state, batch | {'image': nudge(batch['image'])}
