@@ -279,11 +279,13 @@ def test_photographs_are_written(tmp_path):
 
 
 def test_tests_are_run_on_a_platform(places, monkeypatch, tmp_path):
-    (tmp_path / 'test_x.py').write_text('def test_a(): pass\ndef test_b(): assert False\n')
+    (tmp_path / 'test_x.py').write_text(
+        'def test_a(): pass\ndef test_b(): assert False\ndef test_mesh(): assert False\n'
+    )
     monkeypatch.setenv('RESNET_JAX_TEST_PLATFORMS', 'none')
     outcome = run_checks.check_tests(places, [str(tmp_path / 'test_x.py')], processes=0)
     assert outcome.status == FAILED
-    assert outcome.summary.startswith('1 failed, 1 passed')
+    assert outcome.summary.startswith('1 failed, 1 passed, 1 deselected')
     assert outcome.summary.endswith('on cpu')
     assert [name.rpartition('::')[2] for name in outcome.values['failed']] == ['test_b']
 
