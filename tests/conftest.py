@@ -16,13 +16,22 @@ from typing import Any
 # saves a third of the remaining time. XLA's own passes are unchanged.
 # XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' tests the machine code that users
 # run; later versions need and accept only the first flag. If a flag is repeated, the last one counts.
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-    '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 '
-    + ('--xla_cpu_use_fusion_emitters=false ' * importlib.metadata.version('jaxlib').startswith('0.10.'))
-    + os.environ.get('XLA_FLAGS', '')
-)
-os.environ['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={os.environ.get("RESNET_JAX_TEST_DEVICES", "2")}'
+# RESNET_JAX_TEST_PLATFORMS=cuda,cpu runs the tests on a GPU: with its own optimizations, with float32 products in full
+# precision, as the tolerances of the tests require, and with memory that the test processes share.
+os.environ['JAX_PLATFORMS'] = os.environ.get('RESNET_JAX_TEST_PLATFORMS', 'cpu')
+if os.environ['JAX_PLATFORMS'] == 'cpu':
+    os.environ['XLA_FLAGS'] = (
+        '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 '
+        + ('--xla_cpu_use_fusion_emitters=false ' * importlib.metadata.version('jaxlib').startswith('0.10.'))
+        + os.environ.get('XLA_FLAGS', '')
+    )
+    os.environ['XLA_FLAGS'] += (
+        f' --xla_force_host_platform_device_count={os.environ.get("RESNET_JAX_TEST_DEVICES", "2")}'
+    )
+else:
+    os.environ.setdefault('XLA_FLAGS', '')
+    os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 import jax
 import numpy as np

@@ -72,6 +72,7 @@ TOOLS = {
     'export': ['init_from', 'arch', 'checkpoint', 'platforms', 'out'],
     'results': ['runs', 'columns', 'sort', 'format', 'out'],
     'sweep': ['script', 'grid', 'flags', 'num_seeds', 'workdir', 'keep_going'],
+    'check_device': ['only', 'cifar10', 'resnet20', 'photographs', 'out'],
     'benchmark_input': [
         *('dataset', 'image_size', 'batch_size', 'num_workers', 'warmup', 'batches', 'rounds', 'against'),
     ],

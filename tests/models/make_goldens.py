@@ -1,4 +1,7 @@
-"""Writes goldens/ from timm's networks: ``python tests/models/make_goldens.py``. Needs timm and PyTorch."""
+"""Writes goldens/ from timm's networks; needs timm and PyTorch.
+
+PYTHONPATH=. python tests/models/make_goldens.py
+"""
 
 import json
 import lzma
@@ -8,18 +11,17 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from parity import (
+from parity import NAMES, VARIANTS, statistics
+from timm.models.resnet import Bottleneck, ResNet
+
+from experiments.shared.goldens import (
     EVERY,
     GOLDENS,
-    NAMES,
     OUTPUTS,
     SHAPES,
-    VARIANTS,
     images,
-    statistics,
     tensor,
 )
-from timm.models.resnet import Bottleneck, ResNet
 
 
 def build(name: str, filled: bool = True, **options: Any) -> torch.nn.Module:

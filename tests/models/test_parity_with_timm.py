@@ -11,21 +11,23 @@ timm = pytest.importorskip('timm')
 import safetensors.torch  # noqa: E402, because it needs PyTorch
 from make_goldens import build, run, state_of  # noqa: E402
 from parity import (  # noqa: E402
-    EVERY,
     NAMES,
     VARIANTS,
     bit_arrays,
+    outputs_of,
+    sampled,
+    statistics,
+)
+
+from experiments.shared.goldens import (  # noqa: E402
+    EVERY,
     difference,
     golden_outputs,
     golden_shapes,
     golden_tensors,
     images,
-    outputs_of,
-    sampled,
-    statistics,
     tolerance,
 )
-
 from resnet_jax import InputError, create_model, save_weights  # noqa: E402
 from resnet_jax.weights.matching import variables_from_tensors  # noqa: E402
 

@@ -11,7 +11,6 @@ one or both are hit; if one was killed or failed, the other is killed a second l
 import argparse
 import collections
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -23,15 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-
+from experiments.shared.run_checks import differences, outcome
 from resnet_jax.checkpoints.checkpoint import checkpoint_steps
-from resnet_jax.checkpoints.files import check_files, read_manifest
 from resnet_jax.errors import InputError
 from tests.training.ports import free_address
 
@@ -42,8 +36,6 @@ COMMAND = (
     *('--ema_decay=0.99', '--ema_warmup', '--eval_every_epochs=1', '--log_every_steps=3'),
     *('--checkpoint_every_epochs=1', '--checkpoint_every_steps=5'),
 )
-# Entries of result.json and metrics.jsonl that may differ between two runs of the same training.
-TIMES = {'train_seconds', 'evaluation_seconds', 'compile_seconds', 'examples_per_second', 'peak_share'}
 # Longer than anything takes on a busy machine unless it hangs.
 TIMEOUT_SECONDS = 600
 SCHEDULER_SECONDS = 1.0
@@ -192,34 +184,6 @@ def run_whole(workdir: pathlib.Path, count: int, epochs: int, cache: pathlib.Pat
     return job.first_record or 0.0, seconds
 
 
-def outcome(workdir: pathlib.Path) -> dict[str, str]:
-    """Everything that must not depend on interruptions: values or their hashes by name."""
-    last = checkpoint_steps(workdir / 'checkpoints')[-1]
-    path = (workdir / 'checkpoints' / str(last)).absolute()
-    manifest = read_manifest(path)
-    check_files(path, manifest)
-    with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings(action='ignore', category=UserWarning):
-        tree = checkpointer.restore(path / 'state')
-    leaves = [
-        (jax.tree_util.keystr(place, simple=True, separator='/'), np.asarray(leaf))
-        for place, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
-    if {name for name, _ in leaves} != manifest.arrays.keys():
-        raise AssertionError(f'the arrays in {path} are not those of its manifest')
-    found = {name: f'{leaf.dtype}{leaf.shape} {hashlib.sha256(leaf.tobytes()).hexdigest()}' for name, leaf in leaves}
-    found |= {'last step': str(last), 'score': repr(manifest.score)}
-    result = json.loads((workdir / 'result.json').read_text())
-    found |= {f'result.json {name}': repr(value) for name, value in result.items() if name not in TIMES}
-    tests = []
-    for line in (workdir / 'metrics.jsonl').read_text().splitlines():
-        record = json.loads(line)
-        if record['split'] == 'test':
-            tests.append({name: value for name, value in record.items() if name not in TIMES})
-    found['metrics.jsonl steps'] = repr([record['step'] for record in tests])
-    found |= {f'metrics.jsonl {record["step"]}': repr(record) for record in tests}
-    return found
-
-
 def strike(job: Job, planned: Strike) -> None:
     """Waits for the moment, sends the signal, and records its effect."""
     while time.monotonic() < job.start + planned.moment and job.is_running():
@@ -308,11 +272,6 @@ def execute(fault: Fault, folder: pathlib.Path, epochs: int, reference: dict[str
         fault.differences = [f'cannot be resumed: {error}']
     else:
         fault.differences = differences(found, reference)
-
-
-def differences(found: dict[str, str], reference: dict[str, str]) -> list[str]:
-    """Names of the entries that differ between two outcomes."""
-    return sorted(name for name in found.keys() | reference.keys() if found.get(name) != reference.get(name))
 
 
 def run_references(

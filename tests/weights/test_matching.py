@@ -6,8 +6,8 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from parity import golden_tensors
 
+from experiments.shared.goldens import golden_tensors
 from resnet_jax import InputError, ResNet, create_model, from_pretrained, get_spec, load_weights
 from resnet_jax.weights.files import write_safetensors
 from resnet_jax.weights.matching import match_tensors, variables_from_tensors

@@ -8,22 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity import (
-    EVERY,
     NAMES,
     VARIANTS,
     bit_arrays,
+    outputs_of,
+    sampled,
+    statistics,
+)
+
+from experiments.shared.goldens import (
+    EVERY,
     difference,
     golden_outputs,
     golden_shapes,
     golden_tensors,
     images,
-    outputs_of,
-    sampled,
-    statistics,
     tensor,
     tolerance,
 )
-
 from resnet_jax import (
     BasicBlock,
     InputError,
