@@ -232,9 +232,9 @@ def fit(
         # Wait for the previous call, so that a signal is handled within one call.
         jax.block_until_ready(before)
         before, first = sums, step
-        for step, step_sums in enumerate(sums, start=first + 1):
-            journal.step(step, state, step_sums, step % plan.epoch_steps == 0, compiled.cost)
+        step += plan.seeds.num_steps(sums)
         epoch_ends = step % plan.epoch_steps == 0
+        journal.step(step, state, sums, epoch_ends, compiled.cost)
         if every and step // every > first // every and not epoch_ends:
             journal.save()
         if stop.at_step(step):

@@ -137,6 +137,12 @@ def _check_data(config: TrainConfig, dataset: Dataset, task: Task, reader: Reade
     for name in ('mixup', 'cutmix'):
         if config.batch_size == 1 and (value := getattr(augmentation, name)):
             raise InputError(f'{name}={value} mixes the images of a batch, but batch_size is 1')
+    steps = config.reporting.steps_per_call
+    if dataset.image_size is not None and steps > 1:
+        raise InputError(
+            f'steps_per_call={steps} applies only to images in memory; {dataset.name} has photographs, which are read'
+            ' during training'
+        )
     if dataset.image_size is None and reader != THREAD_READER:
         chosen = f'num_workers={reader.workers}' if reader.workers else 'strict_data=True'
         raise InputError(f'{chosen} applies only to photographs; {dataset.name} is in memory')

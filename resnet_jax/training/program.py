@@ -32,7 +32,8 @@ class Phase:
     Attributes:
       first_step: the step it starts with.
       image_size: height and width in pixels that augmented images are resized to; None does not resize.
-      steps_per_call: steps per call, in a loop on the devices, as long as the epoch has that many steps left.
+      steps_per_call: steps per call, in a loop on the devices; the last call of an epoch, or of the phase, has fewer if
+        this does not divide the steps that are left. More than one needs images in memory.
     """
 
     first_step: int = 0
@@ -46,7 +47,8 @@ class Compiled:
 
     Attributes:
       step: ``(state, step) -> (state, sums)``: takes the step with this index (from 0) and the further steps of its
-        phase's call, and returns the sums of each step; the input state is donated.
+        phase's call. The sums have a leading axis of steps, ``[steps, …]``, or ``[seeds, steps, …]`` with several
+        seeds. The input state is donated.
       evaluate: ``(variables, poll) -> Evaluation`` of one seed's variables on the test set; ``poll`` may raise.
       reestimate: ``(state, poll) -> state``, called before an evaluation; None if running statistics are not
         recomputed.
@@ -54,7 +56,7 @@ class Compiled:
       close: stops reading ahead.
     """
 
-    step: Callable[[TrainState, int], tuple[TrainState, tuple[dict[str, Any], ...]]]
+    step: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]]
     evaluate: Callable[[dict[str, Any], Callable[[], None]], Evaluation]
     reestimate: Callable[[TrainState, Callable[[], None]], TrainState] | None
     cost: Cost
@@ -67,7 +69,7 @@ def compile_program(
     first_step: int = 0,
     wait: Wait = lambda function: function(),
     compile_seconds: float = 0.0,
-    phases: Sequence[Phase] = (Phase(),),
+    phases: Sequence[Phase] | None = None,
 ) -> Compiled:
     """Compiles a plan's step and evaluation.
 
@@ -77,11 +79,13 @@ def compile_program(
       first_step: index of the first step to take.
       wait: calls slow functions, such as the compilation.
       compile_seconds: compilation time spent before.
-      phases: phases of the training; the earliest first step is 0.
+      phases: phases of the training; the earliest first step is 0. None is one phase with the configuration's
+        ``steps_per_call``.
 
     Raises:
       Interrupted: raised by ``wait``. Errors of a loss or of damaged photographs are raised too. Nothing is left open.
     """
+    phases = phases or (Phase(steps_per_call=plan.config.reporting.steps_per_call),)
     everywhere = replicated(plan.mesh)
     seeds, programs = to_devices(plan.seeds.array, everywhere), {}
     teacher = {} if plan.teacher is None else to_devices(plan.teacher.variables, everywhere)
@@ -90,11 +94,11 @@ def compile_program(
     try:
         shared = {'data': feed.shared, 'teacher': teacher}
         start = time.perf_counter()
-        batch = wait(lambda: feed.peek(first))
         for (size, steps), jitted in _jitted_steps(plan, feed, phases, first).items():
+            batch = wait(lambda steps=steps: _given(feed, feed.peek, first, steps))
             # Tracing stays in this thread, so that an error in a loss has a short traceback. Signals do not interrupt
             # it; they are handled in the waits before and after it.
-            lowered = jitted.lower(state, seeds, batch if steps == 1 else (batch,) * steps, shared)
+            lowered = jitted.lower(state, seeds, batch, shared)
             programs[size, steps] = wait(lowered.compile)
         compile_seconds += time.perf_counter() - start
         evaluator, estimator = _evaluators(plan)
@@ -106,13 +110,9 @@ def compile_program(
         feed.close()
         raise
 
-    def step(state: TrainState, index: int) -> tuple[TrainState, tuple[dict[str, Any], ...]]:
+    def step(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         size, steps = _program_of(plan, phases, index)
-        if steps == 1:
-            state, sums = programs[size, 1](state, seeds, feed.batch(index), shared)
-            return state, (sums,)
-        batches = tuple(feed.batch(number) for number in range(index, index + steps))
-        return programs[size, steps](state, seeds, batches, shared)
+        return programs[size, steps](state, seeds, _given(feed, feed.batch, index, steps), shared)
 
     return Compiled(
         step=step,
@@ -130,8 +130,7 @@ def _jitted_steps(
     functions = {}
     for size, steps in _programs_of(plan, phases, first_step):
         function: Callable[..., Any] = functools.partial(take_step, plan, feed, size)
-        if steps > 1:
-            function = functools.partial(take_steps, function)
+        function = functools.partial(take_steps if steps > 1 else _take_one, function)
         shardings = plan.shardings, replicated(plan.mesh)
         functions[size, steps] = jax.jit(plan.seeds.map(function, 3), donate_argnums=0, out_shardings=shardings)
     return functions
@@ -142,7 +141,7 @@ def _program_of(plan: Plan, phases: Sequence[Phase], index: int) -> tuple[int | 
     phase = max((phase for phase in phases if phase.first_step <= index), key=lambda phase: phase.first_step)
     epoch_ends = index - index % plan.epoch_steps + plan.epoch_steps
     ends = min([epoch_ends, *(other.first_step for other in phases if other.first_step > index)])
-    return phase.image_size, phase.steps_per_call if phase.steps_per_call <= ends - index else 1
+    return phase.image_size, min(phase.steps_per_call, ends - index)
 
 
 def _programs_of(plan: Plan, phases: Sequence[Phase], first_step: int) -> list[tuple[int | None, int]]:
@@ -158,13 +157,27 @@ def _programs_of(plan: Plan, phases: Sequence[Phase], first_step: int) -> list[t
     return list(found)
 
 
+def _given(feed: ArrayFeed | PhotographFeed, single: Callable[[int], Any], index: int, steps: int) -> Any:
+    """The input of a call from the feed, where ``single`` is the feed's method for one step."""
+    if steps == 1:
+        return single(index)
+    assert isinstance(feed, ArrayFeed), 'several steps per call need images in memory'
+    return feed.batches(index, steps)
+
+
 def take_steps(
-    take: Callable[..., Any], state: TrainState, seed: jax.Array, given: tuple[Any, ...], shared: Any
-) -> tuple[TrainState, tuple[dict[str, Any], ...]]:
-    """Takes several steps of one seed in a loop, each with its own batch; returns the sums of each step."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *given)
-    state, sums = jax.lax.scan(lambda state, batch: take(state, seed, batch, shared), state, stacked)
-    return state, tuple(jax.tree.map(lambda leaf, index=index: leaf[index], sums) for index in range(len(given)))
+    take: Callable[..., Any], state: TrainState, seed: jax.Array, given: Any, shared: Any
+) -> tuple[TrainState, dict[str, Any]]:
+    """Takes several steps of one seed in a loop; ``given`` and the returned sums have a leading axis of steps."""
+    return jax.lax.scan(lambda state, batch: take(state, seed, batch, shared), state, given)
+
+
+def _take_one(
+    take: Callable[..., Any], state: TrainState, seed: jax.Array, given: Any, shared: Any
+) -> tuple[TrainState, dict[str, Any]]:
+    """Takes one step like ``take_steps``, for the batch of one step."""
+    state, sums = take(state, seed, given, shared)
+    return state, jax.tree.map(lambda leaf: leaf[None], sums)
 
 
 def take_step(
