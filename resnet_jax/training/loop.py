@@ -50,6 +50,7 @@ def train_and_evaluate(
     workdir: str | pathlib.Path,
     *,
     num_seeds: int | None = None,
+    in_sequence: bool = False,
     arch: str = 'custom',
     data_dir: str | None = None,
     dataset: Dataset | None = None,
@@ -67,6 +68,8 @@ def train_and_evaluate(
       config: everything else that affects the result.
       workdir: output folder: new, empty, or that of the same run.
       num_seeds: train the seeds ``config.seed``, ``config.seed + 1``, … in one program, each in a folder ``seedS``.
+      in_sequence: finish one seed before the next, instead of training all in the same steps. The program is compiled
+        for the first one.
       arch: name of the architecture, for the record.
       data_dir: folder of prepared datasets; None uses the default folder of TFDS.
       dataset: the data itself; ``config.data.dataset`` is then only its name.
@@ -91,14 +94,18 @@ def train_and_evaluate(
     runs = runs_of(config.seed, workdir, num_seeds)
     results = finished_results(spec, config, runs, extend)
     remaining = [run for run in runs if run[0] not in results]
+    groups, programs = [[run] for run in remaining] if in_sequence else at_one_step(remaining), None
     if remaining:
         opening = _opener(spec, config, mesh, data_dir, dataset, arch=arch, reader=reader, extend=extend)
     with override_mesh(mesh):
-        for run in _open_groups(at_one_step(remaining), opening) if remaining else ():
+        for run in _open_groups(groups, opening) if remaining else ():
             with StopRequest() as stop, open_journal(run.plan, run.workdirs, run.state, run.step, sinks) as journal:
                 journal.message(run.greeting)
                 with journal.saved_on_signal():
-                    compiled = compile_program(run.plan, run.state, run.step, stop.wait_for, run.compile_seconds)
+                    compiled = compile_program(
+                        run.plan, run.state, run.step, stop.wait_for, run.compile_seconds, before=programs
+                    )
+                programs = compiled.programs
                 profile = Profile(run.workdirs[0], profile_steps)
                 with contextlib.closing(compiled), profile, journal.saved_on_signal():
                     evaluations = fit(run, compiled, journal, stop, profile, hooks)
@@ -118,13 +125,15 @@ def _opener(
 
 def _open_groups(groups: list[list[tuple[int, pathlib.Path]]], opening: Callable[..., 'Run']) -> Iterator['Run']:
     """Opens one group of seeds after another; splits a group whose checkpoints have no step in common."""
+    before: Plan | None = None
     while groups:
         group, *groups = groups
         try:
-            run = opening(group)
+            run = opening(group, before=before)
         except NoCommonStepError:
             groups = [*at_one_step(group), *groups]
         else:
+            before = run.plan
             yield run
 
 
@@ -158,6 +167,7 @@ def open_run(
     arch: str = 'custom',
     reader: ReaderOptions = THREAD_READER,
     extend: bool = False,
+    before: Plan | None = None,
 ) -> Run:
     """Claims the folders of runs that differ only in the seed, or restores their last checkpoints.
 
@@ -170,6 +180,7 @@ def open_run(
       arch: name of the architecture.
       reader: how photographs are read.
       extend: whether runs of fewer epochs are extended.
+      before: the plan of earlier runs that differ only in the seeds; their program is used again if possible.
 
     Raises:
       InputError: a value is not usable, or a folder belongs to another run.
@@ -183,7 +194,11 @@ def open_run(
     prefix = config.start.weights_prefix
     source = None if started or init_from is None else open_weights(init_from, spec, prefix)
     record = read_record(workdirs[0]) if started else None
-    plan = make_plan(spec, config, seeds, normalize_for_run(dataset, config, source, record), mesh, reader, started)
+    dataset = normalize_for_run(dataset, config, source, record)
+    if before is not None and before.fits(seeds, dataset):
+        plan = before.with_seeds(seeds)
+    else:
+        plan = make_plan(spec, config, seeds, dataset, mesh, reader, started)
     loaded = None if source is None else loaded_state(plan, source)
     claim(plan, workdirs, arch, extend)
     step, state, seconds = 0, loaded, 0.0

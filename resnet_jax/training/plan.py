@@ -75,6 +75,21 @@ class Plan:
         """Number of steps of the whole training."""
         return self.config.epochs * self.epoch_steps
 
+    def fits(self, seeds: Seeds, dataset: Dataset) -> bool:
+        """Whether ``with_seeds`` is the plan of other seeds, on this plan's data as ``dataset`` normalizes it."""
+        same = (self.dataset.mean, self.dataset.std) == (dataset.mean, dataset.std)
+        return same and len(self.seeds.numbers) == len(seeds.numbers)
+
+    def with_seeds(self, seeds: Seeds) -> 'Plan':
+        """The plan for as many other seeds; its programs are the same."""
+        return dataclasses.replace(self, seeds=seeds)
+
+    def differs_only_in_seeds(self, other: 'Plan') -> bool:
+        """Whether one of the plans was made from the other by ``with_seeds``."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != 'seeds']
+        same = all(getattr(self, name) is getattr(other, name) for name in names)
+        return same and len(self.seeds.numbers) == len(other.seeds.numbers)
+
     @property
     def trained_shape(self) -> tuple[int, int, int]:
         """``(H, W, C)`` of the augmented training images."""

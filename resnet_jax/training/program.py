@@ -54,6 +54,7 @@ class Compiled:
         recomputed.
       cost: cost of the step.
       close: stops reading ahead.
+      programs: what ``compile_program`` can reuse.
     """
 
     step: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]]
@@ -61,6 +62,24 @@ class Compiled:
     reestimate: Callable[[TrainState, Callable[[], None]], TrainState] | None
     cost: Cost
     close: Callable[[], None]
+    programs: 'Programs'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Programs:
+    """The compiled functions of plans that differ only in the numbers of their seeds.
+
+    Attributes:
+      plan: one of these plans.
+      steps: the step functions, by image size and number of steps.
+      evaluator: the evaluator of the test set.
+      estimator: the estimator of running statistics; None if they are not recomputed.
+    """
+
+    plan: Plan
+    steps: dict[tuple[int | None, int], Any]
+    evaluator: Evaluator
+    estimator: StatisticsEstimator | None
 
 
 def compile_program(
@@ -70,8 +89,9 @@ def compile_program(
     wait: Wait = lambda function: function(),
     compile_seconds: float = 0.0,
     phases: Sequence[Phase] | None = None,
+    before: Programs | None = None,
 ) -> Compiled:
-    """Compiles a plan's step and evaluation.
+    """Compiles a plan's step and evaluation, except what was compiled before.
 
     Args:
       plan: the plan to compile.
@@ -81,13 +101,16 @@ def compile_program(
       compile_seconds: compilation time spent before.
       phases: phases of the training; the earliest first step is 0. None is one phase with the configuration's
         ``steps_per_call``.
+      before: the programs of another plan. They are reused if this plan was made from that one by ``plan.with_seeds``.
 
     Raises:
       Interrupted: raised by ``wait``. Errors of a loss or of damaged photographs are raised too. Nothing is left open.
     """
     phases = phases or (Phase(steps_per_call=plan.config.reporting.steps_per_call),)
     everywhere = replicated(plan.mesh)
-    seeds, programs = to_devices(plan.seeds.array, everywhere), {}
+    seeds = to_devices(plan.seeds.array, everywhere)
+    reused = before if before is not None and plan.differs_only_in_seeds(before.plan) else None
+    programs = {} if reused is None else dict(reused.steps)
     teacher = {} if plan.teacher is None else to_devices(plan.teacher.variables, everywhere)
     first = min(first_step, plan.total_steps - 1)  # the run may be at its end
     feed = make_feed(plan)
@@ -95,17 +118,19 @@ def compile_program(
         shared = {'data': feed.shared, 'teacher': teacher}
         start = time.perf_counter()
         for (size, steps), jitted in _jitted_steps(plan, feed, phases, first).items():
-            batch = wait(lambda steps=steps: _given(feed, feed.peek, first, steps))
+            if (size, steps) in programs:
+                continue
+            batch = wait(functools.partial(_given, feed, feed.peek, first, steps))
             # Tracing stays in this thread, so that an error in a loss has a short traceback. Signals do not interrupt
             # it; they are handled in the waits before and after it.
             lowered = jitted.lower(state, seeds, batch, shared)
             programs[size, steps] = wait(lowered.compile)
         compile_seconds += time.perf_counter() - start
-        evaluator, estimator = _evaluators(plan)
-        variables = plan.seeds.select(state.eval_variables, 0)
-        wait(lambda: evaluator.compile(variables))
-        if estimator is not None:
-            wait(lambda: estimator.compile(variables))
+        evaluator, estimator = _evaluators(plan) if reused is None else (reused.evaluator, reused.estimator)
+        if reused is None:
+            variables = plan.seeds.select(state.eval_variables, 0)
+            for one in filter(None, (evaluator, estimator)):
+                wait(functools.partial(one.compile, variables))
     except BaseException:
         feed.close()
         raise
@@ -120,6 +145,7 @@ def compile_program(
         reestimate=None if estimator is None else functools.partial(_reestimate, plan, estimator),
         cost=_cost_of(plan, next(iter(programs.values())).memory_analysis(), compile_seconds),
         close=feed.close,
+        programs=Programs(plan, programs, evaluator, estimator),
     )
 
 

@@ -218,6 +218,24 @@ class TestStepsPerCall:
         assert len(traced) == 3
         assert_close(tmp_path / 'odd', tmp_path / 'whole')
 
+    def test_seeds_in_sequence_share_their_programs(self, alone, shades, tmp_path, caplog):
+        """Nothing is compiled for the second and third seed; each agrees with a run of its own."""
+        config, compiled = CONFIG.replace(seed=3), []
+
+        def sink(record):
+            if record['split'] == 'train' and record['step'] == 3:  # the end of the first epoch
+                compiled.append(sum('Compiling' in line for line in caplog.messages))
+
+        with caplog.at_level('DEBUG', logger='jax'), jax.log_compiles():
+            result = train_and_evaluate(
+                SPEC, config, tmp_path, num_seeds=3, in_sequence=True, dataset=shades, sinks=[sink]
+            )
+            after = sum('Compiling' in line for line in caplog.messages)
+        assert [run['seed'] for run in result['runs']] == [3, 4, 5]
+        assert compiled[0] > 2
+        assert compiled[1] == compiled[2] == after
+        assert_close(tmp_path / 'seed4', alone[0])
+
     def test_photographs_are_read_for_each_step(self, shades):
         photographs = dataclasses.replace(shades, image_size=6)
         message = 'steps_per_call=2 applies only to images in memory; shades has photographs'
