@@ -14,7 +14,6 @@ from resnet_jax.checkpoints.record import CHECKPOINTS
 from resnet_jax.errors import DivergenceError, InputError
 from resnet_jax.tasks import metrics
 from resnet_jax.text import shown
-from resnet_jax.training.config import rate_of
 from resnet_jax.training.plan import Plan
 from resnet_jax.training.progress import Display
 
@@ -51,7 +50,7 @@ class Log:
     ):
         self._plan, self._index, self._workdir, self._sinks = plan, index, workdir, sinks
         self._reporting = plan.config.reporting
-        self._schedule = rate_of(plan.config, plan.epoch_steps)
+        plan.rate(step)  # compiles it, before the clock starts
         self.file = MetricsFile(workdir / 'metrics.jsonl', step, writes)
         self._norms = MetricsFile(workdir / 'norms.jsonl', step) if self._reporting.log_norms and writes else None
         self.train_seconds = self.file.records[-1]['train_seconds'] if self.file.records else 0.0
@@ -160,7 +159,7 @@ class Log:
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""
-        return float(self._schedule(step - 1))
+        return float(self._plan.rate(step - 1))
 
     def _count_skipped(self, before: int, fetched: list[dict[str, Any]]) -> None:
         """Raises DivergenceError after too many consecutive skipped steps."""

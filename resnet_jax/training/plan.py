@@ -22,7 +22,7 @@ from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import get_task, make_task, task_name
 from resnet_jax.training.checks import check_shift
-from resnet_jax.training.config import TrainConfig, optimizer_of
+from resnet_jax.training.config import TrainConfig, optimizer_of, rate_of
 from resnet_jax.training.seeds import Seeds
 from resnet_jax.training.step import TrainState, create_train_state
 from resnet_jax.training.teacher import Teacher, check_classes, check_outputs, class_difference
@@ -48,6 +48,7 @@ class Plan:
       reader: how photographs are read.
       model: the network.
       optimizer: transformation of its gradients.
+      rate: the learning rate as a jitted function of the step; NaN if the optimizer sets its own.
       task: the task it is trained for.
       teacher: teacher network for distillation, or None.
       epoch_steps: steps per epoch.
@@ -63,6 +64,7 @@ class Plan:
     reader: ReaderOptions
     model: ResNet
     optimizer: Any
+    rate: Callable[[int], Any]
     task: Task
     teacher: Teacher | None
     epoch_steps: int
@@ -139,8 +141,10 @@ def make_plan(
         split = jax.tree.map(lambda leaf: split_evenly(mesh, (*seed_axes, *leaf.shape)), single.opt_state)
         shardings = dataclasses.replace(shardings, opt_state=split)
     teacher = None if config.distillation is None else _make_teacher(spec, config, dataset, task, resumed)
+    rate = jax.jit(rate_of(config, epoch_steps))
     return Plan(
-        config, seeds, dataset, mesh, reader, model, optimizer, task, teacher, epoch_steps, create, single, shardings
+        config, seeds, dataset, mesh, reader, model, optimizer, rate, task, teacher,
+        epoch_steps, create, single, shardings,
     )  # fmt: skip
 
 

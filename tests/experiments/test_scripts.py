@@ -63,7 +63,7 @@ LEARNING = {
     'tasks': ['dataset', 'tasks', 'arch', 'recipe', 'epochs', 'num_seeds', 'workdir'],
     'transfer': ['dataset', 'arch', 'source_classes', 'pretraining_epochs', 'examples_per_class', 'workdir'],
     'show_augment': ['dataset', 'crop_area', 'cutout', 'show', 'policies', 'num_images', 'seed', 'out'],
-    'speedrun': ['dataset', 'epochs', 'batch_size', 'num_seeds', 'workdir'],
+    'speedrun': ['dataset', 'epochs', 'batch_size', 'learning_rate', 'configuration', 'num_seeds', 'workdir'],
 }
 # Tested in test_tools.py.
 TOOLS = {

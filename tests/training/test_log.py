@@ -9,10 +9,17 @@ import pytest
 
 from resnet_jax import DivergenceError, InputError, TrainConfig
 from resnet_jax.training import log as log_module
+from resnet_jax.training.config import rate_of
 from resnet_jax.training.log import Log
 from resnet_jax.training.plan import objective_task
 from resnet_jax.training.progress import Bar, Lines, Silence
 from resnet_jax.training.seeds import Seeds
+
+
+def plan_of(config):
+    """The part of a plan that a log reads, with five steps per epoch."""
+    task = objective_task(config, {})
+    return types.SimpleNamespace(config=config, task=task, epoch_steps=5, seeds=Seeds((0,)), rate=rate_of(config, 5))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +32,7 @@ def test_speed_of_each_interval(calls, steps_of_records, tmp_path, monkeypatch):
     monkeypatch.setattr(log_module.time, 'perf_counter', lambda: clock[0])
     config = TrainConfig().replace(batch_size=8, epochs=2, log_every_steps=2)
     names = {'loss': 4, 'correct': 2, 'correct_top5': 5, 'count': 8, 'skipped': 0, 'gradient_norm': 1}
-    plan = types.SimpleNamespace(config=config, task=objective_task(config, {}), epoch_steps=5, seeds=Seeds((0,)))
+    plan = plan_of(config)
     received = []
     log = Log(plan, 0, tmp_path, 0, Silence(), [received.append])
     for step, steps in zip(np.cumsum(calls).tolist(), calls, strict=True):
@@ -43,7 +50,7 @@ def test_speed_of_each_interval(calls, steps_of_records, tmp_path, monkeypatch):
 def test_any_metric_name_is_logged(tmp_path):
     """A hook may name its metrics after classes; TensorBoard's tags are UTF-8."""
     config = TrainConfig().replace(batch_size=8, epochs=2)
-    plan = types.SimpleNamespace(config=config, task=objective_task(config, {}), epoch_steps=5, seeds=Seeds((0,)))
+    plan = plan_of(config)
     log = Log(plan, 0, tmp_path, 0, Silence())
     name = 'accuracy of ' + os.fsdecode(b'caf\xe9\n$_$')
     log.test(5, {'loss': 1.0, 'accuracy': 0.5}, {name: 2.0}, 0.1)
@@ -67,7 +74,7 @@ def test_a_message_is_shown_as_it_is(display, text, capsys):
 @pytest.mark.parametrize('name', ['accuracy', 'train_seconds', 'step'])
 def test_a_duplicate_metric_name_raises_before_writing(name, tmp_path):
     config = TrainConfig().replace(batch_size=8, epochs=2)
-    plan = types.SimpleNamespace(config=config, task=objective_task(config, {}), epoch_steps=5, seeds=Seeds((0,)))
+    plan = plan_of(config)
     log = Log(plan, 0, tmp_path, 0, Silence())
     with pytest.raises(InputError, match=f"a hook returns '{name}', which every test record already has"):
         log.test(5, {'loss': 1.0, 'accuracy': 0.5}, {'other': 1.0, name: 2.0}, 0.1)
@@ -77,7 +84,7 @@ def test_a_duplicate_metric_name_raises_before_writing(name, tmp_path):
 
 def test_the_divergence_message_names_the_checkpoint_that_is_left(tmp_path):
     config = TrainConfig().replace(batch_size=8, epochs=2, max_skipped_steps=1)
-    plan = types.SimpleNamespace(config=config, task=objective_task(config, {}), epoch_steps=5, seeds=Seeds((0,)))
+    plan = plan_of(config)
     sums = {'loss': np.zeros(1), 'skipped': np.ones(1, int), 'gradient_norm': np.full(1, np.nan)}
     for saved, line in (((), 'no checkpoint was saved'), ((3, 12), 'the last checkpoint, step 12, is valid')):
         for step in saved:
