@@ -10,11 +10,18 @@ import optax
 import pytest
 
 from resnet_jax import create_model, create_train_state, init_variables, train_step
+from resnet_jax.data.feeds import THREAD_READER
+from resnet_jax.devices import data_mesh
 from resnet_jax.models.scanned import as_stored, stack_blocks
 from resnet_jax.training.muon import grouped, orthogonalized, orthogonalized_together
 from resnet_jax.training.optim import make_optimizer
 from resnet_jax.training.optimizers import Muon
+from resnet_jax.training.plan import make_plan
+from resnet_jax.training.program import compile_program
+from resnet_jax.training.seeds import Seeds
+from resnet_jax.training.states import initial_state
 from tests.training.arrays import STACK, flat_of, newton_schulz, random_arrays, tree_of
+from tests.training.runs import CONFIG, SPEC
 
 # Batches of one and of several matrices: rows, columns, tall, wide, square, and more shapes than there are groups.
 SHAPES = [
@@ -140,3 +147,19 @@ def test_stacked_blocks_are_separate_matrices():
     direction = newton_schulz(np.asarray((1 + 0.95) * gradient).reshape(-1, 3)) * 0.2 * np.sqrt(18)
     expected = kernel - 0.1 * (direction.reshape(kernel.shape) + 0.1 * kernel)
     np.testing.assert_allclose(stored['stage1_block2']['conv1']['kernel'], expected, atol=1e-5)
+
+
+def test_a_sharded_state_on_two_devices_gives_the_same_step(shades):
+    """The groups hold matrices that are split along different axes."""
+    found = []
+    for count in (1, 2):
+        config = CONFIG.replace(optimizer='muon', mixup=0.0, shard_optimizer=count > 1)
+        mesh = data_mesh(jax.devices()[:count])
+        plan = make_plan(SPEC, config, Seeds((0,)), shades, mesh, THREAD_READER)
+        state, _ = initial_state(plan)
+        compiled = compile_program(plan, state)
+        for step in range(2):
+            state, _ = compiled.step(state, step)
+        found.append(jax.device_get(state.params))
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
