@@ -68,8 +68,7 @@ def train_and_evaluate(
       config: everything else that affects the result.
       workdir: output folder: new, empty, or that of the same run.
       num_seeds: train the seeds ``config.seed``, ``config.seed + 1``, … in one program, each in a folder ``seedS``.
-      in_sequence: finish one seed before the next, instead of training all in the same steps. The program is compiled
-        for the first one.
+      in_sequence: train one seed after the other, with one compiled program, instead of all in the same steps.
       arch: name of the architecture, for the record.
       data_dir: folder of prepared datasets; None uses the default folder of TFDS.
       dataset: the data itself; ``config.data.dataset`` is then only its name.
@@ -90,27 +89,28 @@ def train_and_evaluate(
       StorageError: a file cannot be written; the last checkpoint is intact.
       Interrupted: SIGTERM or SIGINT arrived; the state is saved.
     """
-    workdir, mesh = pathlib.Path(workdir), data_mesh(devices)
-    runs = runs_of(config.seed, workdir, num_seeds)
+    runs, mesh = runs_of(config.seed, pathlib.Path(workdir), num_seeds), data_mesh(devices)
     results = finished_results(spec, config, runs, extend)
-    remaining = [run for run in runs if run[0] not in results]
-    groups, programs = [[run] for run in remaining] if in_sequence else at_one_step(remaining), None
-    if remaining:
+    groups, built = _unfinished(runs, results, in_sequence), None
+    if groups:
         opening = _opener(spec, config, mesh, data_dir, dataset, arch=arch, reader=reader, extend=extend)
     with override_mesh(mesh):
-        for run in _open_groups(groups, opening) if remaining else ():
+        for run in _open_groups(groups, opening) if groups else ():
             with StopRequest() as stop, open_journal(run.plan, run.workdirs, run.state, run.step, sinks) as journal:
                 journal.message(run.greeting)
                 with journal.saved_on_signal():
-                    compiled = compile_program(
-                        run.plan, run.state, run.step, stop.wait_for, run.compile_seconds, before=programs
-                    )
-                programs = compiled.programs
-                profile = Profile(run.workdirs[0], profile_steps)
-                with contextlib.closing(compiled), profile, journal.saved_on_signal():
-                    evaluations = fit(run, compiled, journal, stop, profile, hooks)
-                results |= write_results(run.plan, run.workdirs, arch, compiled.cost, journal, evaluations)
-    return results[config.seed] if num_seeds is None else summarize_seeds(config, workdir, results)
+                    built = compile_program(run.plan, run.state, run.step, stop.wait_for, run.compile_seconds, built)
+                evaluations = _fit(run, built, journal, stop, Profile(run.workdirs[0], profile_steps), hooks)
+                results |= write_results(run.plan, run.workdirs, arch, built.cost, journal, evaluations)
+    return results[config.seed] if num_seeds is None else summarize_seeds(config, pathlib.Path(workdir), results)
+
+
+def _unfinished(
+    runs: Sequence[tuple[int, pathlib.Path]], results: dict[int, Any], in_sequence: bool
+) -> list[list[tuple[int, pathlib.Path]]]:
+    """The groups of runs without a result: those that are trained together."""
+    remaining = [run for run in runs if run[0] not in results]
+    return [[run] for run in remaining] if in_sequence else at_one_step(remaining)
 
 
 def _opener(
@@ -213,6 +213,14 @@ def open_run(
     if started:
         in_main_process(lambda: record_extensions(plan, workdirs, step))
     return Run(plan, workdirs, state, step, _greeting(plan, workdirs, step, record), seconds)
+
+
+def _fit(
+    run: Run, compiled: Compiled, journal: Journal, stop: StopRequest, profile: Profile, hooks: Sequence[Hook]
+) -> list[Evaluation]:
+    """``fit`` with the profile open; the state is saved on a signal, and the feed is closed at the end."""
+    with contextlib.closing(compiled), profile, journal.saved_on_signal():
+        return fit(run, compiled, journal, stop, profile, hooks)
 
 
 class NoCommonStepError(Exception):

@@ -88,8 +88,8 @@ def compile_program(
     first_step: int = 0,
     wait: Wait = lambda function: function(),
     compile_seconds: float = 0.0,
+    before: Compiled | None = None,
     phases: Sequence[Phase] | None = None,
-    before: Programs | None = None,
 ) -> Compiled:
     """Compiles a plan's step and evaluation, except what was compiled before.
 
@@ -99,9 +99,8 @@ def compile_program(
       first_step: index of the first step to take.
       wait: calls slow functions, such as the compilation.
       compile_seconds: compilation time spent before.
-      phases: phases of the training; the earliest first step is 0. None is one phase with the configuration's
-        ``steps_per_call``.
-      before: the programs of another plan. They are reused if this plan was made from that one by ``plan.with_seeds``.
+      before: the programs of a plan; reused if ``plan`` is its ``with_seeds``.
+      phases: phases of the training; the earliest first step is 0. None is one with the setting ``steps_per_call``.
 
     Raises:
       Interrupted: raised by ``wait``. Errors of a loss or of damaged photographs are raised too. Nothing is left open.
@@ -109,7 +108,7 @@ def compile_program(
     phases = phases or (Phase(steps_per_call=plan.config.reporting.steps_per_call),)
     everywhere = replicated(plan.mesh)
     seeds = to_devices(plan.seeds.array, everywhere)
-    reused = before if before is not None and plan.differs_only_in_seeds(before.plan) else None
+    reused = before.programs if before is not None and plan.differs_only_in_seeds(before.programs.plan) else None
     programs = {} if reused is None else dict(reused.steps)
     teacher = {} if plan.teacher is None else to_devices(plan.teacher.variables, everywhere)
     first = min(first_step, plan.total_steps - 1)  # the run may be at its end
@@ -126,11 +125,7 @@ def compile_program(
             lowered = jitted.lower(state, seeds, batch, shared)
             programs[size, steps] = wait(lowered.compile)
         compile_seconds += time.perf_counter() - start
-        evaluator, estimator = _evaluators(plan) if reused is None else (reused.evaluator, reused.estimator)
-        if reused is None:
-            variables = plan.seeds.select(state.eval_variables, 0)
-            for one in filter(None, (evaluator, estimator)):
-                wait(functools.partial(one.compile, variables))
+        evaluator, estimator = (reused.evaluator, reused.estimator) if reused else _evaluators(plan, state, wait)
     except BaseException:
         feed.close()
         raise
@@ -156,7 +151,8 @@ def _jitted_steps(
     functions = {}
     for size, steps in _programs_of(plan, phases, first_step):
         function: Callable[..., Any] = functools.partial(take_step, plan, feed, size)
-        function = functools.partial(take_steps if steps > 1 else _take_one, function)
+        if steps > 1:
+            function = functools.partial(take_steps, function)
         shardings = plan.shardings, replicated(plan.mesh)
         functions[size, steps] = jax.jit(plan.seeds.map(function, 3), donate_argnums=0, out_shardings=shardings)
     return functions
@@ -195,15 +191,12 @@ def take_steps(
     take: Callable[..., Any], state: TrainState, seed: jax.Array, given: Any, shared: Any
 ) -> tuple[TrainState, dict[str, Any]]:
     """Takes several steps of one seed in a loop; ``given`` and the returned sums have a leading axis of steps."""
-    return jax.lax.scan(lambda state, batch: take(state, seed, batch, shared), state, given)
 
+    def body(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        state, sums = take(state, seed, batch, shared)
+        return state, jax.tree.map(lambda leaf: leaf[0], sums)
 
-def _take_one(
-    take: Callable[..., Any], state: TrainState, seed: jax.Array, given: Any, shared: Any
-) -> tuple[TrainState, dict[str, Any]]:
-    """Takes one step like ``take_steps``, for the batch of one step."""
-    state, sums = take(state, seed, given, shared)
-    return state, jax.tree.map(lambda leaf: leaf[None], sums)
+    return jax.lax.scan(body, state, given)
 
 
 def take_step(
@@ -215,7 +208,10 @@ def take_step(
     given: Any,
     shared: Any,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Takes one step of one seed: gathers examples, augments, resizes and mixes images, runs the teacher, trains."""
+    """Takes one step of one seed: gathers examples, augments, resizes and mixes images, runs the teacher, trains.
+
+    The returned sums have a leading axis of one step.
+    """
     config, key = plan.config, run_key(seed)
     images, labels, indices = feed.examples(shared['data'], given)
     dropout, mixing = (
@@ -248,7 +244,7 @@ def take_step(
         key=dropout,
         options=StepOptions.of(config),
     )
-    return state, sums | feed.counts(given)
+    return state, jax.tree.map(lambda leaf: leaf[None], sums | feed.counts(given))
 
 
 def make_feed(plan: Plan) -> ArrayFeed | PhotographFeed:
@@ -268,8 +264,8 @@ def make_feed(plan: Plan) -> ArrayFeed | PhotographFeed:
     )
 
 
-def _evaluators(plan: Plan) -> tuple[Evaluator, StatisticsEstimator | None]:
-    """The evaluator of the test set, and the estimator of running statistics if they are recomputed."""
+def _evaluators(plan: Plan, state: TrainState, wait: Wait) -> tuple[Evaluator, StatisticsEstimator | None]:
+    """The evaluator of the test set, and the estimator of running statistics if they are recomputed; compiled."""
     config, dataset, averaging = plan.config, plan.dataset, plan.config.averaging
     inputs: dict[str, Any] = {
         'mean': dataset.mean,
@@ -282,10 +278,14 @@ def _evaluators(plan: Plan) -> tuple[Evaluator, StatisticsEstimator | None]:
     evaluator = Evaluator(
         plan.model, dataset.test, task=plan.task, flip=data.test_flip, shift=data.test_shift, **inputs
     )
+    variables = plan.seeds.select(state.eval_variables, 0)
+    wait(lambda: evaluator.compile(variables))
     if averaging is None or not averaging.reestimate_examples:
         return evaluator, None
     examples = averaging.reestimate_examples
-    return evaluator, StatisticsEstimator(plan.model, dataset.train, num_examples=examples, **inputs)
+    estimator = StatisticsEstimator(plan.model, dataset.train, num_examples=examples, **inputs)
+    wait(lambda: estimator.compile(variables))
+    return evaluator, estimator
 
 
 def _reestimate(plan: Plan, estimator: StatisticsEstimator, state: TrainState, poll: Callable[[], None]) -> TrainState:
