@@ -1,12 +1,14 @@
-"""Trains a small residual network on CIFAR-10 within one hour on two cores.
+"""Trains a small residual network on CIFAR-10 within one hour on two cores, or on a GPU.
 
 python -m experiments.speedrun --dataset=arrays:DIR                       # three seeds in sequence
 python -m experiments.speedrun --dataset=arrays:DIR --num_seeds=1 --epochs=2
+python -m experiments.speedrun --dataset=arrays:DIR --num_seeds=5 --configuration=gpu
 """
 
 import pathlib
 from typing import Any
 
+import jax
 from absl import flags
 from matplotlib.figure import Figure
 
@@ -34,7 +36,7 @@ SPEC = make_spec(
     zero_init_last=True,
     num_classes=10,
 )
-CONFIG = RECIPES['cifar_fast'].replace(
+_CPU = RECIPES['cifar_fast'].replace(
     recipe='speedrun',
     epochs=16,
     batch_size=512,
@@ -49,53 +51,78 @@ CONFIG = RECIPES['cifar_fast'].replace(
     test_shift=1,
     eval_every_epochs=8,
 )
-# Parts of a run's time; reading the data and drawing the report are not counted.
+# The same network and recipe on an accelerator, where a step takes milliseconds: in bfloat16, with each epoch in one
+# call and nothing else before the end. Seeds run in sequence: side by side, their convolutions become grouped ones.
+_GPU = _CPU.replace(
+    recipe='speedrun_gpu',
+    compute_dtype='bfloat16',
+    steps_per_call=50_000,  # at least the steps of an epoch, for any batch size
+    eval_every_epochs=10_000,
+    checkpoint_every_epochs=10_000,
+)
+CONFIGURATIONS = {'cpu': _CPU, 'gpu': _GPU}
+# Parts of a run's time; reading the data, checkpoints and drawing the report are not counted.
 PARTS = ('compile', 'train', 'evaluation')
-_COLUMNS = ('seed', 'test accuracy', 'epochs', 'minutes', 'images/s')
+_COLUMNS = ('seed', 'test accuracy', 'epochs', *(f'{part}, s' for part in PARTS), 'images/s')
 
 
 def define_flags() -> None:
     training_flags.define_data_flags(default='cifar10')
     training_flags.define_settings(('epochs',), default='16, about one hour on two cores')
-    training_flags.define_settings(('batch_size',))
+    training_flags.define_settings(('batch_size', 'learning_rate'), default="the configuration's")
+    flags.DEFINE_enum(
+        'configuration',
+        None,
+        list(CONFIGURATIONS),
+        'cpu: float32, evaluates twice. gpu: the same recipe in bfloat16, each epoch in one call, evaluates at the end.'
+        ' Default: gpu if there is an accelerator, otherwise cpu.',
+    )
     flags.DEFINE_integer('num_seeds', 3, 'Number of runs, with seeds 0, 1, 2, ….', lower_bound=1)
     flags.DEFINE_string('workdir', None, 'Folder for the runs, the table and the plot. Default: runs/speedrun-DATASET.')
 
 
 def row_of(name: str, results: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Accuracy, epochs, minutes of compilation, training and evaluation, and throughput, averaged over the results."""
+    """Accuracy, epochs, seconds of compilation, training and evaluation, and throughput, averaged over the results."""
     accuracy = format_mean([result['test_accuracy'] for result in results])
-    minutes, _ = spread([sum(result[f'{part}_seconds'] for part in PARTS) / 60 for result in results])
+    seconds = [spread([result[f'{part}_seconds'] for result in results])[0] for part in PARTS]
     speed, _ = spread([result['examples_per_second'] for result in results])
-    return name, accuracy, str(results[0]['epochs']), f'{minutes:.1f}', f'{speed:.0f}'
+    return name, accuracy, str(results[0]['epochs']), *(f'{one:.1f}' for one in seconds), f'{speed:.0f}'
+
+
+def choose_configuration() -> str:
+    """``--configuration``, or the one for the default device; prints which."""
+    name = FLAGS.configuration or ('cpu' if jax.default_backend() == 'cpu' else 'gpu')
+    why = '--configuration' if FLAGS.configuration else f'the default on a {jax.default_backend()}'
+    print(f'configuration {name} ({why}), recorded as recipe {CONFIGURATIONS[name].recipe}')
+    return name
 
 
 def draw(path: pathlib.Path, title: str, folders: list[pathlib.Path]) -> None:
     """Plots accuracy over training time for each run: test as points, training as a line."""
+    longest = max(curves_of(folder, 'train', 'train_seconds')[-1] for folder in folders)
+    unit, seconds = ('minutes', 60) if longest > 300 else ('seconds', 1)
     figure = Figure(figsize=(7.5, 4.5), layout='constrained')
     axes = figure.subplots()
     for index, folder in enumerate(folders):
         for split, style in (('train', '-'), ('test', 'o')):
-            minutes, scores = (curves_of(folder, split, name) for name in ('train_seconds', 'accuracy'))
+            times, scores = (curves_of(folder, split, name) for name in ('train_seconds', 'accuracy'))
             label = f'{folder.name}: test {scores[-1]:.4f}' if split == 'test' else None
-            axes.plot(minutes / 60, scores, style, color=f'C{index}', alpha=0.5 if label is None else 1, label=label)
-    axes.set(xlabel='minutes of training', ylabel='accuracy (points: test, lines: training)', title=title)
+            axes.plot(times / seconds, scores, style, color=f'C{index}', alpha=0.5 if label is None else 1, label=label)
+    axes.set(xlabel=f'{unit} of training', ylabel='accuracy (points: test, lines: training)', title=title)
     axes.legend(loc='lower right')
     axes.grid(alpha=0.3)
     save_figure(figure, path)
 
 
 def main() -> None:
-    chosen = training_flags.set_flags(('dataset', 'image_size', 'epochs', 'batch_size'))
-    config = CONFIG.replace(**chosen)
+    chosen = training_flags.set_flags(('dataset', 'image_size', 'epochs', 'batch_size', 'learning_rate'))
+    config = CONFIGURATIONS[choose_configuration()].replace(**chosen)
     training_flags.check_data_dir(config.data.dataset)
     dataset = load_dataset(config.data.dataset, data_dir=FLAGS.data_dir, image_size=config.data.image_size)
     out = pathlib.Path(FLAGS.workdir or f'runs/speedrun-{scripts.as_file_name(config.data.dataset)}')
     folders = [out / f'seed{seed}' for seed in range(FLAGS.num_seeds)]
-    results = []
-    for seed, folder in enumerate(folders):
-        run = config.replace(seed=seed)
-        results.append(train_and_evaluate(SPEC, run, folder, arch='speedrun', dataset=dataset))
+    options: dict[str, Any] = {'arch': 'speedrun', 'dataset': dataset}
+    results = train_and_evaluate(SPEC, config, out, num_seeds=FLAGS.num_seeds, in_sequence=True, **options)['runs']
     rows = [row_of(str(result['seed']), [result]) for result in results]
     if len(results) > 1:
         rows.append(row_of('mean', results))

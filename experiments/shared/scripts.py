@@ -165,7 +165,12 @@ def _check_profile(runs: Sequence[tuple[int, pathlib.Path]]) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Turns on JAX's compilation cache, unless the user turned it off or chose a folder."""
+    """Turns on JAX's compilation cache, unless the user turned it off or chose a folder.
+
+    On GPUs, JAX then also keeps the results of autotuning, which take most of the time of a compilation: the algorithms
+    of convolutions and the tilings of products that XLA found fastest, one file each in the cache's folder
+    ``xla_gpu_per_fusion_autotune_cache_dir``. A changed program is compiled again, but only what is new is timed.
+    """
     if not FLAGS.compilation_cache:
         jax.config.update('jax_enable_compilation_cache', False)
     elif 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

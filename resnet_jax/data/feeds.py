@@ -86,6 +86,14 @@ class ArrayFeed:
 
     peek = batch
 
+    def batches(self, step: int, count: int) -> Any:
+        """The inputs of ``count`` steps of one epoch from ``step`` on, with a leading axis of steps, for one seed."""
+        steps = range(step, step + count)
+        orders = [
+            np.stack([train_indices(seed, number, *self._sizes) for number in steps]) for seed in self._seeds.numbers
+        ]
+        return to_devices(self._seeds.stack(orders), split_batch(self._mesh, self._seeds.batch_axis + 1))
+
     @staticmethod
     def examples(shared: Any, batch: Any) -> tuple[jax.Array, Any, jax.Array]:
         """Images, targets or None, and indices of a batch, within the step function."""

@@ -74,7 +74,7 @@ def _forward(
     epsilon: float,
     relu: bool,
 ) -> tuple[Any, Any]:
-    forms = {'cuda': forward_by_gram, 'default': _forward_plain}
+    forms = {'cuda': forward_by_gram, 'tpu': forward_by_gram, 'default': _forward_plain}
     bound = {platform: functools.partial(form, epsilon=epsilon, relu=relu) for platform, form in forms.items()}
     choose = functools.partial(lax.platform_dependent, **bound)
     split = (sharding_spec(u)[0], None, None, None)
@@ -87,7 +87,7 @@ def _backward(epsilon: float, relu: bool, saved: Any, cotangents: Any) -> tuple[
     *arrays, has_shortcut = saved
     u, kernel, y, _, _, scale = arrays[:6]
     options: dict[str, Any] = {'epsilon': epsilon, 'relu': relu, 'has_shortcut': has_shortcut}
-    forms = {'cuda': gradients_by_gram, 'default': _gradients_plain}
+    forms = {'cuda': gradients_by_gram, 'tpu': gradients_by_gram, 'default': _gradients_plain}
     bound = {platform: functools.partial(form, **options) for platform, form in forms.items()}
     choose = functools.partial(lax.platform_dependent, **bound)
     out_spec = [sharding_spec(x) for x in (u, kernel, scale, scale, *([y] if has_shortcut else []))]

@@ -222,7 +222,7 @@ class Execution(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Reporting(Settings):
-    """How often a run reports and saves; these settings may change when it is resumed."""
+    """How often a run calls the devices, reports and saves; these settings may change when it is resumed."""
 
     eval_every_epochs: int = setting(
         1, 'Interval between test evaluations; the last epoch is always evaluated.', unit='epochs', at_least=1
@@ -236,6 +236,14 @@ class Reporting(Settings):
     log_every_steps: int = setting(
         50,
         'Interval over which training metrics are averaged; a new one starts with every epoch.',
+        unit='steps',
+        at_least=1,
+    )
+    steps_per_call: int = setting(
+        1,
+        'Training steps per call of the compiled program, in a loop on the devices, so that short steps do not wait for'
+        ' the host; for images in memory. Every epoch starts a new call. Logging intervals, checkpoints and signals'
+        ' wait for the end of a call.',
         unit='steps',
         at_least=1,
     )

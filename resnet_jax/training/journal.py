@@ -85,7 +85,7 @@ class Journal:
             log.start_clock()
 
     def step(self, step: int, state: TrainState, sums: dict[str, Any], epoch_ends: bool, cost: Cost) -> None:
-        """Records a step that has been dispatched.
+        """Records the steps of a call, up to ``step``, that have been dispatched; ``sums`` as from ``Compiled.step``.
 
         Raises:
           DivergenceError: too many consecutive steps were skipped.

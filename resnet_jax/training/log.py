@@ -14,7 +14,6 @@ from resnet_jax.checkpoints.record import CHECKPOINTS
 from resnet_jax.errors import DivergenceError, InputError
 from resnet_jax.tasks import metrics
 from resnet_jax.text import shown
-from resnet_jax.training.config import rate_of
 from resnet_jax.training.plan import Plan
 from resnet_jax.training.progress import Display
 
@@ -51,7 +50,7 @@ class Log:
     ):
         self._plan, self._index, self._workdir, self._sinks = plan, index, workdir, sinks
         self._reporting = plan.config.reporting
-        self._schedule = rate_of(plan.config, plan.epoch_steps)
+        plan.rate(step)  # compiles it, before the clock starts
         self.file = MetricsFile(workdir / 'metrics.jsonl', step, writes)
         self._norms = MetricsFile(workdir / 'norms.jsonl', step) if self._reporting.log_norms and writes else None
         self.train_seconds = self.file.records[-1]['train_seconds'] if self.file.records else 0.0
@@ -59,7 +58,7 @@ class Log:
         self._display = display
         self._window: list[dict[str, Any]] = []
         self._ready: tuple[int, list[dict[str, Any]], float] | None = None  # last step, sums, seconds
-        self._step, self._skipped_in_a_row = step, 0
+        self._step, self._interval_start, self._skipped_in_a_row = step, step, 0
         self._since = time.perf_counter()
         self._speed: float | None = None
 
@@ -90,18 +89,24 @@ class Log:
         self._since = time.perf_counter()
 
     def step(self, step: int, sums: dict[str, Any], last: bool) -> None:
-        """Records the sums of a step; at the end of an interval, writes the interval before, which is finished by now.
+        """Records a call; at the end of an interval, writes the interval before, which is finished by now.
 
-        Intervals are counted from the start of an epoch, or from where a run was resumed within it. They end with the
-        epoch, when ``last`` is set.
+        Intervals are counted from the start of an epoch, or from where a run was resumed within it. They consist of
+        whole calls, because the time of a single step within a call is not known. They end with the epoch, when
+        ``last`` is set.
+
+        Args:
+          step: number of steps taken, including those of the call.
+          sums: the sums of the call's steps, with a leading axis of steps.
+          last: whether the call is the last of its epoch.
 
         Raises:
           DivergenceError: too many consecutive steps were skipped.
         """
         self._window.append(sums)
+        self._display.steps(step - self._step)
         self._step = step
-        self._display.step()
-        if len(self._window) == self._reporting.log_every_steps:
+        if step - self._interval_start >= self._reporting.log_every_steps:
             self._write_ready()
             self._close_interval()  # its last step is still running, so part of its time counts for the next interval
         if last:
@@ -118,23 +123,24 @@ class Log:
     def _close_interval(self) -> None:
         now = time.perf_counter()
         self._ready, self._window = (self._step, self._window, now - self._since), []
-        self._since = now
+        self._since, self._interval_start = now, self._step
 
     def _write_ready(self) -> None:
         if self._ready is None:
             return
         (step, window, seconds), self._ready = self._ready, None
-        fetched = self._plan.seeds.select(jax.device_get(window), self._index)
+        calls = self._plan.seeds.select(jax.device_get(window), self._index)
+        fetched = [one for call in calls for one in _single_steps(call)]
         self.train_seconds += seconds
-        self._count_skipped(step - len(window), fetched)
+        self._count_skipped(step - len(fetched), fetched)
         total = metrics.add_up([{k: v for k, v in one.items() if k not in _NOT_TASK_SUMS} for one in fetched])
         skipped = int(sum(one['skipped'] for one in fetched))
         rate = self._rate(step)
         record: dict[str, Any] = {'learning_rate': rate} if np.isfinite(rate) else {}
-        if skipped < len(window):
+        if skipped < len(fetched):
             norms = [one['gradient_norm'] for one in fetched if not one['skipped']]
             record = self._summary(total) | record | {'gradient_norm': float(np.mean(norms))}
-        self._speed = record['examples_per_second'] = len(window) * self._plan.config.batch_size / seconds
+        self._speed = record['examples_per_second'] = len(fetched) * self._plan.config.batch_size / seconds
         if skipped:
             record['skipped_steps'] = skipped
         if replaced := int(sum(one.get('replaced', 0) for one in fetched)):
@@ -153,7 +159,7 @@ class Log:
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""
-        return float(self._schedule(step - 1))
+        return float(self._plan.rate(step - 1))
 
     def _count_skipped(self, before: int, fetched: list[dict[str, Any]]) -> None:
         """Raises DivergenceError after too many consecutive skipped steps."""
@@ -230,6 +236,12 @@ class Log:
             self._norms.close()
         if self._board is not None:
             self._board.close()
+
+
+def _single_steps(sums: dict[str, Any]) -> list[dict[str, Any]]:
+    """Splits the sums of a call, ``[steps, …]``, into those of its steps."""
+    count = len(sums['skipped'])
+    return [jax.tree.map(lambda leaf, index=index: leaf[index], sums) for index in range(count)]
 
 
 def _metrics(values: dict[str, Any], names: Sequence[str]) -> str:

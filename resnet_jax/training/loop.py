@@ -50,6 +50,7 @@ def train_and_evaluate(
     workdir: str | pathlib.Path,
     *,
     num_seeds: int | None = None,
+    in_sequence: bool = False,
     arch: str = 'custom',
     data_dir: str | None = None,
     dataset: Dataset | None = None,
@@ -67,6 +68,7 @@ def train_and_evaluate(
       config: everything else that affects the result.
       workdir: output folder: new, empty, or that of the same run.
       num_seeds: train the seeds ``config.seed``, ``config.seed + 1``, … in one program, each in a folder ``seedS``.
+      in_sequence: train one seed after the other, with one compiled program, instead of all in the same steps.
       arch: name of the architecture, for the record.
       data_dir: folder of prepared datasets; None uses the default folder of TFDS.
       dataset: the data itself; ``config.data.dataset`` is then only its name.
@@ -87,23 +89,28 @@ def train_and_evaluate(
       StorageError: a file cannot be written; the last checkpoint is intact.
       Interrupted: SIGTERM or SIGINT arrived; the state is saved.
     """
-    workdir, mesh = pathlib.Path(workdir), data_mesh(devices)
-    runs = runs_of(config.seed, workdir, num_seeds)
+    runs, mesh = runs_of(config.seed, pathlib.Path(workdir), num_seeds), data_mesh(devices)
     results = finished_results(spec, config, runs, extend)
-    remaining = [run for run in runs if run[0] not in results]
-    if remaining:
+    groups, built = _unfinished(runs, results, in_sequence), None
+    if groups:
         opening = _opener(spec, config, mesh, data_dir, dataset, arch=arch, reader=reader, extend=extend)
     with override_mesh(mesh):
-        for run in _open_groups(at_one_step(remaining), opening) if remaining else ():
+        for run in _open_groups(groups, opening) if groups else ():
             with StopRequest() as stop, open_journal(run.plan, run.workdirs, run.state, run.step, sinks) as journal:
                 journal.message(run.greeting)
                 with journal.saved_on_signal():
-                    compiled = compile_program(run.plan, run.state, run.step, stop.wait_for, run.compile_seconds)
-                profile = Profile(run.workdirs[0], profile_steps)
-                with contextlib.closing(compiled), profile, journal.saved_on_signal():
-                    evaluations = fit(run, compiled, journal, stop, profile, hooks)
-                results |= write_results(run.plan, run.workdirs, arch, compiled.cost, journal, evaluations)
-    return results[config.seed] if num_seeds is None else summarize_seeds(config, workdir, results)
+                    built = compile_program(run.plan, run.state, run.step, stop.wait_for, run.compile_seconds, built)
+                evaluations = _fit(run, built, journal, stop, Profile(run.workdirs[0], profile_steps), hooks)
+                results |= write_results(run.plan, run.workdirs, arch, built.cost, journal, evaluations)
+    return results[config.seed] if num_seeds is None else summarize_seeds(config, pathlib.Path(workdir), results)
+
+
+def _unfinished(
+    runs: Sequence[tuple[int, pathlib.Path]], results: dict[int, Any], in_sequence: bool
+) -> list[list[tuple[int, pathlib.Path]]]:
+    """The groups of runs without a result: those that are trained together."""
+    remaining = [run for run in runs if run[0] not in results]
+    return [[run] for run in remaining] if in_sequence else at_one_step(remaining)
 
 
 def _opener(
@@ -118,13 +125,15 @@ def _opener(
 
 def _open_groups(groups: list[list[tuple[int, pathlib.Path]]], opening: Callable[..., 'Run']) -> Iterator['Run']:
     """Opens one group of seeds after another; splits a group whose checkpoints have no step in common."""
+    before: Plan | None = None
     while groups:
         group, *groups = groups
         try:
-            run = opening(group)
+            run = opening(group, before=before)
         except NoCommonStepError:
             groups = [*at_one_step(group), *groups]
         else:
+            before = run.plan
             yield run
 
 
@@ -158,6 +167,7 @@ def open_run(
     arch: str = 'custom',
     reader: ReaderOptions = THREAD_READER,
     extend: bool = False,
+    before: Plan | None = None,
 ) -> Run:
     """Claims the folders of runs that differ only in the seed, or restores their last checkpoints.
 
@@ -170,6 +180,7 @@ def open_run(
       arch: name of the architecture.
       reader: how photographs are read.
       extend: whether runs of fewer epochs are extended.
+      before: the plan of earlier runs that differ only in the seeds; their program is used again if possible.
 
     Raises:
       InputError: a value is not usable, or a folder belongs to another run.
@@ -183,7 +194,11 @@ def open_run(
     prefix = config.start.weights_prefix
     source = None if started or init_from is None else open_weights(init_from, spec, prefix)
     record = read_record(workdirs[0]) if started else None
-    plan = make_plan(spec, config, seeds, normalize_for_run(dataset, config, source, record), mesh, reader, started)
+    dataset = normalize_for_run(dataset, config, source, record)
+    if before is not None and before.fits(seeds, dataset):
+        plan = before.with_seeds(seeds)
+    else:
+        plan = make_plan(spec, config, seeds, dataset, mesh, reader, started)
     loaded = None if source is None else loaded_state(plan, source)
     claim(plan, workdirs, arch, extend)
     step, state, seconds = 0, loaded, 0.0
@@ -198,6 +213,14 @@ def open_run(
     if started:
         in_main_process(lambda: record_extensions(plan, workdirs, step))
     return Run(plan, workdirs, state, step, _greeting(plan, workdirs, step, record), seconds)
+
+
+def _fit(
+    run: Run, compiled: Compiled, journal: Journal, stop: StopRequest, profile: Profile, hooks: Sequence[Hook]
+) -> list[Evaluation]:
+    """``fit`` with the profile open; the state is saved on a signal, and the feed is closed at the end."""
+    with contextlib.closing(compiled), profile, journal.saved_on_signal():
+        return fit(run, compiled, journal, stop, profile, hooks)
 
 
 class NoCommonStepError(Exception):
@@ -232,9 +255,9 @@ def fit(
         # Wait for the previous call, so that a signal is handled within one call.
         jax.block_until_ready(before)
         before, first = sums, step
-        for step, step_sums in enumerate(sums, start=first + 1):
-            journal.step(step, state, step_sums, step % plan.epoch_steps == 0, compiled.cost)
+        step += plan.seeds.num_steps(sums)
         epoch_ends = step % plan.epoch_steps == 0
+        journal.step(step, state, sums, epoch_ends, compiled.cost)
         if every and step // every > first // every and not epoch_ends:
             journal.save()
         if stop.at_step(step):

@@ -22,7 +22,7 @@ from resnet_jax.models.spec import ResNetSpec
 from resnet_jax.tasks.base import Task
 from resnet_jax.tasks.kinds import get_task, make_task, task_name
 from resnet_jax.training.checks import check_shift
-from resnet_jax.training.config import TrainConfig, optimizer_of
+from resnet_jax.training.config import TrainConfig, optimizer_of, rate_of
 from resnet_jax.training.seeds import Seeds
 from resnet_jax.training.step import TrainState, create_train_state
 from resnet_jax.training.teacher import Teacher, check_classes, check_outputs, class_difference
@@ -48,6 +48,7 @@ class Plan:
       reader: how photographs are read.
       model: the network.
       optimizer: transformation of its gradients.
+      rate: the learning rate as a jitted function of the step; NaN if the optimizer sets its own.
       task: the task it is trained for.
       teacher: teacher network for distillation, or None.
       epoch_steps: steps per epoch.
@@ -63,6 +64,7 @@ class Plan:
     reader: ReaderOptions
     model: ResNet
     optimizer: Any
+    rate: Callable[[int], Any]
     task: Task
     teacher: Teacher | None
     epoch_steps: int
@@ -74,6 +76,21 @@ class Plan:
     def total_steps(self) -> int:
         """Number of steps of the whole training."""
         return self.config.epochs * self.epoch_steps
+
+    def fits(self, seeds: Seeds, dataset: Dataset) -> bool:
+        """Whether ``with_seeds`` is the plan of other seeds, on this plan's data as ``dataset`` normalizes it."""
+        same = (self.dataset.mean, self.dataset.std) == (dataset.mean, dataset.std)
+        return same and len(self.seeds.numbers) == len(seeds.numbers)
+
+    def with_seeds(self, seeds: Seeds) -> 'Plan':
+        """The plan for as many other seeds; its programs are the same."""
+        return dataclasses.replace(self, seeds=seeds)
+
+    def differs_only_in_seeds(self, other: 'Plan') -> bool:
+        """Whether one of the plans was made from the other by ``with_seeds``."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != 'seeds']
+        same = all(getattr(self, name) is getattr(other, name) for name in names)
+        return same and len(self.seeds.numbers) == len(other.seeds.numbers)
 
     @property
     def trained_shape(self) -> tuple[int, int, int]:
@@ -124,8 +141,10 @@ def make_plan(
         split = jax.tree.map(lambda leaf: split_evenly(mesh, (*seed_axes, *leaf.shape)), single.opt_state)
         shardings = dataclasses.replace(shardings, opt_state=split)
     teacher = None if config.distillation is None else _make_teacher(spec, config, dataset, task, resumed)
+    rate = jax.jit(rate_of(config, epoch_steps))
     return Plan(
-        config, seeds, dataset, mesh, reader, model, optimizer, task, teacher, epoch_steps, create, single, shardings
+        config, seeds, dataset, mesh, reader, model, optimizer, rate, task, teacher,
+        epoch_steps, create, single, shardings,
     )  # fmt: skip
 
 
@@ -137,6 +156,12 @@ def _check_data(config: TrainConfig, dataset: Dataset, task: Task, reader: Reade
     for name in ('mixup', 'cutmix'):
         if config.batch_size == 1 and (value := getattr(augmentation, name)):
             raise InputError(f'{name}={value} mixes the images of a batch, but batch_size is 1')
+    steps = config.reporting.steps_per_call
+    if dataset.image_size is not None and steps > 1:
+        raise InputError(
+            f'steps_per_call={steps} applies only to images in memory; {dataset.name} has photographs, which are read'
+            ' during training'
+        )
     if dataset.image_size is None and reader != THREAD_READER:
         chosen = f'num_workers={reader.workers}' if reader.workers else 'strict_data=True'
         raise InputError(f'{chosen} applies only to photographs; {dataset.name} is in memory')

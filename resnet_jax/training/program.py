@@ -32,7 +32,8 @@ class Phase:
     Attributes:
       first_step: the step it starts with.
       image_size: height and width in pixels that augmented images are resized to; None does not resize.
-      steps_per_call: steps per call, in a loop on the devices, as long as the epoch has that many steps left.
+      steps_per_call: steps per call, in a loop on the devices; the last call of an epoch, or of the phase, has fewer if
+        this does not divide the steps that are left. More than one needs images in memory.
     """
 
     first_step: int = 0
@@ -46,19 +47,39 @@ class Compiled:
 
     Attributes:
       step: ``(state, step) -> (state, sums)``: takes the step with this index (from 0) and the further steps of its
-        phase's call, and returns the sums of each step; the input state is donated.
+        phase's call. The sums have a leading axis of steps, ``[steps, …]``, or ``[seeds, steps, …]`` with several
+        seeds. The input state is donated.
       evaluate: ``(variables, poll) -> Evaluation`` of one seed's variables on the test set; ``poll`` may raise.
       reestimate: ``(state, poll) -> state``, called before an evaluation; None if running statistics are not
         recomputed.
       cost: cost of the step.
       close: stops reading ahead.
+      programs: what ``compile_program`` can reuse.
     """
 
-    step: Callable[[TrainState, int], tuple[TrainState, tuple[dict[str, Any], ...]]]
+    step: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]]
     evaluate: Callable[[dict[str, Any], Callable[[], None]], Evaluation]
     reestimate: Callable[[TrainState, Callable[[], None]], TrainState] | None
     cost: Cost
     close: Callable[[], None]
+    programs: 'Programs'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Programs:
+    """The compiled functions of plans that differ only in the numbers of their seeds.
+
+    Attributes:
+      plan: one of these plans.
+      steps: the step functions, by image size and number of steps.
+      evaluator: the evaluator of the test set.
+      estimator: the estimator of running statistics; None if they are not recomputed.
+    """
+
+    plan: Plan
+    steps: dict[tuple[int | None, int], Any]
+    evaluator: Evaluator
+    estimator: StatisticsEstimator | None
 
 
 def compile_program(
@@ -67,9 +88,10 @@ def compile_program(
     first_step: int = 0,
     wait: Wait = lambda function: function(),
     compile_seconds: float = 0.0,
-    phases: Sequence[Phase] = (Phase(),),
+    before: Compiled | None = None,
+    phases: Sequence[Phase] | None = None,
 ) -> Compiled:
-    """Compiles a plan's step and evaluation.
+    """Compiles a plan's step and evaluation, except what was compiled before.
 
     Args:
       plan: the plan to compile.
@@ -77,42 +99,40 @@ def compile_program(
       first_step: index of the first step to take.
       wait: calls slow functions, such as the compilation.
       compile_seconds: compilation time spent before.
-      phases: phases of the training; the earliest first step is 0.
+      before: the programs of a plan; reused if ``plan`` is its ``with_seeds``.
+      phases: phases of the training; the earliest first step is 0. None is one with the setting ``steps_per_call``.
 
     Raises:
       Interrupted: raised by ``wait``. Errors of a loss or of damaged photographs are raised too. Nothing is left open.
     """
+    phases = phases or (Phase(steps_per_call=plan.config.reporting.steps_per_call),)
     everywhere = replicated(plan.mesh)
-    seeds, programs = to_devices(plan.seeds.array, everywhere), {}
+    seeds = to_devices(plan.seeds.array, everywhere)
+    reused = before.programs if before is not None and plan.differs_only_in_seeds(before.programs.plan) else None
+    programs = {} if reused is None else dict(reused.steps)
     teacher = {} if plan.teacher is None else to_devices(plan.teacher.variables, everywhere)
     first = min(first_step, plan.total_steps - 1)  # the run may be at its end
     feed = make_feed(plan)
     try:
         shared = {'data': feed.shared, 'teacher': teacher}
         start = time.perf_counter()
-        batch = wait(lambda: feed.peek(first))
         for (size, steps), jitted in _jitted_steps(plan, feed, phases, first).items():
+            if (size, steps) in programs:
+                continue
+            batch = wait(functools.partial(_given, feed, feed.peek, first, steps))
             # Tracing stays in this thread, so that an error in a loss has a short traceback. Signals do not interrupt
             # it; they are handled in the waits before and after it.
-            lowered = jitted.lower(state, seeds, batch if steps == 1 else (batch,) * steps, shared)
+            lowered = jitted.lower(state, seeds, batch, shared)
             programs[size, steps] = wait(lowered.compile)
         compile_seconds += time.perf_counter() - start
-        evaluator, estimator = _evaluators(plan)
-        variables = plan.seeds.select(state.eval_variables, 0)
-        wait(lambda: evaluator.compile(variables))
-        if estimator is not None:
-            wait(lambda: estimator.compile(variables))
+        evaluator, estimator = (reused.evaluator, reused.estimator) if reused else _evaluators(plan, state, wait)
     except BaseException:
         feed.close()
         raise
 
-    def step(state: TrainState, index: int) -> tuple[TrainState, tuple[dict[str, Any], ...]]:
+    def step(state: TrainState, index: int) -> tuple[TrainState, dict[str, Any]]:
         size, steps = _program_of(plan, phases, index)
-        if steps == 1:
-            state, sums = programs[size, 1](state, seeds, feed.batch(index), shared)
-            return state, (sums,)
-        batches = tuple(feed.batch(number) for number in range(index, index + steps))
-        return programs[size, steps](state, seeds, batches, shared)
+        return programs[size, steps](state, seeds, _given(feed, feed.batch, index, steps), shared)
 
     return Compiled(
         step=step,
@@ -120,6 +140,7 @@ def compile_program(
         reestimate=None if estimator is None else functools.partial(_reestimate, plan, estimator),
         cost=_cost_of(plan, next(iter(programs.values())).memory_analysis(), compile_seconds),
         close=feed.close,
+        programs=Programs(plan, programs, evaluator, estimator),
     )
 
 
@@ -142,7 +163,7 @@ def _program_of(plan: Plan, phases: Sequence[Phase], index: int) -> tuple[int | 
     phase = max((phase for phase in phases if phase.first_step <= index), key=lambda phase: phase.first_step)
     epoch_ends = index - index % plan.epoch_steps + plan.epoch_steps
     ends = min([epoch_ends, *(other.first_step for other in phases if other.first_step > index)])
-    return phase.image_size, phase.steps_per_call if phase.steps_per_call <= ends - index else 1
+    return phase.image_size, min(phase.steps_per_call, ends - index)
 
 
 def _programs_of(plan: Plan, phases: Sequence[Phase], first_step: int) -> list[tuple[int | None, int]]:
@@ -158,13 +179,24 @@ def _programs_of(plan: Plan, phases: Sequence[Phase], first_step: int) -> list[t
     return list(found)
 
 
+def _given(feed: ArrayFeed | PhotographFeed, single: Callable[[int], Any], index: int, steps: int) -> Any:
+    """The input of a call from the feed, where ``single`` is the feed's method for one step."""
+    if steps == 1:
+        return single(index)
+    assert isinstance(feed, ArrayFeed), 'several steps per call need images in memory'
+    return feed.batches(index, steps)
+
+
 def take_steps(
-    take: Callable[..., Any], state: TrainState, seed: jax.Array, given: tuple[Any, ...], shared: Any
-) -> tuple[TrainState, tuple[dict[str, Any], ...]]:
-    """Takes several steps of one seed in a loop, each with its own batch; returns the sums of each step."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *given)
-    state, sums = jax.lax.scan(lambda state, batch: take(state, seed, batch, shared), state, stacked)
-    return state, tuple(jax.tree.map(lambda leaf, index=index: leaf[index], sums) for index in range(len(given)))
+    take: Callable[..., Any], state: TrainState, seed: jax.Array, given: Any, shared: Any
+) -> tuple[TrainState, dict[str, Any]]:
+    """Takes several steps of one seed in a loop; ``given`` and the returned sums have a leading axis of steps."""
+
+    def body(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        state, sums = take(state, seed, batch, shared)
+        return state, jax.tree.map(lambda leaf: leaf[0], sums)
+
+    return jax.lax.scan(body, state, given)
 
 
 def take_step(
@@ -176,7 +208,10 @@ def take_step(
     given: Any,
     shared: Any,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Takes one step of one seed: gathers examples, augments, resizes and mixes images, runs the teacher, trains."""
+    """Takes one step of one seed: gathers examples, augments, resizes and mixes images, runs the teacher, trains.
+
+    The returned sums have a leading axis of one step.
+    """
     config, key = plan.config, run_key(seed)
     images, labels, indices = feed.examples(shared['data'], given)
     dropout, mixing = (
@@ -209,7 +244,7 @@ def take_step(
         key=dropout,
         options=StepOptions.of(config),
     )
-    return state, sums | feed.counts(given)
+    return state, jax.tree.map(lambda leaf: leaf[None], sums | feed.counts(given))
 
 
 def make_feed(plan: Plan) -> ArrayFeed | PhotographFeed:
@@ -229,8 +264,8 @@ def make_feed(plan: Plan) -> ArrayFeed | PhotographFeed:
     )
 
 
-def _evaluators(plan: Plan) -> tuple[Evaluator, StatisticsEstimator | None]:
-    """The evaluator of the test set, and the estimator of running statistics if they are recomputed."""
+def _evaluators(plan: Plan, state: TrainState, wait: Wait) -> tuple[Evaluator, StatisticsEstimator | None]:
+    """The evaluator of the test set, and the estimator of running statistics if they are recomputed; compiled."""
     config, dataset, averaging = plan.config, plan.dataset, plan.config.averaging
     inputs: dict[str, Any] = {
         'mean': dataset.mean,
@@ -243,10 +278,14 @@ def _evaluators(plan: Plan) -> tuple[Evaluator, StatisticsEstimator | None]:
     evaluator = Evaluator(
         plan.model, dataset.test, task=plan.task, flip=data.test_flip, shift=data.test_shift, **inputs
     )
+    variables = plan.seeds.select(state.eval_variables, 0)
+    wait(lambda: evaluator.compile(variables))
     if averaging is None or not averaging.reestimate_examples:
         return evaluator, None
     examples = averaging.reestimate_examples
-    return evaluator, StatisticsEstimator(plan.model, dataset.train, num_examples=examples, **inputs)
+    estimator = StatisticsEstimator(plan.model, dataset.train, num_examples=examples, **inputs)
+    wait(lambda: estimator.compile(variables))
+    return evaluator, estimator
 
 
 def _reestimate(plan: Plan, estimator: StatisticsEstimator, state: TrainState, poll: Callable[[], None]) -> TrainState:

@@ -16,8 +16,8 @@ class Display(Protocol):
     def message(self, line: str) -> None:
         """Shows a permanent line."""
 
-    def step(self) -> None:
-        """Counts a step."""
+    def steps(self, count: int) -> None:
+        """Counts steps."""
 
     def training(self, record: dict[str, Any]) -> None:
         """Shows a record of the training metrics."""
@@ -46,8 +46,8 @@ class Bar:
         line = '\n'.join(map(printable, line.split('\n')))
         self._progress.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
-    def step(self) -> None:
-        self._progress.advance(self._task)
+    def steps(self, count: int) -> None:
+        self._progress.advance(self._task, count)
 
     def training(self, record: dict[str, Any]) -> None:
         speed = f'{record["examples_per_second"]:,.0f} images/s'
@@ -69,7 +69,7 @@ class Lines:
     def message(self, line: str) -> None:
         print_lines(line)
 
-    def step(self) -> None:
+    def steps(self, count: int) -> None:
         pass
 
     def training(self, record: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Silence:
     def message(self, line: str) -> None:
         pass
 
-    def step(self) -> None:
+    def steps(self, count: int) -> None:
         pass
 
     def training(self, record: dict[str, Any]) -> None:

@@ -162,6 +162,24 @@ def mask(rules: Any, which: Callable[[Rule], bool]) -> Any:
     return jax.tree.map(which, rules)
 
 
+def for_all_arrays(rules: Any, function: Callable[..., Sequence[jax.Array]]) -> optax.GradientTransformation:
+    """A stateless transformation that is applied to all arrays together.
+
+    Args:
+      rules: the tree of ``Rule``.
+      function: ``function(rules, updates)`` of two lists returns the list of new updates. Stacked arrays are stacked.
+    """
+
+    def update(updates: Any, params: Any) -> Any:
+        del params
+        # Masked parameters are empty trees here.
+        known = jax.tree.map(lambda rule, some: rule if jax.tree.leaves(some) else None, rules, updates)
+        leaves, structure = jax.tree.flatten(updates)
+        return jax.tree.unflatten(structure, function(jax.tree.leaves(known), leaves))
+
+    return optax.stateless(update)
+
+
 def for_each_array(rules: Any, function: Callable[..., jax.Array]) -> optax.GradientTransformation:
     """A stateless transformation that is applied to every array, and every block of a stacked array, separately.
 

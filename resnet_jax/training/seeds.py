@@ -66,6 +66,10 @@ class Seeds:
         """The tree of one seed by its index in ``numbers``; works on arrays on any device."""
         return jax.tree.map(lambda leaf: leaf[index], tree) if self.are_many else tree
 
+    def num_steps(self, sums: Any) -> int:
+        """The number of steps of a call, from the shapes of its sums, ``[steps, …]`` or ``[seeds, steps, …]``."""
+        return jax.tree.leaves(sums)[0].shape[self.batch_axis]
+
     def common_folder(self, workdirs: Sequence[pathlib.Path]) -> pathlib.Path:
         """The common folder of all seeds, for messages."""
         return workdirs[0].parent if self.are_many else workdirs[0]

@@ -276,8 +276,17 @@ def test_speedrun_reports_every_seed_and_the_mean(tmp_path):
     ]
     assert f'| mean | {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f} | 2 |' in out
     assert (tmp_path / 's' / 'speedrun.png').stat().st_size > 10_000
+    assert out.startswith('configuration cpu (the default on a cpu), recorded as recipe speedrun\n')
     again, _ = run('speedrun', *flags)
     assert again.count('is already finished') == 2
     assert (tmp_path / 's' / 'table.md').read_text() in again
+    out, _ = run('speedrun', *flags[:-1], f'--workdir={tmp_path}/g', '--configuration=gpu')
+    assert out.startswith('configuration gpu (--configuration), recorded as recipe speedrun_gpu\n')
+    folder = tmp_path / 'g' / 'seed1'
+    config = json.loads((folder / 'config.json').read_text())['config']
+    assert (config['recipe'], config['execution']['compute_dtype']) == ('speedrun_gpu', 'bfloat16')
+    records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    # Two calls of two steps; one evaluation, at the end.
+    assert [(record['split'], record['step']) for record in records] == [('train', 2), ('train', 4), ('test', 4)]
     _, error = run('speedrun', *flags[:1], '--epochs=0', f'--workdir={tmp_path}/t', status=2)
     assert error.startswith('error: flag --epochs=0: ')

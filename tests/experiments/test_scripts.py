@@ -4,10 +4,12 @@ import ast
 import collections
 import json
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
+from jax._src.compiler import get_compile_options
 
 from experiments.shared import scripts
 from resnet_jax import TrainConfig, create_model, init_variables, list_models, load_variables, save_weights
@@ -63,7 +65,7 @@ LEARNING = {
     'tasks': ['dataset', 'tasks', 'arch', 'recipe', 'epochs', 'num_seeds', 'workdir'],
     'transfer': ['dataset', 'arch', 'source_classes', 'pretraining_epochs', 'examples_per_class', 'workdir'],
     'show_augment': ['dataset', 'crop_area', 'cutout', 'show', 'policies', 'num_images', 'seed', 'out'],
-    'speedrun': ['dataset', 'epochs', 'batch_size', 'num_seeds', 'workdir'],
+    'speedrun': ['dataset', 'epochs', 'batch_size', 'learning_rate', 'configuration', 'num_seeds', 'workdir'],
 }
 # Tested in test_tools.py.
 TOOLS = {
@@ -149,6 +151,21 @@ def test_scripts_run_without_a_compilation_cache(trained, tmp_path, monkeypatch,
     assert done.returncode == 0
     assert done.stderr[: len(message)] == message
     assert bool(done.stderr) == bool(message)
+
+
+def test_the_compilation_cache_keeps_the_autotuning_of_gpus(tmp_path, monkeypatch):
+    """XLA's option for it, which JAX sets for every compilation, is in the scripts' folder."""
+    monkeypatch.setattr(scripts, 'FLAGS', types.SimpleNamespace(compilation_cache=True))
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        scripts.keep_compiled_programs()
+        options = get_compile_options(num_replicas=1, num_partitions=1)
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
+    folder = tmp_path / 'resnet_jax' / 'compiled' / 'xla_gpu_per_fusion_autotune_cache_dir'
+    assert options.executable_build_options.debug_options.xla_gpu_per_fusion_autotune_cache_dir == str(folder)
 
 
 def test_repeating_a_command_shows_the_result(trained, arrays):
