@@ -5,6 +5,7 @@ computes the folded convolution with bias, shortcut and ReLU in one kernel.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.devices import match_varying_axes
-from resnet_jax.models.batch_norm import affine
 from resnet_jax.models.compute import is_constant
 from resnet_jax.models.conv import BoundConvolution
 from resnet_jax.models.example_norm import expand
@@ -45,34 +45,37 @@ def normalize(
     Returns:
       ``[N, H, W, C]`` in the dtype of ``x``.
     """
+    finish = functools.partial(_affine, relu=relu)
+    if conv is None or conv.implementation == 'xla' or not is_constant(x.shape):
+        return finish(x if conv is None else conv(x), shortcut, mean, scale * lax.rsqrt(var + epsilon), bias)
+    operands = match_varying_axes(conv.kernel, mean, var, scale, bias, shortcut, x)
+    kernel, mean, var, scale, bias, shortcut, _ = operands
+    slope = scale * lax.rsqrt(var + epsilon)
+    kernel = lax.platform_dependent(kernel, slope, cuda=lambda kernel, slope: kernel * expand(slope), default=_first)
+    y = dataclasses.replace(conv, kernel=kernel)(x)
+    on_gpu = functools.partial(_add_offset, relu=relu)
+    return lax.platform_dependent(y, shortcut, mean, slope, bias, cuda=on_gpu, default=finish)
 
-    fold = conv is not None and conv.implementation == 'auto' and is_constant(x.shape)
-    *vectors, shortcut = match_varying_axes(mean, var, scale, bias, shortcut, x)[:5]
 
-    def affine_relu(x: jax.Array, shortcut: jax.Array | None, *vectors: jax.Array) -> jax.Array:
-        y = affine(x.astype(jnp.float32), *vectors, epsilon)
-        y = y if shortcut is None else y + shortcut.astype(jnp.float32)
-        return (nn.relu(y) if relu else y).astype(x.dtype)
+def _first(kernel: jax.Array, slope: jax.Array) -> jax.Array:
+    return kernel
 
-    def offset_relu(x: jax.Array, shortcut: jax.Array | None, *vectors: jax.Array) -> jax.Array:
-        mean, var, scale, bias = vectors
-        # XLA calls cuDNN once for all of this if every sum has the dtype of the convolution.
-        y = x + expand((bias - mean * _slope(var, scale)).astype(x.dtype))
-        y = y if shortcut is None else y + shortcut.astype(x.dtype)
-        return nn.relu(y) if relu else y
 
-    def _slope(var: jax.Array, scale: jax.Array) -> jax.Array:
-        return scale * lax.rsqrt(var + epsilon)
+def _affine(
+    x: jax.Array, shortcut: jax.Array | None, mean: jax.Array, slope: jax.Array, bias: jax.Array, *, relu: bool
+) -> jax.Array:
+    y = (x.astype(jnp.float32) - expand(mean)) * expand(slope) + expand(bias)
+    y = y if shortcut is None else y + shortcut.astype(jnp.float32)
+    return (nn.relu(y) if relu else y).astype(x.dtype)
 
-    if fold:
-        scaled = lax.platform_dependent(
-            conv.kernel,
-            _slope(vectors[1], vectors[2]),
-            cuda=lambda kernel, slope: kernel * expand(slope),
-            default=lambda kernel, slope: kernel,
-        )
-        conv = dataclasses.replace(conv, kernel=scaled)
-    x = x if conv is None else conv(x)
-    if not fold:
-        return affine_relu(x, shortcut, *vectors)
-    return lax.platform_dependent(x, shortcut, *vectors, cuda=offset_relu, default=affine_relu)
+
+def _add_offset(
+    x: jax.Array, shortcut: jax.Array | None, mean: jax.Array, slope: jax.Array, bias: jax.Array, *, relu: bool
+) -> jax.Array:
+    """As ``_affine``, for the convolution by the kernel times ``slope``.
+
+    Every sum has the dtype of the convolution: otherwise, XLA would not call cuDNN once for all of this.
+    """
+    y = x + expand((bias - mean * slope).astype(x.dtype))
+    y = y if shortcut is None else y + shortcut.astype(x.dtype)
+    return nn.relu(y) if relu else y
