@@ -21,6 +21,7 @@ because the rounded kernel is not the one that the statistics belong to.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -38,11 +39,11 @@ from resnet_jax.models.example_norm import expand
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def normalize_convolution(
     u: jax.Array,
-    kernel: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     shift: jax.Array,
     shortcut: jax.Array | None,
+    kernel: jax.Array,
     epsilon: float,
     relu: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -50,52 +51,55 @@ def normalize_convolution(
 
     Args:
       u: ``[N, H, W, C_in]``, of any float dtype.
-      kernel: float32 ``[1, 1, C_in, C]``.
       scale: float32 ``[C]``.
       bias: float32 ``[C]``.
       shift: float32 ``[C]``, as in ``batch_norm.normalize``.
       shortcut: ``[N, H, W, C]`` or None.
+      kernel: float32 ``[1, 1, C_in, C]``.
       epsilon: added to the variance.
       relu: whether to apply the ReLU.
 
     Returns:
       The result in the dtype of ``u``, and the batch mean and biased variance, float32 ``[C]``.
     """
-    return _forward(u, kernel, scale, bias, shift, shortcut, epsilon, relu)[0]
+    return _forward(u, scale, bias, shift, shortcut, kernel, epsilon, relu)[0]
 
 
 def _forward(
     u: jax.Array,
-    kernel: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     shift: jax.Array,
     shortcut: jax.Array | None,
+    kernel: jax.Array,
     epsilon: float,
     relu: bool,
 ) -> tuple[Any, Any]:
-    forms = {'cuda': forward_by_gram, 'tpu': forward_by_gram, 'default': _forward_plain}
-    bound = {platform: functools.partial(form, epsilon=epsilon, relu=relu) for platform, form in forms.items()}
-    choose = functools.partial(lax.platform_dependent, **bound)
+    choose = _choose(forward_by_gram, _forward_plain, epsilon=epsilon, relu=relu)
     split = (sharding_spec(u)[0], None, None, None)
     out_spec = [split, (None,), (None,), split, (None,), (None, None)]
-    y, mean, var, *saved = with_auto_axes(choose, u, kernel, scale, bias, shift, shortcut, out_spec=out_spec)
+    y, mean, var, *saved = with_auto_axes(choose, u, scale, bias, shift, shortcut, kernel, out_spec=out_spec)
     return (y, mean, var), (u, kernel, y, mean, var, scale, bias, *saved, shortcut is not None)
 
 
 def _backward(epsilon: float, relu: bool, saved: Any, cotangents: Any) -> tuple[Any, ...]:
     *arrays, has_shortcut = saved
     u, kernel, y, _, _, scale = arrays[:6]
-    options: dict[str, Any] = {'epsilon': epsilon, 'relu': relu, 'has_shortcut': has_shortcut}
-    forms = {'cuda': gradients_by_gram, 'tpu': gradients_by_gram, 'default': _gradients_plain}
-    bound = {platform: functools.partial(form, **options) for platform, form in forms.items()}
-    choose = functools.partial(lax.platform_dependent, **bound)
+    choose = _choose(gradients_by_gram, _gradients_plain, epsilon=epsilon, relu=relu, has_shortcut=has_shortcut)
     out_spec = [sharding_spec(x) for x in (u, kernel, scale, scale, *([y] if has_shortcut else []))]
     du, dkernel, dscale, dbias, *dz = with_auto_axes(choose, *arrays, cotangents[0], out_spec=out_spec)
-    return du, dkernel, dscale, dbias, jnp.zeros_like(dbias), dz[0] if has_shortcut else None
+    return du, dscale, dbias, jnp.zeros_like(dbias), dz[0] if has_shortcut else None, dkernel
 
 
 normalize_convolution.defvjp(_forward, _backward)
+
+
+def _choose(by_gram: Callable[..., Any], plain: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """A function of the operands that computes one form on GPUs and TPUs, the other one elsewhere."""
+    by_gram = functools.partial(by_gram, **options)
+    plain = functools.partial(plain, **options)
+    return functools.partial(lax.platform_dependent, cuda=by_gram, tpu=by_gram, default=plain)
+
 
 # The residuals of both forms: the map before the normalization, which only the plain form needs, and mean and
 # covariance of ``u``, which only the other form needs. Each form returns zeros for the other's, which compilers remove.
@@ -103,11 +107,11 @@ normalize_convolution.defvjp(_forward, _backward)
 
 def _forward_plain(
     u: jax.Array,
-    kernel: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     shift: jax.Array,
     shortcut: jax.Array | None,
+    kernel: jax.Array,
     *,
     epsilon: float,
     relu: bool,
@@ -144,11 +148,11 @@ def _gradients_plain(
 
 def forward_by_gram(
     u: jax.Array,
-    kernel: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     shift: jax.Array,
     shortcut: jax.Array | None,
+    kernel: jax.Array,
     *,
     epsilon: float,
     relu: bool,

@@ -178,13 +178,29 @@ class BatchNorm(nn.Module):
         if frozen:
             statistics = running_mean.value, running_var.value
             return folded_norm.normalize(x, conv, *statistics, scale, bias, shortcut, self.epsilon, self.relu)
+        shift = lax.stop_gradient(running_mean.value)
+        y, mean, var, count = self._normalize(x, conv, scale, bias, shift, shortcut)
+        if update_stats is not False and not self.is_initializing():
+            mean, unbiased = lax.stop_gradient((mean, _unbiased(var, count)))
+            running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
+            running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
+        return y
+
+    def _normalize(
+        self,
+        x: jax.Array,
+        conv: BoundConvolution | None,
+        scale: jax.Array,
+        bias: jax.Array,
+        shift: jax.Array,
+        shortcut: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
+        """Returns the result with batch statistics, their mean and variance, and the number of values."""
         joint = conv is not None and self._computes_jointly(x, conv)
-        if joint:
-            x = subsample(x, conv.stride)
-        elif conv is not None:
-            x = conv(x)
+        if conv is not None:
+            x = subsample(x, conv.stride) if joint else conv(x)
         axis_name = None if self.is_initializing() else self.axis_name  # not bound during initialization
-        num_devices = _axis_size(axis_name)
+        count = _count_values(x.shape, self.statistics, _axis_size(axis_name), self.is_initializing())
         ghost = self.statistics if isinstance(self.statistics, int) else None
         # Ghost batches stay within a device.
         function: Callable[..., Any] = functools.partial(
@@ -192,25 +208,17 @@ class BatchNorm(nn.Module):
         )
         if self.implementation == 'auto' and (axis_name is None or ghost is not None):
             function = batch_norm.normalize_vjp
-        count = _count_values(x.shape, self.statistics, num_devices, self.is_initializing())
+        if joint:
+            function = functools.partial(gram_norm.normalize_convolution, kernel=match_varying_axes(conv.kernel, x)[0])
         normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
-        shift = lax.stop_gradient(running_mean.value)
         x, shortcut, *vectors = match_varying_axes(x, shortcut, scale, bias, shift)
         with explaining_forward_mode():
-            if joint:
-                kernel = match_varying_axes(conv.kernel, x)[0]
-                y, mean, var = gram_norm.normalize_convolution(x, kernel, *vectors, shortcut, self.epsilon, self.relu)
-            elif ghost is None:
-                y, mean, var = normalize(x, *vectors, shortcut)
-            else:
-                y, mean, var = _ghost_batch_norm(x, vectors, shortcut, ghost, normalize)
-        if update_stats is not False and not self.is_initializing():
-            if ghost is not None and axis_name is not None:
-                mean, var = lax.pmean((mean, var), axis_name)
-            mean, unbiased = lax.stop_gradient((mean, _unbiased(var, count)))
-            running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
-            running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
-        return y
+            if ghost is None:
+                return *normalize(x, *vectors, shortcut), count
+            y, mean, var = _ghost_batch_norm(x, vectors, shortcut, ghost, normalize)
+        if axis_name is not None:
+            mean, var = lax.pmean((mean, var), axis_name)
+        return y, mean, var, count
 
     def _computes_jointly(self, x: jax.Array, conv: BoundConvolution) -> bool:
         """Whether ``gram_norm.normalize_convolution`` computes both: global statistics after a convolution 1x1."""

@@ -47,7 +47,7 @@ def run(u, kernel, scale, bias, shortcut, dy, relu):
 
         def function(u, kernel, scale, bias, shortcut):
             shift = jnp.zeros_like(bias)
-            y, *moments = gram_norm.normalize_convolution(u, kernel, scale, bias, shift, shortcut, EPSILON, relu)
+            y, *moments = gram_norm.normalize_convolution(u, scale, bias, shift, shortcut, kernel, EPSILON, relu)
             return y, moments
 
         y, pullback, moments = jax.vjp(function, *operands, has_aux=True)
@@ -86,7 +86,7 @@ def test_the_form_for_gpus_computes_no_map_before_the_normalization(rng, forms_f
     u, kernel, scale, bias, shortcut, dy = problem(rng, (2, 4, 4, 8), 32)
     normalize = functools.partial(gram_norm.normalize_convolution, epsilon=EPSILON, relu=True)
     program = jax.make_jaxpr(lambda *a: jax.vjp(normalize, *a)[1]((dy, bias, bias)))(
-        u, kernel, scale, bias, bias, shortcut
+        u, scale, bias, bias, shortcut, kernel
     )
     convolutions = [line for line in str(program).splitlines() if 'conv_general_dilated[' in line]
     assert len(convolutions) == 3
@@ -127,5 +127,5 @@ def test_the_variance_is_never_negative(forms_for_gpus):
     u = jnp.full((2, 3, 3, 4), 1e3 + 1 / 3, jnp.float32)
     kernel = jnp.asarray(np.random.default_rng(1).normal(size=(1, 1, 4, 8)), jnp.float32)
     ones = jnp.ones(8)
-    _, _, var = gram_norm.normalize_convolution(u, kernel, ones, ones, ones, None, EPSILON, False)
+    _, _, var = gram_norm.normalize_convolution(u, ones, ones, ones, None, kernel, EPSILON, False)
     assert float(var.min()) >= 0
