@@ -1,17 +1,15 @@
 """Normalization with batch statistics, as functions, and how each platform computes it.
 
-A training step on an accelerator is limited by memory bandwidth, and normalization moves most of the bytes: without
-care, a step of ResNet-50 passes over all its feature maps a dozen times outside of the convolutions. Each form below
-avoids passes. GB per step of ResNet-50 (batch 256, 224x224, bfloat16) in XLA's program for an H100, cumulative
-(``experiments.benchmark --topology=h100``); one pass over the results of all convolutions is 5.7 GB:
+A training step on an accelerator is limited by memory bandwidth, and normalization moves most of the bytes. Each form
+for GPUs avoids some of them. GB that a step of ResNet-50 moves (256 images of 224x224, bfloat16), counted in the
+program that XLA compiles for an H100 (``experiments.benchmark --topology=h100``), each row with the forms before it:
 
-    form                                                                          fusions   all kernels
-    two-pass moments, ReLU masks from the results                                    69.9         106.3
-    one-pass moments: one read less                                                  64.2         100.6
-    gradient in two kernels: masks are recomputed instead of stored, ``dz`` is       53.0          89.4
-      stored where there is a shortcut; the end of a block is stored in its dtype;
-      max pooling stores the winner of each window (``pooling.py``)
-    1x1 convolutions that widen: statistics from their input (``gram_norm.py``)      29.8          72.4
+    form                                                               elementwise    all
+    two-pass moments; gradients with stored masks                             69.9  106.3
+    one-pass moments                                                          64.2  100.6
+    gradients in two kernels; barrier at the end of a block;
+      the place of each maximum (pooling.py); packed stem (conv_gpu.py)       53.0   89.4
+    1x1 convolutions that widen, by their input (gram_norm.py)                29.8   72.4
 """
 
 import functools
