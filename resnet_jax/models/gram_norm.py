@@ -96,9 +96,15 @@ normalize_convolution.defvjp(_forward, _backward)
 
 def _choose(by_gram: Callable[..., Any], plain: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """A function of the operands that computes one form on GPUs and TPUs, the other one elsewhere."""
-    by_gram = functools.partial(by_gram, **options)
-    plain = functools.partial(plain, **options)
-    return functools.partial(lax.platform_dependent, cuda=by_gram, tpu=by_gram, default=plain)
+    on_gpu = functools.partial(by_gram, barrier=lax.optimization_barrier, **options)
+    on_tpu = functools.partial(by_gram, barrier=_no_barrier, **options)
+    return functools.partial(
+        lax.platform_dependent, cuda=on_gpu, tpu=on_tpu, default=functools.partial(plain, **options)
+    )
+
+
+def _no_barrier(operands: Any) -> Any:
+    return operands
 
 
 # The residuals of both forms: the map before the normalization, which only the plain form needs, and mean and
@@ -156,6 +162,7 @@ def forward_by_gram(
     *,
     epsilon: float,
     relu: bool,
+    barrier: Callable[[Any], Any],
 ) -> tuple[jax.Array, ...]:
     """``normalize_convolution``; also returns the residuals: zeros, and the mean ``[C_in]`` and covariance of ``u``."""
     w = kernel[0, 0]
@@ -170,7 +177,7 @@ def forward_by_gram(
     y = _pointwise(u, w * slope[None]) + expand((bias - mean * slope).astype(u.dtype))
     if shortcut is not None:
         y = y + shortcut
-    y = lax.optimization_barrier(nn.relu(y) if relu else y)
+    y = barrier(nn.relu(y) if relu else y)
     return y, mean, var, match_varying_axes(jnp.zeros(y.shape, y.dtype), y)[0], input_mean, covariance
 
 
@@ -190,6 +197,7 @@ def gradients_by_gram(
     epsilon: float,
     relu: bool,
     has_shortcut: bool,
+    barrier: Callable[[Any], Any],
 ) -> tuple[jax.Array, ...]:
     """Gradients of ``u``, the kernel, scale, bias and, if there is one, of the shortcut: ``x`` is not used."""
     w = kernel[0, 0]
@@ -198,10 +206,10 @@ def gradients_by_gram(
     slope = scale * inverse_std
     dz = dy
     if relu:  # a factor and barriers, as in batch_norm.gradients_on_gpu
-        y, dy = lax.optimization_barrier((y, dy))
+        y, dy = barrier((y, dy))
         dz32 = dy.astype(jnp.float32) * jnp.sign(y.astype(jnp.float32))
         dbias = dz32.sum((0, 1, 2))
-        dz = lax.optimization_barrier(dz32.astype(u.dtype))
+        dz = barrier(dz32.astype(u.dtype))
     else:
         dbias = dz.astype(jnp.float32).sum((0, 1, 2))
     products = _pixel_products(u, dz)
