@@ -82,10 +82,10 @@ def test_every_card_is_compiled_for(name):
 # Upper bounds for a training step with bfloat16 of 256 images of 224x224 on an H100: bytes of the fusions and products,
 # bytes of all kernels, and the most memory in use, in GB.
 BOUNDS = {
-    'resnet18': (18.6, 25.6, 2.8),
-    'resnet50': (70.1, 106.5, 12.7),
-    'resnext50_32x4d': (89.6, 136.7, 16.1),
-    'seresnet50': (74.1, 110.5, 11.5),
+    'resnet18': (13.2, 19.8, 2.7),
+    'resnet50': (36.8, 72.7, 7.8),
+    'resnext50_32x4d': (53.5, 101.5, 11.0),
+    'seresnet50': (56.4, 89.5, 11.4),
 }
 
 
