@@ -3,6 +3,8 @@
 Outputs, loss, running statistics and gradients must equal those of one device with ``implementation='xla'``.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,21 +266,25 @@ def test_nnx(case, name):
     assert_same(found | {'stats': nnx.to_pure_dict(nnx.state(wrapped, nnx.BatchStat))}, expected)
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     'program',
     [
         test_mesh_with_explicit_axes,
-        test_shard_map_with_global_statistics,
         test_shard_map_with_per_device_statistics,
-        test_parameters_sharded_over_the_same_axis_as_images,
-        test_vmap_over_parameters,
-        test_symbolic_batch_and_size,
+        slow(test_shard_map_with_global_statistics),
+        slow(test_parameters_sharded_over_the_same_axis_as_images),
+        slow(test_vmap_over_parameters),
+        slow(test_symbolic_batch_and_size),
     ],
 )
 def test_forms_for_gpus(case, program, forms_for_gpus):
     program(case, QUICK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('statistics', ['frozen', 2])
 def test_forms_for_gpus_with_other_statistics(case, statistics, forms_for_gpus):
     variables, images, expected = case(QUICK, statistics=statistics)
