@@ -176,7 +176,7 @@ def forward_by_gram(
     # XLA calls cuDNN once for all of this if every sum has the dtype of the convolution.
     y = _pointwise(u, w * slope[None]) + expand((bias - mean * slope).astype(u.dtype))
     if shortcut is not None:
-        y = y + shortcut
+        y = y + shortcut.astype(y.dtype)
     y = barrier(nn.relu(y) if relu else y)
     return y, mean, var, match_varying_axes(jnp.zeros(y.shape, y.dtype), y)[0], input_mean, covariance
 
