@@ -122,8 +122,8 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, *rest: Any) -> tup
 
 
 def _backward(epsilon: float, relu: bool, saved: Any, cotangents: Any) -> tuple[Any, ...]:
-    *arrays, has_shortcut = saved
-    dx, dscale, dbias, dz = gradients(*arrays, cotangents[0], epsilon, relu, has_shortcut)
+    x, y, mean, var, scale, bias, has_shortcut = saved
+    dx, dscale, dbias, dz = gradients(x, y, mean, var, scale, bias, cotangents[0], epsilon, relu, has_shortcut)
     return dx, dscale, dbias, jnp.zeros_like(dbias), dz
 
 

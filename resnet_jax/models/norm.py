@@ -208,7 +208,7 @@ class BatchNorm(nn.Module):
         )
         if self.implementation == 'auto' and (axis_name is None or ghost is not None):
             function = batch_norm.normalize_vjp
-        if joint:
+        if conv is not None and joint:
             function = functools.partial(gram_norm.normalize_convolution, kernel=match_varying_axes(conv.kernel, x)[0])
         normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
         x, shortcut, *vectors = match_varying_axes(x, shortcut, scale, bias, shift)
