@@ -38,7 +38,7 @@ def moments_in_two_passes(x: jax.Array, shift: jax.Array, axis_name: AxisName = 
 
 
 def moments_in_one_pass(x: jax.Array, shift: jax.Array, axis_name: AxisName = None) -> tuple[jax.Array, jax.Array]:
-    """The same from sums over one pass, which XLA's TPU backend computes while the preceding convolution writes ``x``.
+    """The same from sums over one pass; XLA's TPU backend computes them while the preceding convolution writes ``x``.
 
     Deviations are from ``shift``, the running mean: the closer it is to the batch mean, the smaller the cancellation.
     """
@@ -122,8 +122,8 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, *rest: Any) -> tup
 
 
 def _backward(epsilon: float, relu: bool, saved: Any, cotangents: Any) -> tuple[Any, ...]:
-    *arrays, has_shortcut = saved
-    dx, dscale, dbias, dz = gradients(*arrays, cotangents[0], epsilon, relu, has_shortcut)
+    x, y, mean, var, scale, bias, has_shortcut = saved
+    dx, dscale, dbias, dz = gradients(x, y, mean, var, scale, bias, cotangents[0], epsilon, relu, has_shortcut)
     return dx, dscale, dbias, jnp.zeros_like(dbias), dz
 
 

@@ -84,7 +84,7 @@ def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups:
 
 def _forms(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> dict[str, Callable[..., Any]]:
     """The forms of accelerators for this convolution, by platform, where they are not XLA's own."""
-    forms = {'default': plain}
+    forms: dict[str, Callable[..., Any]] = {'default': plain}
     if conv_gpu.packs(x, kernel, stride, dilation, groups):
         forms['cuda'] = conv_gpu.forward
     if groups not in (1, x.shape[3]):

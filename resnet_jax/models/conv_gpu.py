@@ -16,10 +16,11 @@ _CHANNELS = 16
 
 
 def packs(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> bool:
-    """Whether ``forward`` computes this convolution: 2x2 pixels fit, and the kernel's first tap is an odd pixel."""
+    """Whether ``forward`` computes this convolution: 2x2 pixels fit, and a square kernel starts at an odd pixel."""
     height, width, channels = x.shape[1:]
     fit = 4 * channels <= _CHANNELS and height % 2 == 0 and width % 2 == 0
-    return (stride, dilation, groups) == (2, 1, 1) and kernel.shape[0] % 4 == 3 and fit
+    odd_first = kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 4 == 3
+    return (stride, dilation, groups) == (2, 1, 1) and odd_first and fit
 
 
 def forward(x: jax.Array, kernel: jax.Array, stride: int, dilation: int, groups: int) -> jax.Array:

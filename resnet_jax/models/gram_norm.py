@@ -16,8 +16,11 @@ This pays where the convolution widens (``C > C_in``): the products read ``u``, 
 convolutions at the ends of bottlenecks and of projections do. ``batch_norm.py`` says how many bytes it saves.
 
 Source: derived from Ioffe and Szegedy 2015 (arXiv:1502.03167, section 3). In float32, values and gradients equal those
-of the convolution followed by the normalization up to rounding. In bfloat16, errors are 1.1 to 1.3 times as large,
-because the rounded kernel is not the one that the statistics belong to.
+of the convolution followed by the normalization up to rounding, as long as the channels of ``u`` have means of at most
+a few standard deviations. ``Cov(u)`` is a difference of two products, so the relative error of the variance grows with
+the square of this ratio: 2e-6 for 3, 2e-5 for 10, 2e-4 for 30. In bfloat16, errors are up to 1.6 times as large as
+those of the plain form, because the rounded kernel is not the one that the statistics belong to (computed on a CPU,
+for ratios of 0 to 10).
 """
 
 import functools
@@ -176,7 +179,7 @@ def forward_by_gram(
     # XLA calls cuDNN once for all of this if every sum has the dtype of the convolution.
     y = _pointwise(u, w * slope[None]) + expand((bias - mean * slope).astype(u.dtype))
     if shortcut is not None:
-        y = y + shortcut
+        y = y + shortcut.astype(y.dtype)
     y = barrier(nn.relu(y) if relu else y)
     return y, mean, var, match_varying_axes(jnp.zeros(y.shape, y.dtype), y)[0], input_mean, covariance
 

@@ -58,10 +58,18 @@ class Normalization:
 
     def after(self, conv: Conv, x: jax.Array, shortcut: jax.Array | None = None) -> jax.Array:
         """The same for ``conv(x)``; both are computed together where that needs fewer passes over the feature maps."""
-        if conv.use_bias or not isinstance(self.layer, BatchNorm):
+        layer = self.layer
+        if not isinstance(layer, BatchNorm) or not _can_include(layer, conv):
             return self(conv(x), shortcut)
         mode = dataclasses.asdict(self.mode)
-        return conv(x, lambda x, bound: self.layer(x, shortcut, bound, **mode))
+        return conv(x, lambda x, bound: layer(x, shortcut, bound, **mode))
+
+
+def _can_include(layer: BatchNorm, conv: Conv) -> bool:
+    """Whether the layer may compute ``conv(x)`` as well, which it does in its own dtype and implementation."""
+    if type(conv) is not Conv or conv.use_bias:  # a subclass may compute something else
+        return False
+    return (jnp.dtype(conv.dtype), conv.implementation) == (jnp.dtype(layer.dtype), layer.implementation)
 
 
 class Layer(nn.Module, kw_only=True):

@@ -100,9 +100,9 @@ class BatchNorm(nn.Module):
     - ``decay`` is the weight of the *old* running value: 0.9 here is ``momentum=0.1`` in PyTorch.
     - A batch is normalized with its biased variance; the running variance averages the unbiased one
       (``n / (n - 1)``), as in the paper's Algorithm 2 and in PyTorch. Flax's own layer averages the biased one.
-    - The variance is the mean of squared deviations (two passes), so it cannot become negative. On a TPU, both
-      implementations compute mean and variance in one pass, from deviations from the running mean, and set a negative
-      variance to zero.
+    - The variance is the mean of squared deviations (two passes), so it cannot become negative. On GPUs and TPUs, all
+      implementations compute mean and variance in one pass, from deviations from the running mean, or from the
+      covariance of the input of a preceding 1x1 convolution, and set a negative variance to zero.
     - Statistics are float32 for any compute dtype.
     - Under ``jit`` with a batch sharded over devices, mean and variance are those of the global batch, unless
       ``statistics`` is set otherwise.
@@ -208,7 +208,7 @@ class BatchNorm(nn.Module):
         )
         if self.implementation == 'auto' and (axis_name is None or ghost is not None):
             function = batch_norm.normalize_vjp
-        if joint:
+        if conv is not None and joint:
             function = functools.partial(gram_norm.normalize_convolution, kernel=match_varying_axes(conv.kernel, x)[0])
         normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
         x, shortcut, *vectors = match_varying_axes(x, shortcut, scale, bias, shift)

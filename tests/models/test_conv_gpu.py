@@ -46,11 +46,14 @@ def test_values_and_gradients_equal_those_of_xla(shape, size, dtype, rng):
         ((2, 7, 6, 3), 7, (2, 1, 1)),  # odd sizes
         ((2, 6, 7, 3), 7, (2, 1, 1)),
         ((2, 8, 6, 3), 5, (2, 1, 1)),  # the first tap is an even pixel
+        ((2, 8, 6, 3), (7, 3), (2, 1, 1)),  # not square
+        ((2, 8, 6, 3), (3, 1), (2, 1, 1)),
         ((2, 8, 6, 3), 3, (1, 1, 1)),
         ((2, 8, 6, 3), 3, (2, 2, 1)),
         ((2, 8, 6, 3), 3, (2, 1, 3)),
     ],
 )
 def test_other_convolutions_are_not_packed(shape, size, options):
-    kernel = np.zeros((size, size, shape[3] // options[2], 6))
+    sides = (size, size) if isinstance(size, int) else size
+    kernel = np.zeros((*sides, shape[3] // options[2], 6))
     assert not conv_gpu.packs(np.zeros(shape), kernel, *options)

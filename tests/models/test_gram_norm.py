@@ -112,6 +112,19 @@ def test_errors_in_bfloat16_are_those_of_rounding(rng, monkeypatch, request):
         assert a <= 2 * b + 1e-6, (index, a, b)
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
+def test_the_shortcut_may_have_another_dtype(rng, platform, request):
+    if platform == 'cuda':
+        request.getfixturevalue('forms_for_gpus')
+    u, kernel, scale, bias, shortcut, _ = problem(rng, *SHAPES[0])
+    u = jnp.asarray(u, jnp.bfloat16)
+    normalize = jax.jit(functools.partial(gram_norm.normalize_convolution, epsilon=EPSILON, relu=False))
+    found, *_ = normalize(u, scale, bias, bias, shortcut, kernel)
+    assert found.dtype == jnp.bfloat16
+    expected, *_ = normalize(u, scale, bias, bias, jnp.asarray(shortcut, jnp.bfloat16), kernel)
+    np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=0.02, atol=0.02)
+
+
 def test_a_channel_with_scale_zero_and_one_that_is_constant(rng, forms_for_gpus):
     """Gradients stay finite: neither the scale nor the standard deviation is divided by."""
     u, kernel, scale, bias, _, dy = problem(rng, (4, 3, 3, 5), 6)

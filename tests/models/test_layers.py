@@ -1,14 +1,17 @@
 """Stems and shortcuts against NumPy, stochastic depth, DropBlock."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import Compute, InputError, Shortcut
+from resnet_jax import Compute, Conv, InputError, Shortcut
 from resnet_jax import numpy_reference as reference
-from resnet_jax.models.layers import Dropout, Stem, drop_block, drop_path
+from resnet_jax.models.compute import Mode
+from resnet_jax.models.layers import Dropout, Stem, drop_block, drop_path, make_normalization
 
 
 def test_option_a_pads_channels_on_both_sides():
@@ -270,3 +273,40 @@ def test_what_is_dropped_does_not_depend_on_the_default_dtypes(under):
         assert one.dtype == other.dtype == np.float32
         np.testing.assert_array_equal(one == 0, other == 0)
         assert 0 < np.mean(one == 0) < 1
+
+
+class Doubled(Conv):
+    """A convolution that is not that of ``Conv``."""
+
+    @nn.compact
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+@pytest.mark.parametrize(
+    'conv',
+    [
+        functools.partial(Doubled, 8, 1, dtype=jnp.bfloat16),
+        functools.partial(Conv, 8, 1, dtype=jnp.float32),
+        functools.partial(Conv, 8, 1, dtype=jnp.bfloat16, implementation='xla'),
+        functools.partial(Conv, 8, 1, dtype=jnp.bfloat16, use_bias=True),
+        functools.partial(nn.Conv, 8, (1, 1), use_bias=False, dtype=jnp.bfloat16),
+    ],
+    ids=['subclass', 'dtype', 'implementation', 'bias', 'flax'],
+)
+@pytest.mark.parametrize('train', [True, False])
+def test_a_normalization_after_another_convolution_equals_both_in_sequence(conv, train, rng, variables_of):
+    class Layers(nn.Module):
+        jointly: bool
+
+        @nn.compact
+        def __call__(self, x):
+            layer = conv(name='conv')
+            norm = make_normalization(Compute(dtype=jnp.bfloat16), 'norm', Mode(train, update_stats=False), relu=True)
+            return norm.after(layer, x) if self.jointly else norm(layer(x))
+
+    x = np.float32(rng.normal(size=(2, 4, 4, 3)))
+    variables = variables_of(Layers(True), x.shape)
+    found, expected = (jax.jit(Layers(jointly).apply)(variables, x) for jointly in (True, False))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.float32(found), np.float32(expected))
