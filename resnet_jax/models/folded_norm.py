@@ -51,14 +51,12 @@ def normalize(
     operands = match_varying_axes(conv.kernel, mean, var, scale, bias, shortcut, x)
     kernel, mean, var, scale, bias, shortcut, _ = operands
     slope = scale * lax.rsqrt(var + epsilon)
-    kernel = lax.platform_dependent(kernel, slope, cuda=lambda kernel, slope: kernel * expand(slope), default=_first)
-    y = dataclasses.replace(conv, kernel=kernel)(x)
+    folded = lax.platform_dependent(
+        kernel, slope, cuda=lambda kernel, slope: kernel * expand(slope), default=lambda kernel, slope: kernel
+    )
+    y = dataclasses.replace(conv, kernel=folded)(x)
     on_gpu = functools.partial(_add_offset, relu=relu)
     return lax.platform_dependent(y, shortcut, mean, slope, bias, cuda=on_gpu, default=finish)
-
-
-def _first(kernel: jax.Array, slope: jax.Array) -> jax.Array:
-    return kernel
 
 
 def _affine(

@@ -196,9 +196,11 @@ class BatchNorm(nn.Module):
         shortcut: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
         """Returns the result with batch statistics, their mean and variance, and the number of values."""
-        joint = conv is not None and self._computes_jointly(x, conv)
-        if conv is not None:
-            x = subsample(x, conv.stride) if joint else conv(x)
+        kernel = None
+        if conv is not None and self._computes_jointly(x, conv):
+            x, kernel = subsample(x, conv.stride), conv.kernel
+        elif conv is not None:
+            x = conv(x)
         axis_name = None if self.is_initializing() else self.axis_name  # not bound during initialization
         count = _count_values(x.shape, self.statistics, _axis_size(axis_name), self.is_initializing())
         ghost = self.statistics if isinstance(self.statistics, int) else None
@@ -208,10 +210,10 @@ class BatchNorm(nn.Module):
         )
         if self.implementation == 'auto' and (axis_name is None or ghost is not None):
             function = batch_norm.normalize_vjp
-        if conv is not None and joint:
-            function = functools.partial(gram_norm.normalize_convolution, kernel=match_varying_axes(conv.kernel, x)[0])
+        x, shortcut, kernel, *vectors = match_varying_axes(x, shortcut, kernel, scale, bias, shift)
+        if kernel is not None:
+            function = functools.partial(gram_norm.normalize_convolution, kernel=kernel)
         normalize = functools.partial(function, epsilon=self.epsilon, relu=self.relu)
-        x, shortcut, *vectors = match_varying_axes(x, shortcut, scale, bias, shift)
         with explaining_forward_mode():
             if ghost is None:
                 return *normalize(x, *vectors, shortcut), count
