@@ -60,8 +60,9 @@ def find_places() -> Places:
     platforms = os.environ.get('JAX_PLATFORMS', '')
     try:
         device = jax.local_devices()[0]
-    except RuntimeError as error:
-        raise InputError(f'JAX_PLATFORMS={platforms}: {" ".join(str(error).split())[:200]}') from error
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that it has found one of the requested platforms
+        found = ' '.join(str(error).split())[:200] or 'JAX has no such device'
+        raise InputError(f'JAX_PLATFORMS={platforms}: {found}') from error
     try:
         return Places(device, jax.local_devices(backend='cpu')[0])
     except RuntimeError as error:

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from experiments.benchmark import Case, jax_step
 from experiments.benchmark_input import Case as InputCase
 from experiments.benchmark_input import read_here
 from experiments.shared.augmentation_checks import natural_images
 from experiments.shared.checks import Outcome, Places, Sizes
+from experiments.shared.steps import Case, jax_step
 from resnet_jax import Preprocessing, from_pretrained, load_dataset
 from resnet_jax.data.augment import normalize
 from resnet_jax.training.evaluation import Evaluator

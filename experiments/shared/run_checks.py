@@ -169,6 +169,7 @@ def differences(found: dict[str, str], reference: dict[str, str]) -> list[str]:
 TEST_FILES = (
     *(f'tests/models/test_{name}.py' for name in ('conv', 'norm', 'pooling', 'block_end', 'blocks', 'branch_blocks')),
     *(f'tests/models/test_{name}.py' for name in ('attention', 'layers', 'example_norm', 'scanned')),
+    *(f'tests/models/test_{name}.py' for name in ('batch_norm', 'gram_norm', 'folded_norm', 'conv_gpu')),
     *('tests/tasks/test_losses.py', 'tests/training/test_step.py', 'tests/training/test_optim.py'),
     *('tests/data/test_image_ops.py', 'tests/data/test_policies.py', 'tests/data/test_random_ops.py'),
 )

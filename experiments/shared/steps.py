@@ -117,7 +117,7 @@ def prepare_jax(case: Case, plain_flax: bool) -> Prepared:
     facts: dict[str, Any] = {'compile_seconds': round(time.perf_counter() - start, 2)}
     device = jax.devices()[0]
     if device.platform == 'gpu':
-        facts['moved_bytes'] = sum(each.times * each.bytes for each in kernels_of(compiled.as_text() or ''))
+        facts['moved_bytes'] = _moved_bytes(compiled.as_text() or '')
     memory: Any = compiled.memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     out: Any = None
@@ -133,6 +133,14 @@ def prepare_jax(case: Case, plain_flax: bool) -> Prepared:
         return (device.memory_stats() or {}).get('peak_bytes_in_use', kept + memory.temp_size_in_bytes)
 
     return Prepared(step, wait, peak_memory, facts)
+
+
+def _moved_bytes(text: str) -> int | None:
+    """Bytes that a compiled program for a GPU moves; None if its text has a form that ``kernels_of`` does not know."""
+    try:
+        return sum(each.times * each.bytes for each in kernels_of(text))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None  # the step can be timed nevertheless
 
 
 @dataclasses.dataclass(frozen=True)

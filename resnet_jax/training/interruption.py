@@ -31,7 +31,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.noted: signal.Signals | None = None
-        self._many, self._passed_on = jax.process_count() > 1, False
+        self._many, self._passed_on, self._calls = jax.process_count() > 1, False, 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> 'StopRequest':
@@ -56,9 +56,14 @@ class StopRequest:
             self.__exit__()
             signal.raise_signal(number)
 
-    def at_step(self, step: int) -> bool:
-        """Whether to stop after this step. Every process must call it after every step; all get the same answer."""
-        if self._many and self.noted is None and multihost_utils.reached_preemption_sync_point(step):
+    def after_call(self) -> bool:
+        """Whether to stop after this call of the compiled program; all processes get the same answer.
+
+        Every process must call this method after every call. JAX lets all of them stop after the number that follows
+        the largest one it has seen. Calls are counted because a call may take several steps and skip that number.
+        """
+        self._calls += 1
+        if self._many and self.noted is None and multihost_utils.reached_preemption_sync_point(self._calls):
             self.noted = signal.SIGTERM
         return self.noted is not None
 

@@ -57,7 +57,6 @@ class Log:
         self._board = EventFile(workdir, step) if writes else None
         self._display = display
         self._window: list[dict[str, Any]] = []
-        self._ready: tuple[int, list[dict[str, Any]], float] | None = None  # last step, sums, seconds
         self._step, self._interval_start, self._skipped_in_a_row = step, step, 0
         self._since = time.perf_counter()
         self._speed: float | None = None
@@ -89,11 +88,11 @@ class Log:
         self._since = time.perf_counter()
 
     def step(self, step: int, sums: dict[str, Any], last: bool) -> None:
-        """Records a call; at the end of an interval, writes the interval before, which is finished by now.
+        """Records a call that has been dispatched; the calls before it have finished.
 
         Intervals are counted from the start of an epoch, or from where a run was resumed within it. They consist of
         whole calls, because the time of a single step within a call is not known. They end with the epoch, when
-        ``last`` is set.
+        ``last`` is set; other intervals are written with the next call, when their own calls have finished.
 
         Args:
           step: number of steps taken, including those of the call.
@@ -103,32 +102,25 @@ class Log:
         Raises:
           DivergenceError: too many consecutive steps were skipped.
         """
+        if self._step - self._interval_start >= self._reporting.log_every_steps:
+            self._close_interval()
         self._window.append(sums)
         self._display.steps(step - self._step)
         self._step = step
-        if step - self._interval_start >= self._reporting.log_every_steps:
-            self._write_ready()
-            self._close_interval()  # its last step is still running, so part of its time counts for the next interval
         if last:
             self.flush()
 
     def flush(self) -> None:
-        """Writes everything recorded so far and starts a new interval."""
-        self._write_ready()
+        """Waits for the last call, writes everything recorded so far, and starts a new interval."""
         if self._window:
             jax.block_until_ready(self._window)
             self._close_interval()
-            self._write_ready()
 
     def _close_interval(self) -> None:
+        """Writes an interval whose calls have finished, and starts the next one."""
         now = time.perf_counter()
-        self._ready, self._window = (self._step, self._window, now - self._since), []
-        self._since, self._interval_start = now, self._step
-
-    def _write_ready(self) -> None:
-        if self._ready is None:
-            return
-        (step, window, seconds), self._ready = self._ready, None
+        step, window, seconds = self._step, self._window, now - self._since
+        self._window, self._since, self._interval_start = [], now, step
         calls = self._plan.seeds.select(jax.device_get(window), self._index)
         fetched = [one for call in calls for one in _single_steps(call)]
         self.train_seconds += seconds

@@ -260,7 +260,7 @@ def fit(
         journal.step(step, state, sums, epoch_ends, compiled.cost)
         if every and step // every > first // every and not epoch_ends:
             journal.save()
-        if stop.at_step(step):
+        if stop.after_call():
             stop.check()
         if epoch_ends:
             state = epoch_end.run(step, state)

@@ -5,7 +5,9 @@ import signal
 import threading
 import time
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 
 from resnet_jax import Interrupted
 from resnet_jax.training.interruption import StopRequest
@@ -16,15 +18,30 @@ def test_a_signal_is_only_recorded(number):
     before = signal.getsignal(number)
     with StopRequest() as stop:
         stop.check()
-        assert not stop.at_step(1)
+        assert not stop.after_call()
         os.kill(os.getpid(), number)
         time.sleep(0.01)
         assert stop.noted == number
-        assert stop.at_step(2)
+        assert stop.after_call()
         with pytest.raises(Interrupted) as raised:
             stop.check()
         assert raised.value.signal == number
     assert signal.getsignal(number) is before
+
+
+def test_processes_agree_on_a_number_of_calls(monkeypatch):
+    """JAX names the number after the largest one; numbers of steps could leave it out."""
+    numbers = []
+
+    def reached(number):
+        numbers.append(number)
+        return number == 3
+
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', reached)
+    stop = StopRequest()
+    assert [stop.after_call() for _ in range(4)] == [False, False, True, True]
+    assert numbers == [1, 2, 3]
 
 
 def interrupt_and_wait():

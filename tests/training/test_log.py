@@ -27,16 +27,20 @@ def plan_of(config):
     [([1] * 10, [2, 4, 5, 7, 9, 10]), ([1, 3, 1] * 2, [4, 5, 9, 10]), ([5, 5], [5, 10])],
 )
 def test_speed_of_each_interval(calls, steps_of_records, tmp_path, monkeypatch):
-    """An epoch has five steps of one second: intervals of two, two and one; calls of several steps stay whole."""
-    clock = [0.0]
+    """An epoch has five steps of one second: intervals of two, two and one; calls of several steps stay whole.
+
+    A call is recorded when the call before it has finished; its own time counts, although it is still running.
+    """
+    clock, end = [0.0], [0.0]
     monkeypatch.setattr(log_module.time, 'perf_counter', lambda: clock[0])
+    monkeypatch.setattr(log_module.jax, 'block_until_ready', lambda tree: clock.__setitem__(0, end[0]))
     config = TrainConfig().replace(batch_size=8, epochs=2, log_every_steps=2)
     names = {'loss': 4, 'correct': 2, 'correct_top5': 5, 'count': 8, 'skipped': 0, 'gradient_norm': 1}
     plan = plan_of(config)
     received = []
     log = Log(plan, 0, tmp_path, 0, Silence(), [received.append])
     for step, steps in zip(np.cumsum(calls).tolist(), calls, strict=True):
-        clock[0] += steps
+        clock[0], end[0] = end[0], end[0] + steps
         log.step(step, {name: np.full(steps, value) for name, value in names.items()}, last=step % 5 == 0)
     log.close()
     records = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
