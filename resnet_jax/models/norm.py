@@ -197,7 +197,7 @@ class BatchNorm(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
         """Returns the result with batch statistics, their mean and variance, and the number of values."""
         kernel = None
-        if conv is not None and self._computes_jointly(x, conv):
+        if conv is not None and self._can_use_gram(x, conv) and gram_norm.pays(subsample(x, conv.stride), conv.kernel):
             x, kernel = subsample(x, conv.stride), conv.kernel
         elif conv is not None:
             x = conv(x)
@@ -222,12 +222,11 @@ class BatchNorm(nn.Module):
             mean, var = lax.pmean((mean, var), axis_name)
         return y, mean, var, count
 
-    def _computes_jointly(self, x: jax.Array, conv: BoundConvolution) -> bool:
-        """Whether ``gram_norm.normalize_convolution`` computes both: global statistics after a convolution 1x1."""
+    def _can_use_gram(self, x: jax.Array, conv: BoundConvolution) -> bool:
+        """Whether the statistics follow from the Gram matrix of ``x``: global ones, after a 1x1 convolution."""
         pointwise = conv.kernel.shape[:2] == (1, 1) and conv.groups == 1
-        widens = pointwise and conv.kernel.shape[3] > conv.kernel.shape[2]
         ours = self.statistics == 'global' and self.axis_name is None and self.implementation == 'auto'
-        return widens and ours and is_constant(x.shape)
+        return pointwise and ours and is_constant(x.shape)
 
 
 NORMS: dict[str, type[BatchNorm] | type[ExampleNorm]] = {

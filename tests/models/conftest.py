@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from resnet_jax import numpy_reference as reference
+from resnet_jax.models import gram_norm
 
 
 class ByHand:
@@ -132,7 +133,13 @@ def variables_of(rng):
 
 
 @pytest.fixture
-def forms_for_gpus(monkeypatch):
+def small_maps_use_gram(monkeypatch):
+    """Makes ``gram_norm`` normalize maps of any size."""
+    monkeypatch.setattr(gram_norm, '_LARGE', 0)
+
+
+@pytest.fixture
+def forms_for_gpus(monkeypatch, small_maps_use_gram):
     """Makes every ``lax.platform_dependent`` choose the form for GPUs, so that a CPU computes it."""
 
     def choose(*operands, default=None, **forms):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax import BottleneckBlock, Compute
 from resnet_jax import numpy_reference as reference
 from resnet_jax.models import gram_norm
 
@@ -142,3 +143,34 @@ def test_the_variance_is_never_negative(forms_for_gpus):
     ones = jnp.ones(8)
     _, _, var = gram_norm.normalize_convolution(u, ones, ones, ones, None, kernel, EPSILON, False)
     assert float(var.min()) >= 0
+
+
+@pytest.mark.parametrize(
+    ('shape', 'features', 'pays'),
+    [
+        ((256, 56, 56, 64), 256, True),
+        ((256, 7, 7, 512), 2048, True),
+        ((128, 7, 7, 512), 2048, False),  # 13 million elements
+        ((512, 16, 16, 64), 128, False),  # the first projection of resnet18_cifar
+        ((256, 56, 56, 256), 256, False),  # does not widen
+    ],
+)
+def test_it_pays_for_large_maps_after_a_convolution_that_widens(shape, features, pays):
+    u, kernel = (jax.ShapeDtypeStruct(sizes, jnp.float32) for sizes in (shape, (1, 1, shape[-1], features)))
+    assert gram_norm.pays(u, kernel) == pays
+
+
+def test_batch_norm_uses_it_for_global_statistics(monkeypatch, small_maps_use_gram):
+    normalize, kernels = gram_norm.normalize_convolution, []
+
+    def spy(*operands, kernel, **options):
+        kernels.append(kernel.shape)
+        return normalize(*operands, kernel=kernel, **options)
+
+    monkeypatch.setattr(gram_norm, 'normalize_convolution', spy)
+    x = jnp.ones((4, 6, 6, 32))
+    for statistics in ('global', 2, 'frozen'):
+        block = BottleneckBlock(8, compute=Compute(statistics=statistics))
+        variables = jax.eval_shape(lambda block=block: block.init(jax.random.key(0), x, train=False))
+        jax.eval_shape(lambda v, block=block: block.apply(v, x, train=True, mutable=['batch_stats']), variables)
+    assert kernels == [(1, 1, 8, 32)]

@@ -118,13 +118,11 @@ def test_number_of_products_in_an_update(name, freeze):
 
 
 def test_number_of_products_in_a_step():
-    """At most 20 with the head's three, in the program for a GPU whose network has no products besides.
-
-    In other forms than the plain one, normalization of 1x1 convolutions has products of its own.
-    """
-    model = create_model('resnet18_cifar', num_classes=10, implementation='xla')
+    """At most 20 with the head's three, in the program for a GPU, whose network has no products besides."""
+    model = create_model('resnet18_cifar', num_classes=10)
     optimizer = make_optimizer(Muon(), lambda step: 0.1)
-    batch = {'image': jnp.zeros((4, 32, 32, 3)), 'label': jnp.zeros(4, jnp.int32)}
+    shapes = {'image': ((512, 32, 32, 3), jnp.float32), 'label': ((512,), jnp.int32)}
+    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
     def state_of(key):
         return create_train_state(init_variables(model, key, (32, 32, 3)), optimizer)
