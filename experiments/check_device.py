@@ -25,8 +25,8 @@ from collections.abc import Callable
 from absl import flags
 
 from experiments.shared import outputs, scripts
-from experiments.shared.checks import FAILED, FULL, SKIPPED, SMALL, Outcome, Places, Sizes, find_places
-from experiments.shared.run_checks import RUN, TEST_FILES, check_resumption, check_tests
+from experiments.shared.checks.outcomes import FAILED, FULL, SKIPPED, SMALL, Outcome, Places, Sizes, find_places
+from experiments.shared.checks.runs import RUN, TEST_FILES, check_resumption, check_tests
 from resnet_jax import InputError, get_spec, make_spec
 from resnet_jax.checkpoints.environment import describe_environment
 from resnet_jax.checkpoints.storage import reason, write_json
@@ -50,14 +50,14 @@ def define_flags() -> None:
 
 
 def check_logits(places: Places, sizes: Sizes) -> Outcome:
-    from experiments.shared import network_checks
+    from experiments.shared.checks import networks
 
-    return network_checks.check_logits(places, sizes.networks)
+    return networks.check_logits(places, sizes.networks)
 
 
 def check_steps(places: Places, sizes: Sizes) -> Outcome:
     """Ten steps of a bottleneck network with an ImageNet stem; the widths fit the number of stages."""
-    from experiments.shared.network_checks import Steps, check_steps
+    from experiments.shared.checks.networks import Steps, check_steps
 
     narrow = {} if len(sizes.stage_sizes) == 4 else {'widths': (16, 32), 'strides': (1, 2), 'stem_width': 16}
     spec = get_spec('resnet50', stage_sizes=sizes.stage_sizes, num_classes=10, **narrow)
@@ -67,32 +67,32 @@ def check_steps(places: Places, sizes: Sizes) -> Outcome:
 
 def check_seeds(places: Places, sizes: Sizes) -> Outcome:
     """Three steps of three seeds of a small basic network."""
-    from experiments.shared.network_checks import Steps, check_seeds
+    from experiments.shared.checks.networks import Steps, check_seeds
 
     spec = make_spec('basic', (1, 1), (16, 32), (1, 2), 'cifar', 16, 'A', num_classes=10)
     return check_seeds(places, [Steps.make(spec, 3, sizes.batch_size, 16, seed) for seed in range(3)])
 
 
 def check_augmentation(places: Places, sizes: Sizes) -> Outcome:
-    from experiments.shared import augmentation_checks
+    from experiments.shared.checks import augmentation
 
-    return augmentation_checks.check_augmentation(places, sizes.augmented)
+    return augmentation.check_augmentation(places, sizes.augmented)
 
 
 def check_accuracy(places: Places, sizes: Sizes) -> Outcome:
     """Skipped without the flags of the weights and the data."""
-    from experiments.shared import data_checks
+    from experiments.shared.checks import data
 
     missing = [f'--{name}' for name in ('cifar10', 'resnet20') if not FLAGS[name].value]
     if missing:
         return Outcome(SKIPPED, f'needs {" and ".join(missing)}')
-    return data_checks.check_accuracy(places, FLAGS.cifar10, FLAGS.resnet20)
+    return data.check_accuracy(places, FLAGS.cifar10, FLAGS.resnet20)
 
 
 def check_photographs(places: Places, sizes: Sizes) -> Outcome:
-    from experiments.shared import data_checks
+    from experiments.shared.checks import data
 
-    return data_checks.check_photographs(places, sizes, FLAGS.photographs)
+    return data.check_photographs(places, sizes, FLAGS.photographs)
 
 
 PARTS: dict[str, Part] = {

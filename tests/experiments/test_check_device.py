@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from experiments import check_device
-from experiments.shared import augmentation_checks, data_checks, network_checks, run_checks
-from experiments.shared.checks import FAILED, PASSED, SMALL, Outcome, Places
+from experiments.shared.checks import augmentation, data, networks, runs
+from experiments.shared.checks.outcomes import FAILED, PASSED, SMALL, Outcome, Places
 from resnet_jax import create_model, init_variables, make_spec, save_weights
 from resnet_jax.data import image_ops
 from resnet_jax.data.policies import OPERATIONS, POLICIES
@@ -45,26 +45,24 @@ def places():
 
 @pytest.fixture(scope='module')
 def steps():
-    return network_checks.Steps.make(SPEC, 2, 8, 8)
+    return networks.Steps.make(SPEC, 2, 8, 8)
 
 
 def test_logits_are_compared_with_pytorch(places, monkeypatch):
-    outcome = network_checks.check_logits(places, ['test_resnet'])
+    outcome = networks.check_logits(places, ['test_resnet'])
     assert outcome.status == PASSED, outcome.summary
     found = outcome.values['test_resnet']
     assert found['float32'] <= 1e-5 < found['bfloat16'] < 0.1
     # The head of another network, as other weights would be.
-    plain = network_checks.golden_tensors
-    monkeypatch.setattr(
-        network_checks, 'golden_tensors', lambda key: plain(key) | {'fc.bias': np.zeros(1000, np.float32)}
-    )
-    outcome = network_checks.check_logits(places, ['test_resnet'])
+    plain = networks.golden_tensors
+    monkeypatch.setattr(networks, 'golden_tensors', lambda key: plain(key) | {'fc.bias': np.zeros(1000, np.float32)})
+    outcome = networks.check_logits(places, ['test_resnet'])
     assert outcome.status == FAILED
     assert outcome.summary.endswith('; too different: test_resnet')
 
 
 def test_steps_are_compared_with_the_cpu(places, steps):
-    outcome = network_checks.check_steps(places, steps, ('global', 4), ('global',))
+    outcome = networks.check_steps(places, steps, ('global', 4), ('global',))
     assert outcome.status == PASSED, outcome.values
     assert set(outcome.values) == {'global, float32', 'global, bfloat16', '4, float32'}
     double = outcome.values['global, bfloat16']
@@ -75,7 +73,7 @@ def test_steps_are_compared_with_the_cpu(places, steps):
 @pytest.mark.parametrize(('kind', 'dtype'), [('global', 'float32'), ('frozen', 'float32'), ('global', 'bfloat16')])
 def test_wrong_steps_are_found(places, steps, monkeypatch, kind, dtype):
     """On the device, the statistics or the parameters change by a little more than they should."""
-    plain, share = network_checks.take, {'global': 1.001 if dtype == 'float32' else 1.5, 'frozen': 1.2}[kind]
+    plain, share = networks.take, {'global': 1.001 if dtype == 'float32' else 1.5, 'frozen': 1.2}[kind]
 
     def take(model, device, state, batch, *rest):
         after = plain(model, device, state, batch, *rest)
@@ -87,20 +85,20 @@ def test_wrong_steps_are_found(places, steps, monkeypatch, kind, dtype):
         )
         return dataclasses.replace(after, **{part: moved})
 
-    monkeypatch.setattr(network_checks, 'take', take)
-    monkeypatch.setattr(network_checks, 'ROUNDINGS', 2.0)
-    outcome = network_checks.check_steps(places, steps, (kind,), (kind,) if dtype == 'bfloat16' else ())
+    monkeypatch.setattr(networks, 'take', take)
+    monkeypatch.setattr(networks, 'ROUNDINGS', 2.0)
+    outcome = networks.check_steps(places, steps, (kind,), (kind,) if dtype == 'bfloat16' else ())
     assert outcome.status == FAILED
     assert f'too different: {kind}, {dtype}' in outcome.summary
 
 
 def test_distances_of_equal_and_unchanged_states(steps):
     start = steps.start
-    assert network_checks.distances(start, start, start) == {'params': 0, 'batch_stats': 0}
+    assert networks.distances(start, start, start) == {'params': 0, 'batch_stats': 0}
     other = dataclasses.replace(start, params=jax.tree.map(lambda x: x + 1, start.params))
-    assert network_checks.distances(other, start, start) == {'params': np.inf, 'batch_stats': 0}
-    assert network_checks.distances(start, other, start)['params'] == 1
-    worst = network_checks.Worst()
+    assert networks.distances(other, start, start) == {'params': np.inf, 'batch_stats': 0}
+    assert networks.distances(start, other, start)['params'] == 1
+    worst = networks.Worst()
     worst.allow(2, {'params': 0.1})
     worst.add({'params': 0.2})
     assert worst.is_allowed
@@ -110,20 +108,20 @@ def test_distances_of_equal_and_unchanged_states(steps):
 
 
 def test_seeds_side_by_side(places, monkeypatch):
-    all_steps = [network_checks.Steps.make(SPEC, 1, 4, 8, seed) for seed in (0, 1)]
-    assert network_checks.check_seeds(places, all_steps).status == PASSED
+    all_steps = [networks.Steps.make(SPEC, 1, 4, 8, seed) for seed in (0, 1)]
+    assert networks.check_seeds(places, all_steps).status == PASSED
     # The seeds exchange their results.
-    plain = network_checks.Seeds.unstack
-    monkeypatch.setattr(network_checks.Seeds, 'unstack', lambda self, tree: plain(self, tree)[::-1])
-    outcome = network_checks.check_seeds(places, all_steps)
+    plain = networks.Seeds.unstack
+    monkeypatch.setattr(networks.Seeds, 'unstack', lambda self, tree: plain(self, tree)[::-1])
+    outcome = networks.check_seeds(places, all_steps)
     assert outcome.status == FAILED
     assert 'too different: seed 0, float32; seed 1, float32' in outcome.summary
 
 
 @pytest.mark.parametrize('groups', [(0,), pytest.param((0, 1, 2, 3, 4), marks=pytest.mark.slow)])
 def test_augmentation_is_compared_with_the_cpu(places, monkeypatch, groups):
-    monkeypatch.setattr(augmentation_checks, 'GROUPS', [augmentation_checks.GROUPS[index] for index in groups])
-    outcome = augmentation_checks.check_augmentation(places, 4)
+    monkeypatch.setattr(augmentation, 'GROUPS', [augmentation.GROUPS[index] for index in groups])
+    outcome = augmentation.check_augmentation(places, 4)
     assert outcome.status == PASSED, outcome.summary
     count = len(outcome.values)
     assert outcome.summary.startswith(f'{count} of {count} operations are identical')
@@ -135,8 +133,8 @@ def test_augmentation_is_compared_with_the_cpu(places, monkeypatch, groups):
 
 def test_every_policy_operation_has_an_effect():
     """A comparison of images that no operation changes would show nothing."""
-    images = augmentation_checks.natural_images(np.random.default_rng(0), 4, 16)
-    found = augmentation_checks.operations(jax.random.split(jax.random.key(0), 4), images, bilinear=False)
+    images = augmentation.natural_images(np.random.default_rng(0), 4, 16)
+    found = augmentation.operations(jax.random.split(jax.random.key(0), 4), images, bilinear=False)
     assert {name for name, result in found.items() if (np.asarray(result) == images).all()} == {'identity'}
 
 
@@ -152,13 +150,13 @@ def test_every_policy_operation_has_an_effect():
 )
 def test_differences_of_levels(name, change, passes):
     expected = np.full((4, 8, 8, 3), 100, np.uint8)
-    found = augmentation_checks.compare(name, expected + np.uint8(change), expected)
+    found = augmentation.compare(name, expected + np.uint8(change), expected)
     assert found['difference'] == change
     assert (found['share'] == 0) == passes
     few = expected.copy()
     few[0, 0, 0, 0] = 0
-    assert augmentation_checks.compare(name, few, expected)['share'] == pytest.approx(1 / expected.size)
-    wrong = augmentation_checks.compare('normalize', np.float32([np.nan, 1]), np.float32([1, 1]))
+    assert augmentation.compare(name, few, expected)['share'] == pytest.approx(1 / expected.size)
+    wrong = augmentation.compare('normalize', np.float32([np.nan, 1]), np.float32([1, 1]))
     assert wrong['share'] == 0.5
 
 
@@ -169,7 +167,7 @@ def test_a_wrong_operation_is_found(places, monkeypatch):
     def group(keys, images):
         return {'posterize': images, 'gray': image_ops.gray(images[0])}
 
-    monkeypatch.setattr(augmentation_checks, 'GROUPS', (group,))
+    monkeypatch.setattr(augmentation, 'GROUPS', (group,))
     plain = jax.device_get
 
     def device_get(tree):
@@ -177,14 +175,14 @@ def test_a_wrong_operation_is_found(places, monkeypatch):
         return {name: value + extra * (name == 'gray') for name, value in plain(tree).items()}
 
     monkeypatch.setattr(jax, 'device_get', device_get)
-    outcome = augmentation_checks.check_augmentation(places, 2)
+    outcome = augmentation.check_augmentation(places, 2)
     assert outcome.status == FAILED
     assert outcome.summary.endswith('; too different: gray')
 
 
 @pytest.mark.slow
 def test_a_killed_run_equals_an_uninterrupted_one(places):
-    outcome = run_checks.check_resumption(places, (sys.executable, '-c', RUN))
+    outcome = runs.check_resumption(places, (sys.executable, '-c', RUN))
     assert outcome.status == PASSED, outcome.summary
     assert 'of 8: ' in outcome.summary
     assert outcome.values == {'resumed': []}
@@ -196,8 +194,8 @@ def say(monkeypatch, outcomes, greeting='resuming folder after step 3'):
     def finish(self, name):
         return {'last step': '8'} | outcomes[name, bool(self.xla_flags)], greeting
 
-    monkeypatch.setattr(run_checks.Child, 'finish', finish)
-    monkeypatch.setattr(run_checks.Child, 'kill', lambda self, name: 3)
+    monkeypatch.setattr(runs.Child, 'finish', finish)
+    monkeypatch.setattr(runs.Child, 'kill', lambda self, name: 3)
 
 
 @pytest.mark.parametrize(
@@ -205,30 +203,30 @@ def say(monkeypatch, outcomes, greeting='resuming folder after step 3'):
     [
         ('111', PASSED, 'killed after step 3 of 8: 2 values equal bit for bit'),
         ('121', FAILED, 'killed after step 3 of 8: 1 of 2 values differ; two uninterrupted runs agree'),
-        ('123111', PASSED, f'killed after step 3 of 8: 2 values equal bit for bit with {run_checks.DETERMINISTIC}'),
+        ('123111', PASSED, f'killed after step 3 of 8: 2 values equal bit for bit with {runs.DETERMINISTIC}'),
         ('123123', FAILED, 'killed after step 3 of 8: 1 of 2 values differ; two uninterrupted runs differ as well'),
     ],
 )
 def test_resumption_on_a_gpu(places, monkeypatch, values, status, end):
     """The values of a whole run, of the resumed one and of another whole one; then with deterministic operations."""
-    runs = [(name, flags) for flags in (False, True) for name in ('whole', 'killed', 'again')]
-    say(monkeypatch, {run: {'weight': value} for run, value in zip(runs, values, strict=False)})
+    started = [(name, flags) for flags in (False, True) for name in ('whole', 'killed', 'again')]
+    say(monkeypatch, {run: {'weight': value} for run, value in zip(started, values, strict=False)})
     monkeypatch.setattr(type(places), 'is_cpu', False)
-    outcome = run_checks.check_resumption(places, ('train',))
+    outcome = runs.check_resumption(places, ('train',))
     assert (outcome.status, outcome.summary) == (status, end)
 
 
 @pytest.mark.parametrize('greeting', ['', 'resuming folder after step 8'])
 def test_a_run_that_starts_again_does_not_pass(places, monkeypatch, greeting):
     say(monkeypatch, {('whole', False): {}, ('killed', False): {}}, greeting)
-    outcome = run_checks.check_resumption(places, ('train',))
+    outcome = runs.check_resumption(places, ('train',))
     assert (outcome.status, outcome.summary) == (FAILED, 'killed after step 3, but it was not resumed there')
 
 
 def test_a_failing_run_is_reported(places):
     code = 'import sys; print("no space"); sys.exit(3)'
     outcome, _ = check_device.run_part(
-        lambda places, sizes: run_checks.check_resumption(places, (sys.executable, '-c', code)), places, SMALL
+        lambda places, sizes: runs.check_resumption(places, (sys.executable, '-c', code)), places, SMALL
     )
     assert (outcome.status, outcome.summary) == (FAILED, 'RunError: status 3: no space')
 
@@ -247,30 +245,30 @@ def published(tmp_path_factory):
 
 def test_accuracy_is_compared_with_the_published_one(places, published):
     given = places, f'arrays:{published}', str(published / 'weights')
-    outcome = data_checks.check_accuracy(*given, correct=-1)
+    outcome = data.check_accuracy(*given, correct=-1)
     assert outcome.status == FAILED
     correct = outcome.values['correct']
     assert outcome.values['correct on the CPU'] == correct
-    assert data_checks.check_accuracy(*given, correct=correct).status == PASSED
+    assert data.check_accuracy(*given, correct=correct).status == PASSED
 
 
 @pytest.mark.slow
 def test_photographs_feed_a_step(places, monkeypatch):
     sizes = dataclasses.replace(SMALL, speed_arch='resnet20', speed_size=8, speed_batch=4, speed_steps=3, photographs=8)
-    outcome = data_checks.check_photographs(places, sizes)
+    outcome = data.check_photographs(places, sizes)
     assert outcome.status == PASSED, outcome.summary
     assert outcome.values['batches'] == 2 * (3 + 3)
     assert outcome.values['share'] == pytest.approx(
         outcome.values['both'] / min(outcome.values['input'], outcome.values['step'])
     )
-    monkeypatch.setattr(data_checks, 'normalize', lambda images, *_: jnp.full(images.shape, jnp.nan))
-    outcome = data_checks.check_photographs(places, sizes)
+    monkeypatch.setattr(data, 'normalize', lambda images, *_: jnp.full(images.shape, jnp.nan))
+    outcome = data.check_photographs(places, sizes)
     assert outcome.status == FAILED
     assert outcome.summary.endswith('; the loss is not finite')
 
 
 def test_photographs_are_written(tmp_path):
-    data_checks.write_photographs(tmp_path, 5, distinct=2)
+    data.write_photographs(tmp_path, 5, distinct=2)
     files = sorted((tmp_path / 'train').rglob('*.jpg'))
     assert [path.stem for path in files] == ['00000', '00002', '00004', '00001', '00003']
     with Image.open(files[0]) as image:
@@ -283,7 +281,7 @@ def test_tests_are_run_on_a_platform(places, monkeypatch, tmp_path):
         'def test_a(): pass\ndef test_b(): assert False\ndef test_mesh(): assert False\n'
     )
     monkeypatch.setenv('RESNET_JAX_TEST_PLATFORMS', 'none')
-    outcome = run_checks.check_tests(places, [str(tmp_path / 'test_x.py')], processes=0)
+    outcome = runs.check_tests(places, [str(tmp_path / 'test_x.py')], processes=0)
     assert outcome.status == FAILED
     assert outcome.summary.startswith('1 failed, 1 passed, 1 deselected')
     assert outcome.summary.endswith('on cpu')
@@ -368,9 +366,9 @@ def test_a_platform_that_jax_lacks_is_one_line(monkeypatch):
 
 def test_there_is_a_golden_for_every_network():
     for name in {*SMALL.networks, *check_device.FULL.networks}:
-        assert network_checks.golden_outputs(name)[0].shape == (2, 250)
+        assert networks.golden_outputs(name)[0].shape == (2, 250)
     assert len(check_device.FULL.networks) == 8
 
 
 def test_the_test_files_exist(root):
-    assert not [name for name in run_checks.TEST_FILES if not (root / name).is_file()]
+    assert not [name for name in runs.TEST_FILES if not (root / name).is_file()]

@@ -24,7 +24,7 @@ import tempfile
 import time
 from typing import Any
 
-from experiments.shared.run_checks import differences, outcome
+from experiments.shared.checks.runs import differences, outcome
 from resnet_jax.checkpoints.checkpoint import checkpoint_steps
 from resnet_jax.errors import InputError
 from tests.training.ports import free_address

@@ -12,8 +12,8 @@ from PIL import Image
 
 from experiments.benchmark_input import Case as InputCase
 from experiments.benchmark_input import read_here
-from experiments.shared.augmentation_checks import natural_images
-from experiments.shared.checks import Outcome, Places, Sizes
+from experiments.shared.checks.augmentation import natural_images
+from experiments.shared.checks.outcomes import Outcome, Places, Sizes
 from experiments.shared.steps import Case, jax_step
 from resnet_jax import Preprocessing, from_pretrained, load_dataset
 from resnet_jax.data.augment import normalize

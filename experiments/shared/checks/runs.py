@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.shared.checks import Outcome, Places
+from experiments.shared.checks.outcomes import Outcome, Places
 from resnet_jax.checkpoints.checkpoint import checkpoint_steps
 from resnet_jax.checkpoints.files import check_files, read_manifest
 

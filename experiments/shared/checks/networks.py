@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.shared.checks import Outcome, Places
+from experiments.shared.checks.outcomes import Outcome, Places
 from experiments.shared.goldens import EVERY, difference, golden_outputs, golden_tensors, images, tolerance
 from resnet_jax import (
     ResNet,

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.shared.checks import Outcome, Places
-from experiments.shared.network_checks import wrong_ones
+from experiments.shared.checks.networks import wrong_ones
+from experiments.shared.checks.outcomes import Outcome, Places
 from resnet_jax.data import image_ops, random_ops
 from resnet_jax.data.augment import Augmentation, Policy, ResizedCrop, augment, augment_views, normalize, pad
 from resnet_jax.data.mixing import mix
