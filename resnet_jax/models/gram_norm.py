@@ -49,7 +49,7 @@ from resnet_jax.models.conv import convolution, gradients
 from resnet_jax.models.conv_common import plain
 from resnet_jax.models.example_norm import expand
 
-_LARGE = 2**24  # elements of ``x`` from which it pays; see the table
+LARGE = 2**24  # elements of ``x`` from which it pays; see the table
 
 
 def pays(u: jax.Array, kernel: jax.Array) -> bool:
@@ -60,7 +60,7 @@ def pays(u: jax.Array, kernel: jax.Array) -> bool:
       kernel: ``[1, 1, C_in, C]``.
     """
     features = kernel.shape[3]
-    return features > u.shape[3] and math.prod(u.shape[:3]) * features > _LARGE
+    return features > u.shape[3] and math.prod(u.shape[:3]) * features > LARGE
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))

@@ -135,7 +135,7 @@ def variables_of(rng):
 @pytest.fixture
 def small_maps_use_gram(monkeypatch):
     """Makes ``gram_norm`` normalize maps of any size."""
-    monkeypatch.setattr(gram_norm, '_LARGE', 0)
+    monkeypatch.setattr(gram_norm, 'LARGE', 0)
 
 
 @pytest.fixture
