@@ -1,4 +1,4 @@
-"""Trains a small residual network on CIFAR-10 within one hour on two cores, or on a GPU.
+"""Trains a small residual network on CIFAR-10, on two CPU cores or on a GPU.
 
 python -m experiments.speedrun --dataset=arrays:DIR                       # three seeds in sequence
 python -m experiments.speedrun --dataset=arrays:DIR --num_seeds=1 --epochs=2

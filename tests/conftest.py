@@ -52,6 +52,13 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def compilation_cache() -> Iterator[None]:
+    """Turns the compilation cache on again after a test of a command that turns it off."""
+    yield
+    jax.config.update('jax_enable_compilation_cache', True)
+
+
 @pytest.fixture(scope='session', autouse=True)
 def compiled_programs() -> Iterator[None]:
     """Tests and their subprocesses share a compilation cache in the checkout, also with later runs."""

@@ -148,10 +148,10 @@ def outcome(workdir: pathlib.Path) -> dict[str, str]:
         raise AssertionError(f'the arrays in {path} are not those of its manifest')
     found = {name: f'{leaf.dtype}{leaf.shape} {hashlib.sha256(leaf.tobytes()).hexdigest()}' for name, leaf in leaves}
     found |= {'last step': str(last), 'score': repr(manifest.score)}
-    result = json.loads((workdir / 'result.json').read_text())
+    result = json.loads((workdir / 'result.json').read_text(encoding='utf-8'))
     found |= {f'result.json {name}': repr(value) for name, value in result.items() if name not in TIMES}
     tests = []
-    for line in (workdir / 'metrics.jsonl').read_text().splitlines():
+    for line in (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines():
         record = json.loads(line)
         if record['split'] == 'test':
             tests.append({name: value for name, value in record.items() if name not in TIMES})
