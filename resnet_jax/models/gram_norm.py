@@ -34,7 +34,6 @@ for ratios of 0 to 10).
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,22 +44,26 @@ from jax import lax
 
 from resnet_jax.devices import match_varying_axes, sharding_spec, with_auto_axes
 from resnet_jax.models import batch_norm
-from resnet_jax.models.conv import convolution, gradients
+from resnet_jax.models.compute import is_constant
+from resnet_jax.models.conv import BoundConvolution, convolution, gradients
 from resnet_jax.models.conv_common import plain
 from resnet_jax.models.example_norm import expand
 
 LARGE = 2**24  # elements of ``x`` from which it pays; see the table
 
 
-def pays(u: jax.Array, kernel: jax.Array) -> bool:
-    """Whether ``normalize_convolution`` is faster than convolution and normalization one after the other.
+def suits(x: jax.Array, conv: BoundConvolution) -> bool:
+    """Whether ``normalize_convolution`` can compute ``conv(x)`` and its normalization, and is faster than both in turn.
 
     Args:
-      u: ``[N, H, W, C_in]``, of constant sizes.
-      kernel: ``[1, 1, C_in, C]``.
+      x: ``[N, H, W, C_in]``, the input of the convolution.
+      conv: the convolution.
     """
-    features = kernel.shape[3]
-    return features > u.shape[3] and math.prod(u.shape[:3]) * features > LARGE
+    height, width, inputs, features = conv.kernel.shape
+    if (height, width, conv.groups) != (1, 1, 1) or features <= inputs or not is_constant(x.shape):
+        return False
+    rows, columns = (-(-size // conv.stride) for size in x.shape[1:3])
+    return x.shape[0] * rows * columns * features > LARGE
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))

@@ -197,7 +197,8 @@ class BatchNorm(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
         """Returns the result with batch statistics, their mean and variance, and the number of values."""
         kernel = None
-        if conv is not None and self._can_use_gram(x, conv) and gram_norm.pays(subsample(x, conv.stride), conv.kernel):
+        ours = self.statistics == 'global' and self.axis_name is None and self.implementation == 'auto'
+        if conv is not None and ours and gram_norm.suits(x, conv):
             x, kernel = subsample(x, conv.stride), conv.kernel
         elif conv is not None:
             x = conv(x)
@@ -221,12 +222,6 @@ class BatchNorm(nn.Module):
         if axis_name is not None:
             mean, var = lax.pmean((mean, var), axis_name)
         return y, mean, var, count
-
-    def _can_use_gram(self, x: jax.Array, conv: BoundConvolution) -> bool:
-        """Whether the statistics follow from the Gram matrix of ``x``: global ones, after a 1x1 convolution."""
-        pointwise = conv.kernel.shape[:2] == (1, 1) and conv.groups == 1
-        ours = self.statistics == 'global' and self.axis_name is None and self.implementation == 'auto'
-        return pointwise and ours and is_constant(x.shape)
 
 
 NORMS: dict[str, type[BatchNorm] | type[ExampleNorm]] = {

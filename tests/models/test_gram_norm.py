@@ -10,6 +10,7 @@ import pytest
 from resnet_jax import BottleneckBlock, Compute
 from resnet_jax import numpy_reference as reference
 from resnet_jax.models import gram_norm
+from resnet_jax.models.conv import BoundConvolution
 
 EPSILON = 1e-5
 # Widths from few channels to those of the last stage of ResNet-50.
@@ -146,18 +147,22 @@ def test_the_variance_is_never_negative(forms_for_gpus):
 
 
 @pytest.mark.parametrize(
-    ('shape', 'features', 'pays'),
+    ('shape', 'kernel', 'stride', 'groups', 'suits'),
     [
-        ((256, 56, 56, 64), 256, True),
-        ((256, 7, 7, 512), 2048, True),
-        ((128, 7, 7, 512), 2048, False),  # 13 million elements
-        ((512, 16, 16, 64), 128, False),  # the first projection of resnet18_cifar
-        ((256, 56, 56, 256), 256, False),  # does not widen
+        ((256, 56, 56, 64), (1, 1, 64, 256), 1, 1, True),
+        ((256, 7, 7, 512), (1, 1, 512, 2048), 1, 1, True),
+        ((256, 56, 56, 256), (1, 1, 256, 512), 2, 1, True),
+        ((128, 7, 7, 512), (1, 1, 512, 2048), 1, 1, False),  # 13 million elements
+        ((512, 32, 32, 64), (1, 1, 64, 128), 2, 1, False),  # the first projection of resnet18_cifar
+        ((256, 56, 56, 256), (1, 1, 256, 256), 1, 1, False),  # does not widen
+        ((256, 56, 56, 64), (3, 3, 64, 256), 1, 1, False),
+        ((256, 56, 56, 64), (1, 1, 32, 256), 1, 2, False),
+        ((*jax.export.symbolic_shape('n, h, w'), 64), (1, 1, 64, 256), 1, 1, False),
     ],
 )
-def test_it_pays_for_large_maps_after_a_convolution_that_widens(shape, features, pays):
-    u, kernel = (jax.ShapeDtypeStruct(sizes, jnp.float32) for sizes in (shape, (1, 1, shape[-1], features)))
-    assert gram_norm.pays(u, kernel) == pays
+def test_it_suits_large_maps_after_a_convolution_1x1_that_widens(shape, kernel, stride, groups, suits):
+    x, kernel = (jax.ShapeDtypeStruct(sizes, jnp.float32) for sizes in (shape, kernel))
+    assert gram_norm.suits(x, BoundConvolution(kernel, stride, 1, groups, 'auto')) == suits
 
 
 def test_batch_norm_uses_it_for_global_statistics(monkeypatch, small_maps_use_gram):
