@@ -119,6 +119,8 @@ def main() -> None:
     config = CONFIGURATIONS[choose_configuration()].replace(**chosen)
     training_flags.check_data_dir(config.data.dataset)
     dataset = load_dataset(config.data.dataset, data_dir=FLAGS.data_dir, image_size=config.data.image_size)
+    if dataset.image_size is not None:  # photographs, which are read during training
+        config = config.replace(steps_per_call=1)
     out = pathlib.Path(FLAGS.workdir or f'runs/speedrun-{scripts.as_file_name(config.data.dataset)}')
     folders = [out / f'seed{seed}' for seed in range(FLAGS.num_seeds)]
     options: dict[str, Any] = {'arch': 'speedrun', 'dataset': dataset}

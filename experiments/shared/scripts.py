@@ -225,6 +225,10 @@ def _run_main(main: Callable[[], None], argv: Sequence[str]) -> None:
             raise
         place = '' if error.filename is None else f'{textwrap.shorten(str(error.filename), 200, placeholder="…")}: '
         _exit(f'stopped: {place}{reason(error)}', 1)
+    except (AssertionError, RuntimeError):
+        if problem := _missing_device():
+            _exit(f'error: {problem}', 2)
+        raise
     except Interrupted as interrupted:
         if jax.distributed.is_initialized():
             jax.distributed.shutdown()  # process 0 must not exit before the others know
@@ -232,6 +236,16 @@ def _run_main(main: Callable[[], None], argv: Sequence[str]) -> None:
         _exit_now(str(interrupted), 128 + interrupted.signal)
     except KeyboardInterrupt:
         _exit('interrupted; the same command resumes from the last checkpoint, if there is one', 130)
+
+
+def _missing_device() -> str | None:
+    """Why JAX finds no device of the platforms that are requested; None if it finds one."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # an assertion without a message in some versions
+        found = textwrap.shorten(str(error) or 'JAX finds no such device', 200, placeholder=' …')
+        return f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}: {found}'
+    return None
 
 
 def _parse_flags(script: str, argv: list[str]) -> list[str]:

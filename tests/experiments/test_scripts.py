@@ -153,6 +153,26 @@ def test_scripts_run_without_a_compilation_cache(trained, tmp_path, monkeypatch,
     assert bool(done.stderr) == bool(message)
 
 
+@pytest.mark.parametrize(
+    ('error', 'message'),
+    [
+        (AssertionError(), 'JAX finds no such device'),  # as JAX raises it without a plugin for any requested platform
+        (RuntimeError("Unable to initialize backend\n 'cuda'"), "Unable to initialize backend 'cuda'"),
+    ],
+    ids=['assertion', 'runtime error'],
+)
+def test_a_platform_that_jax_lacks_is_one_line(error, message, monkeypatch):
+    def devices(*_):
+        raise error
+
+    for name in ('devices', 'local_devices', 'default_backend'):
+        monkeypatch.setattr(jax, name, devices)
+    monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+    for command in ('benchmark', 'check_device'):
+        done = call(command)
+        assert (done.returncode, done.stderr) == (2, f'error: JAX_PLATFORMS=cuda: {message}\n')
+
+
 def test_the_compilation_cache_keeps_the_autotuning_of_gpus(tmp_path, monkeypatch):
     """XLA's option for it, which JAX sets for every compilation, is in the scripts' folder."""
     monkeypatch.setattr(scripts, 'FLAGS', types.SimpleNamespace(compilation_cache=True))
