@@ -46,6 +46,9 @@ def frames_to_the_loss() -> list[str]:
         return names[names.index('resnet.main') :]
     finally:
         losses.soft_cross_entropy = before
+        for name in [name for name in flags if flags.find_module_defining_flag(name).startswith('experiments.')]:
+            delattr(flags, name)  # other scripts define it as well
+        flags.unparse_flags()
     raise AssertionError('the loss was not called')
 
 
