@@ -24,11 +24,15 @@ from resnet_jax.models.compute import AxisName
 from resnet_jax.models.example_norm import expand
 
 
-def affine(
-    x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> jax.Array:
-    """``scale (x - mean) / sqrt(var + epsilon) + bias`` with vectors ``[C]``."""
-    return (x - expand(mean)) * expand(scale * lax.rsqrt(var + epsilon)) + expand(bias)
+def affine(x: jax.Array, mean: jax.Array, slope: jax.Array, bias: jax.Array) -> jax.Array:
+    """``slope (x - mean) + bias`` with vectors ``[C]``; ``slope`` is ``scale / sqrt(var + epsilon)``."""
+    return (x - expand(mean)) * expand(slope) + expand(bias)
+
+
+def add_and_activate(y: jax.Array, shortcut: jax.Array | None, relu: bool) -> jax.Array:
+    """Adds the shortcut, if there is one, in the dtype of ``y``, and applies the ReLU, if ``relu`` is set."""
+    y = y if shortcut is None else y + shortcut.astype(y.dtype)
+    return nn.relu(y) if relu else y
 
 
 def moments_in_two_passes(x: jax.Array, shift: jax.Array, axis_name: AxisName = None) -> tuple[jax.Array, jax.Array]:
@@ -85,10 +89,8 @@ def normalize(
     x32 = x.astype(jnp.float32)
     in_one, in_two = (functools.partial(f, axis_name=axis_name) for f in (moments_in_one_pass, moments_in_two_passes))
     mean, var = lax.platform_dependent(x32, shift, cuda=in_one, tpu=in_one, default=in_two)
-    y = affine(x32, mean, var, scale, bias, epsilon)
-    if shortcut is not None:
-        y = y + shortcut.astype(jnp.float32)
-    y = (nn.relu(y) if relu else y).astype(x.dtype)
+    y = affine(x32, mean, scale * lax.rsqrt(var + epsilon), bias)
+    y = add_and_activate(y, shortcut, relu).astype(x.dtype)
     if shortcut is not None and relu:
         # Otherwise, XLA's GPU backend removes the rounding to bfloat16 between the sums of consecutive blocks: it then
         # stores the sums in float32, or recomputes earlier ones.
@@ -215,7 +217,8 @@ def gradients_on_gpu(
     def masked(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
         x32, dz = x.astype(jnp.float32), dy.astype(jnp.float32)
         if relu:
-            result = y.astype(jnp.float32) if has_shortcut else affine(x32, mean, var, scale, bias, epsilon)
+            slope = scale * lax.rsqrt(var + epsilon)
+            result = y.astype(jnp.float32) if has_shortcut else affine(x32, mean, slope, bias)
             dz = dz * jnp.sign(nn.relu(result))
         return dz, x32 - expand(mean)
 

@@ -7,12 +7,12 @@ computes the folded convolution with bias, shortcut and ReLU in one kernel.
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.devices import match_varying_axes
+from resnet_jax.models.batch_norm import add_and_activate, affine
 from resnet_jax.models.compute import is_constant
 from resnet_jax.models.conv import BoundConvolution
 from resnet_jax.models.example_norm import expand
@@ -62,9 +62,7 @@ def normalize(
 def _affine(
     x: jax.Array, shortcut: jax.Array | None, mean: jax.Array, slope: jax.Array, bias: jax.Array, *, relu: bool
 ) -> jax.Array:
-    y = (x.astype(jnp.float32) - expand(mean)) * expand(slope) + expand(bias)
-    y = y if shortcut is None else y + shortcut.astype(jnp.float32)
-    return (nn.relu(y) if relu else y).astype(x.dtype)
+    return add_and_activate(affine(x.astype(jnp.float32), mean, slope, bias), shortcut, relu).astype(x.dtype)
 
 
 def _add_offset(
@@ -74,6 +72,4 @@ def _add_offset(
 
     Every sum has the dtype of the convolution: otherwise, XLA would not call cuDNN once for all of this.
     """
-    y = x + expand((bias - mean * slope).astype(x.dtype))
-    y = y if shortcut is None else y + shortcut.astype(x.dtype)
-    return nn.relu(y) if relu else y
+    return add_and_activate(x + expand((bias - mean * slope).astype(x.dtype)), shortcut, relu)

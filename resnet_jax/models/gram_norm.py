@@ -37,7 +37,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -205,9 +204,7 @@ def forward_by_gram(
     slope = scale * lax.rsqrt(var + epsilon)
     # XLA calls cuDNN once for all of this if every sum has the dtype of the convolution.
     y = _pointwise(u, w * slope[None]) + expand((bias - mean * slope).astype(u.dtype))
-    if shortcut is not None:
-        y = y + shortcut.astype(y.dtype)
-    y = barrier(nn.relu(y) if relu else y)
+    y = barrier(batch_norm.add_and_activate(y, shortcut, relu))
     return y, mean, var, match_varying_axes(jnp.zeros(y.shape, y.dtype), y)[0], input_mean, covariance
 
 
